@@ -1,0 +1,28 @@
+# `make` alone lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONPATH := $(CURDIR)
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local)
+	@exec $(BIN)/python -m knative.local.up
+
+test: setup  ## run the tests
+	@$(BIN)/python -m pytest
+
+check: setup  ## lint, check the format and the types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+setup:
+	@$(PYTHON) knative/local/setup.py
+
+lock: setup  ## resolve the dependencies in pyproject.toml anew
+	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
+
+.PHONY: help up test check setup lock

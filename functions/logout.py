@@ -1,0 +1,17 @@
+"""Log out."""
+
+from shared import authentication, sessions
+from shared.authentication import Caller
+from shared.database import transaction
+from shared.http_function import http_function
+
+
+@http_function("POST", "/api/v1/users/logout", status=204)
+def logout(caller: Caller) -> None:
+    """Log out.
+
+    Ends the session: its refresh token and its access tokens are refused from the next request on.
+    """
+    with transaction() as connection:
+        sessions.end(connection, caller.session_id)
+    authentication.forget(caller)

@@ -1,0 +1,94 @@
+"""Exchange a refresh token for a new pair of tokens."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, func, select, update
+
+from shared import authentication, sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.fields import OpaqueToken, RequestBody
+from shared.http_function import http_function
+from shared.problems import Problem
+from shared.sessions import TokenPair
+from shared.tables import account, session
+from shared.tables import refresh_token as tokens
+
+GRACE = timedelta(seconds=10)
+"""A token may be sent again for so long, by a client that lost the answer; it gets the same successor."""
+
+
+class Refresh(RequestBody):
+    refresh_token: OpaqueToken
+
+
+class InvalidRefreshToken(Problem):
+    status = 401
+    title = "The refresh token is not valid"
+    detail = "It is unknown, was used before, or its session has ended. Log in again."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": "Bearer"})
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/token/refresh",
+    uses=["database", "cache", "access_tokens", "refresh_tokens"],
+    problems=[InvalidRefreshToken],
+)
+def refresh_token(body: Refresh) -> TokenPair:
+    """Refresh the tokens.
+
+    Each refresh token is good for one refresh. Sent again within ten seconds, and before its successor was
+    used, it yields the same successor. Any other second use ends the session (RFC 9700, 4.14.2), since one of
+    the two who hold the token must have stolen it.
+    """
+    token = body.refresh_token.get_secret_value()
+    successor = sessions.successor(token)
+    with transaction() as connection:
+        found = _lock(connection, token)
+        if found is None:
+            raise InvalidRefreshToken
+        caller = Caller(found.account_id, found.session_id)
+        reused = found.used_at is not None and not (found.in_grace and _is_unused(connection, successor))
+        if reused:
+            sessions.end(connection, caller.session_id)
+        elif found.used_at is None:
+            connection.execute(update(tokens).where(_is(token)).values(used_at=func.now()))
+            sessions.store_refresh_token(connection, caller.session_id, successor)
+    if reused:
+        authentication.forget(caller)
+        raise InvalidRefreshToken
+    return sessions.token_pair(caller, successor)
+
+
+def _is(token: str) -> ColumnElement[bool]:
+    return tokens.c.token_hash == sessions.hash_refresh_token(token)
+
+
+def _lock(connection: Connection, token: str) -> Row[Any] | None:
+    """The token and its live session, locked: of requests with one token, one rotates it and the others see that."""
+    query = (
+        select(
+            tokens.c.session_id,
+            tokens.c.used_at,
+            (tokens.c.used_at > func.clock_timestamp() - GRACE).label("in_grace"),
+            session.c.account_id,
+        )
+        .join(session, session.c.id == tokens.c.session_id)
+        .join(account, account.c.id == session.c.account_id)
+        .where(
+            _is(token), session.c.ended_at.is_(None), session.c.expires_at > func.now(), account.c.status == "active"
+        )
+        .with_for_update(of=[tokens, session])
+    )
+    return connection.execute(query).first()
+
+
+def _is_unused(connection: Connection, token: str) -> bool:
+    return (
+        connection.execute(select(tokens.c.session_id).where(_is(token), tokens.c.used_at.is_(None))).first()
+        is not None
+    )

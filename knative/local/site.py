@@ -1,0 +1,79 @@
+"""The pages of one machine: the inbox, the API documentation, and the page that a verification link opens.
+
+python -m knative.local.site
+"""
+
+import importlib
+import os
+from functools import cache
+from typing import Any
+
+from flask import Flask, Response, jsonify, render_template, request
+from flask_swagger_ui import get_swaggerui_blueprint
+
+from knative.local.sandbox import sandbox
+from shared import openapi, routes
+from shared.registry import HTTP_FUNCTIONS
+from shared.server import Server
+
+WORDS = {
+    "en": {
+        "title": "E-mail address",
+        "working": "Confirming your e-mail address …",
+        "done": "Your e-mail address is confirmed. You can log in now.",
+        "invalid": "This link has been used, has expired, or a newer one was sent. Register again to get a new one.",
+        "unavailable": "The service cannot be reached right now. Try again in a moment.",
+        "again": "Try again",
+    },
+    "ko": {
+        "title": "이메일 주소",
+        "working": "이메일 주소를 확인하고 있습니다 …",
+        "done": "이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.",
+        "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 다시 가입하면 새 링크를 받을 수 있습니다.",
+        "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
+        "again": "다시 시도",
+    },
+}
+
+app = Flask(__name__)
+app.register_blueprint(sandbox)
+app.register_blueprint(
+    get_swaggerui_blueprint("/docs", "/openapi.json", config={"app_name": "Aegis user service"}), url_prefix="/docs"
+)
+
+
+@app.get("/openapi.json")
+def show_openapi() -> Response:
+    return jsonify(openapi_document())
+
+
+@app.get("/verify-email")
+def show_verify_email() -> str:
+    """Posts the token from the link's fragment to verify_email, and says what came of it."""
+    language = request.accept_languages.best_match(list(WORDS)) or "en"
+    return render_template("verify_email.html", language=language, words=WORDS[language])
+
+
+@app.after_request
+def protect(response: Response) -> Response:
+    """Nothing from elsewhere runs in these pages, and no address that they hold leaves them."""
+    inline = "'unsafe-inline'" if request.blueprint == "swagger_ui" else ""  # Swagger UI starts by an inline script
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src 'self' {inline}; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'"
+    )
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+@cache
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document of all functions."""
+    for function in routes.functions():
+        importlib.import_module(f"functions.{function}")
+    return openapi.document(HTTP_FUNCTIONS.values())
+
+
+if __name__ == "__main__":
+    Server(app, bind=f"127.0.0.1:{os.environ['PORT']}", threads=4, log_level="INFO").run()

@@ -1,0 +1,168 @@
+"""Runs the processes of one machine: starts them, restarts what dies, stops all of them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+STOP_SECONDS = 10.0
+MAX_BACKOFF_SECONDS = 5.0
+LAST_LINES = 12
+
+
+class StartFailed(Exception):
+    """A process did not become ready; the message has the last lines of its log."""
+
+
+class Stopped(Exception):
+    """The user wants all of it to stop."""
+
+
+@dataclass
+class Process:
+    """A program to run. `is_ready` is asked until it says yes."""
+
+    name: str
+    command: Sequence[str | Path]
+    environment: Mapping[str, str]
+    is_ready: Callable[[], bool] = lambda: True
+    stop_signal: signal.Signals = signal.SIGTERM
+    is_server: bool = False
+    """Others depend on it: it stops when they have."""
+    popen: subprocess.Popen[bytes] | None = None
+    deaths: int = 0
+    restart_at: float = field(default=0.0)
+
+
+class Supervisor:
+    """The processes of one data folder. Their output goes to `logs/NAME.log` in it."""
+
+    def __init__(self, data: Path, say: Callable[[str], None], stopped: threading.Event) -> None:
+        """stopped: set from outside; whatever the supervisor waits for then ends with `Stopped`."""
+        self._say = say
+        self._stopped = stopped
+        self._logs = data / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._record = data / "processes.json"
+        self._processes: list[Process] = []
+
+    def stop_leftovers(self) -> None:
+        """Ends what a killed run has left behind in this folder."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            for name, pid, created, stop_signal in json.loads(self._record.read_text()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process = psutil.Process(pid)
+                    if abs(process.create_time() - created) > 1:
+                        continue
+                    self._say(f"stopping {name}, left behind by an earlier run (process {pid})")
+                    process.send_signal(stop_signal)
+                    try:
+                        process.wait(STOP_SECONDS)
+                    except psutil.TimeoutExpired:
+                        os.killpg(pid, signal.SIGKILL)
+
+    def start(self, process: Process) -> None:
+        """Starts a process and keeps it running from now on."""
+        self._processes.append(process)
+        self._spawn(process, "wb")
+
+    def wait_until_ready(self, *processes: Process, seconds: float) -> None:
+        """Raises StartFailed for the first process that ends, or is not ready after so many seconds."""
+        deadline = time.monotonic() + seconds
+        for process in processes:
+            while not process.is_ready():
+                if _popen(process).poll() is not None:
+                    code = _popen(process).returncode
+                    raise StartFailed(f"{process.name} ended with {code}{self._last_lines(process)}")
+                if time.monotonic() > deadline:
+                    raise StartFailed(f"{process.name} is not ready after {seconds:.0f} s{self._last_lines(process)}")
+                self._pause(0.02)
+
+    def run_to_the_end(self, process: Process) -> None:
+        """Runs a process that ends by itself; raises StartFailed when it fails."""
+        self.start(process)
+        while _popen(process).poll() is None:
+            self._pause(0.02)
+        self._processes.remove(process)
+        if _popen(process).returncode:
+            raise StartFailed(f"{process.name} failed{self._last_lines(process)}")
+
+    def restart_the_dead(self) -> None:
+        """Starts again what has died since the last call, each time a little later."""
+        for process in self._processes:
+            if _popen(process).poll() is None:
+                continue
+            if not process.restart_at:
+                process.deaths += 1
+                wait = min(MAX_BACKOFF_SECONDS, 0.1 * 2**process.deaths)
+                process.restart_at = time.monotonic() + wait
+                self._say(f"{process.name} has ended ({_popen(process).returncode}); starting it again in {wait:.1f} s")
+            elif time.monotonic() >= process.restart_at:
+                process.restart_at = 0.0
+                self._spawn(process, "ab")
+
+    def stop(self) -> None:
+        """Stops all: first what is ours, at once, then the servers under it. What does not end in time is killed."""
+        for wave in (False, True):
+            running = [process for process in self._processes if process.is_server == wave and _is_running(process)]
+            for process in running:
+                _popen(process).send_signal(process.stop_signal)
+            deadline = time.monotonic() + STOP_SECONDS
+            for process in running:
+                try:
+                    _popen(process).wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self._say(f"{process.name} does not stop; killing it")
+                    os.killpg(_popen(process).pid, signal.SIGKILL)
+                    _popen(process).wait()
+        self._processes.clear()
+        self._record.unlink(missing_ok=True)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise Stopped
+
+    def _spawn(self, process: Process, mode: str) -> None:
+        with (self._logs / f"{process.name}.log").open(mode) as log:
+            process.popen = subprocess.Popen(
+                [str(part) for part in process.command],
+                env=process.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal reaches only us; we stop them in order
+            )
+        running = [other for other in self._processes if _is_running(other)]
+        self._record.write_text(
+            json.dumps([[other.name, _popen(other).pid, _created(other), other.stop_signal] for other in running])
+        )
+
+    def _last_lines(self, process: Process) -> str:
+        path = self._logs / f"{process.name}.log"
+        lines = path.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
+        return "".join(f"\n    {line}" for line in [f"the end of {path}:", *lines])
+
+
+def _popen(process: Process) -> subprocess.Popen[bytes]:
+    if process.popen is None:
+        raise RuntimeError(f"{process.name} was never started")
+    return process.popen
+
+
+def _is_running(process: Process) -> bool:
+    return process.popen is not None and process.popen.poll() is None
+
+
+def _created(process: Process) -> float:
+    try:
+        return psutil.Process(_popen(process).pid).create_time()
+    except psutil.NoSuchProcess:
+        return 0.0

@@ -1,0 +1,236 @@
+"""Runs the whole service on one machine: `make up`.
+
+PORT and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the embedded server.
+"""
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from knative.local import servers
+from knative.local.router import SITE, router
+from knative.local.servers import LOOPBACK, free_port
+from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
+from shared.routes import functions, manifests
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = "environment.json"
+"""In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
+
+
+class Refused(Exception):
+    """It cannot start; the message says why and what to do."""
+
+
+def main() -> None:
+    try:
+        port = int(os.environ.get("PORT") or "8080")
+    except ValueError:
+        sys.exit("PORT is not a number.")
+    data = (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        with lock(data, port):
+            run(data, port, stopped)
+    except Stopped:
+        sys.exit(130)
+    except (Refused, StartFailed) as error:
+        sys.exit(f"\n{error}")
+    except PermissionError as error:
+        sys.exit(f"\nNo permission for {error.filename}. Make it yours, or choose another folder: make up DATA_DIR=...")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def lock(data: Path, port: int) -> IO[str]:
+    """Holds the data folder until the process ends, however it ends."""
+    data.mkdir(mode=0o755, parents=True, exist_ok=True)
+    file = (data / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        raise Refused(
+            f"It is running already on {data}: {file.read().strip()}\n"
+            "Stop that one, or start another beside it: make up PORT=8081 DATA_DIR=.local2"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}, port {port}\n")
+    file.flush()
+    return file
+
+
+def run(data: Path, port: int, stopped: threading.Event) -> None:
+    """Starts everything, keeps it running, and stops it again."""
+    started = time.monotonic()
+    supervisor = Supervisor(data, say, stopped)
+    supervisor.stop_leftovers()
+    if servers.is_listening(port):
+        raise Refused(f"Port {port} is taken by another program. Stop it, or choose another: make up PORT={port + 1}")
+    environment_file = data / ENVIRONMENT
+    try:
+        environment = start_servers(supervisor, data) | settings(data, port)
+        start_functions(supervisor, data, port, environment)
+        environment_file.touch(mode=0o600)
+        environment_file.write_text(json.dumps(environment, indent=1))
+        greet(port, data, time.monotonic() - started)
+        while not stopped.wait(0.1):
+            supervisor.restart_the_dead()
+    finally:
+        environment_file.unlink(missing_ok=True)
+        say("\nstopping")
+        supervisor.stop()
+
+
+def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
+    """Starts the servers that the environment does not name; returns the addresses of all."""
+    embedded: dict[str, tuple[str, Callable[[], tuple[Process, str]]]] = {
+        "DATABASE_URL": ("PostgreSQL", lambda: servers.postgresql(data, secret(data, "database_password"))),
+        "REDIS_URL": ("Redis (Valkey)", lambda: servers.redis(data)),
+        "KAFKA_BOOTSTRAP_SERVERS": ("Kafka (Tansu)", servers.kafka),
+    }
+    addresses: dict[str, str] = {}
+    processes: list[Process] = []
+    for name, (title, make) in embedded.items():
+        if address := os.environ.get(name):
+            say(f"using {name} from the environment instead of an embedded {title}")
+        else:
+            say(f"starting {title}")
+            process, address = make()
+            supervisor.start(process)
+            processes.append(process)
+        addresses[name] = address
+    supervisor.wait_until_ready(*processes, seconds=30)
+    return addresses
+
+
+def settings(data: Path, port: int) -> dict[str, str]:
+    """The settings that every process gets, secrets included; made once for a data folder."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "DATA_DIR": str(data),
+        "HOST": LOOPBACK,
+        "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
+        "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
+        "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
+        "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
+        "EMAIL_API_KEY": secret(data, "email_api_key"),
+        "EMAIL_FROM": "no-reply@aegis.example.com",
+    }
+
+
+def secret(data: Path, name: str, new: Callable[[], str] = lambda: secrets.token_hex(32)) -> str:
+    """A secret of this data folder, made on first use and readable by its owner alone."""
+    file = data / "secrets.json"
+    file.touch(mode=0o600)
+    known: dict[str, str] = json.loads(file.read_text() or "{}")
+    if name not in known:
+        known[name] = new()
+        file.write_text(json.dumps(known, indent=1))
+    return known[name]
+
+
+def new_signing_keys() -> str:
+    """A JWK Set (RFC 7517) with one new private P-256 key."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1()).private_numbers()
+    numbers = {"x": private.public_numbers.x, "y": private.public_numbers.y, "d": private.private_value}
+    key = {name: base64url(number.to_bytes(32, "big")) for name, number in numbers.items()}
+    return json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": secrets.token_hex(8), **key}]})
+
+
+def base64url(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def start_functions(supervisor: Supervisor, data: Path, port: int, environment: dict[str, str]) -> None:
+    """Migrates the database and starts all that is ours: functions, site, relay, dispatcher, router."""
+    ports = {name: free_port() for name in (*functions(), SITE)}
+    internal_port = free_port()
+    environment["EMAIL_SERVICE_URL"] = f"http://{LOOPBACK}:{ports[SITE]}"
+
+    def python(name: str, module: str, ready_path: str = "/health/ready", **particular: str) -> Process:
+        return Process(
+            name,
+            [sys.executable, "-m", module],
+            environment | particular,
+            is_ready=lambda: "PORT" not in particular or answers(f"http://{LOOPBACK}:{ports[name]}{ready_path}"),
+        )
+
+    say(f"starting {len(functions())} functions")
+    servers_ = [
+        python(name, "shared.server", PORT=str(ports[name]), **variables) for name, variables in containers().items()
+    ]
+    servers_.append(python(SITE, "knative.local.site", ready_path="/inbox", PORT=str(ports[SITE])))
+    for server in servers_:
+        supervisor.start(server)
+    say("migrating the database")
+    supervisor.run_to_the_end(python("migrate", "shared.migrate"))
+    say("starting outbox relay, trigger dispatcher and router")
+    supervisor.start(python("relay", "shared.relay"))
+    function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
+    supervisor.start(python("dispatcher", "knative.dispatcher", FUNCTION_URL=function_url))
+    envoy = router(data, port, internal_port, ports)
+    supervisor.start(envoy)
+    supervisor.wait_until_ready(*servers_, envoy, seconds=60)
+
+
+def containers() -> dict[str, dict[str, str]]:
+    """The environment variables that the manifests give to each function."""
+    return {
+        variables["FUNCTION_TARGET"]: variables
+        for manifest in manifests()
+        if manifest["kind"] == "Service"
+        for variables in [
+            {variable["name"]: variable["value"] for variable in container["env"]}
+            for container in manifest["spec"]["template"]["spec"]["containers"]
+        ]
+    }
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310
+            return True
+    except OSError:
+        return False
+
+
+def greet(port: int, data: Path, seconds: float) -> None:
+    base = f"http://{LOOPBACK}:{port}"
+    body = json.dumps({"email": "kim@example.com", "password": "correct horse battery staple", "name": "Kim"})
+    say(
+        f"""
+ready after {seconds:.1f} s
+
+  API    {base}/api/v1/users
+  docs   {base}/docs/
+  inbox  {base}/inbox
+  logs   {data / "logs"}
+
+Register a user, then follow the link in the inbox:
+
+  curl -i {base}/api/v1/users -H 'Content-Type: application/json' -d '{body}'
+
+Ctrl-C stops all of it."""
+    )
+
+
+if __name__ == "__main__":
+    main()

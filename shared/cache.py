@@ -1,0 +1,87 @@
+"""Redis, which may vanish at any moment: a read then misses, a write is dropped, and PostgreSQL answers.
+
+Whoever changes something puts the new value; whoever only read it puts it if absent. So a slow reader never
+overwrites what a writer has put since.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from shared.settings import settings
+
+if TYPE_CHECKING:
+    import redis
+
+TIMEOUT_SECONDS = 0.25
+PAUSE_SECONDS = 1.0
+"""After a failure nothing is asked for so long, so that an absent Redis does not slow every request."""
+
+log = logging.getLogger(__name__)
+
+
+def key(user_id: UUID, name: str) -> str:
+    """The key of something of one user; the braces keep one user's keys in one slot of a Redis cluster."""
+    return f"aegis:{{{user_id}}}:{name}"
+
+
+def get(*keys: str) -> list[bytes | None]:
+    """The values of all keys in one round trip; None for what is not there."""
+    values = _run("MGET", *keys)
+    return [None] * len(keys) if values is None else values
+
+
+def put(name: str, value: bytes | str, *, seconds: int) -> None:
+    """Sets a key, for those who changed what it tells."""
+    _run("SET", name, value, "EX", seconds)
+
+
+def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
+    """Sets a key unless it is set, for those who read what it tells."""
+    _run("SET", name, value, "EX", seconds, "NX")
+
+
+def is_up() -> bool:
+    """Whether Redis answers."""
+    return _try("PING") is not None
+
+
+def _run(*command: Any) -> Any:
+    return None if time.monotonic() < _pause.until else _try(*command)
+
+
+def _try(*command: Any) -> Any:
+    client = _client()
+    from redis import RedisError
+
+    try:
+        return client.execute_command(*command)
+    except (RedisError, OSError) as error:
+        _pause.until = time.monotonic() + PAUSE_SECONDS
+        log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
+        return None
+
+
+@dataclass
+class _Pause:
+    until: float = 0.0
+
+
+_pause = _Pause()
+
+
+@cache
+def _client() -> "redis.Redis":
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return redis.Redis.from_url(
+        settings().redis_url,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 1),  # a restarted server has closed our connections: one more try opens a new one
+    )

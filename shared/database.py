@@ -1,0 +1,98 @@
+"""PostgreSQL: one pool a process, and every statement inside an explicit transaction.
+
+Explicit, because behind PgBouncer in transaction mode a statement outside one may be answered with another
+client's rows.
+"""
+
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pg8000.dbapi
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from shared.problems import ServiceUnavailable
+from shared.settings import settings
+
+TIMEOUT_SECONDS = 2.0
+"""For a connection, an answer, and a free place in the pool: each is a 503 when it passes."""
+
+# SQLSTATE classes and codes that say "not now": connection lost, out of resources, shutting down, read-only, deadlock.
+_NOT_NOW = ("08", "53", "57P", "25006", "40")
+
+
+def connect(url: URL, timeout: float | None) -> tuple[pg8000.dbapi.Connection, socket.socket]:
+    """A connection and the socket under it; `timeout` bounds each wait for the server, in seconds."""
+    transport = socket.create_connection((url.host or "localhost", url.port or 5432), timeout=TIMEOUT_SECONDS)
+    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    transport.settimeout(timeout)
+    connection = pg8000.dbapi.connect(
+        url.username or "", database=url.database, password=url.password, sock=transport, application_name="aegis"
+    )
+    return connection, transport
+
+
+@cache
+def engine() -> Engine:
+    """The pool of this process: as many connections as it has threads, so none waits for another."""
+    url = make_url(settings().database_url).set(drivername="postgresql+pg8000")
+    pool = sqlalchemy.create_engine(
+        url,
+        pool_size=settings().threads,
+        max_overflow=0,
+        pool_timeout=TIMEOUT_SECONDS,
+        pool_use_lifo=True,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(pool, "do_connect")
+    def open_connection(_dialect: object, record: ConnectionPoolEntry, *_: object) -> pg8000.dbapi.Connection:
+        connection, record.info["socket"] = connect(url, TIMEOUT_SECONDS)
+        return connection
+
+    @event.listens_for(pool, "checkout")
+    def refuse_closed(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        # An idle connection with something to read was closed by the server: replaced here, without a round trip.
+        if select.select([record.info["socket"]], [], [], 0)[0]:
+            raise DisconnectionError
+
+    return pool
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """One transaction: committed at the end of the block, rolled back when it raises.
+
+    Raises:
+        ServiceUnavailable: the database is away, or has no connection free. Nothing was changed, unless the
+            connection broke during the commit.
+    """
+    try:
+        with engine().begin() as connection:
+            yield connection
+    except (DBAPIError, PoolTimeout, OSError) as error:
+        if is_unavailable(error):
+            raise ServiceUnavailable from error
+        raise
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether the error says that the database is away or busy, rather than that a statement is wrong."""
+    if not isinstance(error, DBAPIError):
+        return True
+    details = error.orig.args[0] if error.orig and error.orig.args else None
+    sqlstate = str(details.get("C")) if isinstance(details, dict) else ""
+    return isinstance(error, InterfaceError) or error.connection_invalidated or sqlstate.startswith(_NOT_NOW)
+
+
+def check() -> None:
+    """One round trip; raises ServiceUnavailable."""
+    with transaction() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))

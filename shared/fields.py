@@ -1,0 +1,59 @@
+"""What a request body may hold: strict, closed models, and the fields that several of them share."""
+
+import unicodedata
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic_core import PydanticCustomError
+
+
+class RequestBody(BaseModel):
+    """A JSON object that is taken as it is: no unknown members, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _email_address(text: str) -> str:
+    canonical_email(text)
+    return text
+
+
+def canonical_email(address: str) -> str:
+    """The form in which two spellings of one address are equal: domain in IDNA form, both parts case-folded.
+
+    Raises:
+        ValueError: the text is no e-mail address (RFC 5321, 5322, 6531).
+    """
+    from email_validator import EmailNotValidError, validate_email
+
+    try:
+        address = validate_email(address, check_deliverability=False, allow_smtputf8=True).normalized
+    except EmailNotValidError:
+        raise PydanticCustomError("email", "This is not an e-mail address.") from None
+    return address.casefold()
+
+
+def _printable(text: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Cn") for character in text) or not text.strip():
+        raise PydanticCustomError("text", "This has no visible characters, or some that cannot be shown.")
+    return text
+
+
+EmailAddress = Annotated[
+    str,
+    StringConstraints(max_length=254),
+    AfterValidator(_email_address),
+    Field(description="An e-mail address; compared case-insensitively, kept as typed.", examples=["kim@example.com"]),
+]
+Name = Annotated[str, StringConstraints(max_length=100), AfterValidator(_printable), Field(examples=["김민준"])]
+Locale = Annotated[Literal["ko", "en"], Field(description="The language of mails to the user.")]
+Password = Annotated[
+    SecretStr,
+    Field(
+        min_length=1,
+        max_length=256,
+        description="Any Unicode characters, at least 15 (NIST SP 800-63B-4); verified as a whole.",
+        examples=["correct horse battery staple"],
+    ),
+]
+OpaqueToken = Annotated[SecretStr, Field(min_length=43, max_length=43, examples=["A" * 43])]

@@ -1,0 +1,54 @@
+"""Logs: one JSON object a line, on standard output, with the id of the request that caused it."""
+
+import json
+import logging
+import traceback
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+_STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """Renders a record; what is passed as `extra` becomes members of the object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if identifier := request_id.get():
+            line["request_id"] = identifier
+        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD_ATTRIBUTES}
+        if record.exc_info and record.exc_info[1]:
+            line["exception"] = _without_values(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _without_values(error: BaseException) -> str:
+    """The types and places of an error and its causes; its message may quote a row or a request."""
+    places = [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_tb(error.__traceback__)]
+    text = f"{type(error).__module__}.{type(error).__qualname__} at " + " > ".join(places)
+    cause = error.__cause__ or error.__context__
+    return f"{text}, caused by {_without_values(cause)}" if cause else text
+
+
+def configuration(level: str) -> dict[str, Any]:
+    """The logging configuration (`logging.config.dictConfig`) of every process."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": JsonFormatter}},
+        "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}},
+        "root": {"level": level, "handlers": ["stdout"]},
+        "loggers": {
+            "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
+            # The client logs every attempt to reconnect; what fails for good reaches our own lines.
+            "kafka": {"level": "CRITICAL"},
+        },
+    }

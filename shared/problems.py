@@ -1,0 +1,117 @@
+"""Errors that a caller sees, as problem details (RFC 9457)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypedDict
+
+
+class FieldError(TypedDict):
+    """One fault in a request: where it is (JSON pointer, RFC 6901) and what it is."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDetails(TypedDict, total=False):
+    """The body of every error (RFC 9457, 3.1), as application/problem+json."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldError]
+
+
+class Problem(Exception):
+    """An error with a name of its own. Subclasses state the status, a title, and what the caller can do."""
+
+    status: ClassVar[int]
+    title: ClassVar[str]
+    detail: ClassVar[str]
+
+    def __init__(
+        self, detail: str = "", *, headers: Mapping[str, str] | None = None, errors: Sequence[FieldError] = ()
+    ) -> None:
+        super().__init__(detail or self.detail)
+        self.headers = dict(headers or {})
+        self.errors = list(errors)
+
+    @classmethod
+    def type_uri(cls) -> str:
+        """The stable identifier that clients tell errors apart by: urn:aegis:problem:invalid-credentials."""
+        return "urn:aegis:problem:" + re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+    def body(self, request_id: str) -> ProblemDetails:
+        body = ProblemDetails(
+            type=self.type_uri(), title=self.title, status=self.status, detail=str(self), request_id=request_id
+        )
+        if self.errors:
+            body["errors"] = self.errors
+        return body
+
+
+class MalformedRequest(Problem):
+    status = 400
+    title = "The request could not be read"
+    detail = "The body is not a JSON document in UTF-8."
+
+
+class Unauthenticated(Problem):
+    status = 401
+    title = "A valid access token is needed"
+    detail = "Send a current access token as 'Authorization: Bearer ...'; refresh it or log in again."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+
+class NotFound(Problem):
+    status = 404
+    title = "There is nothing at this address"
+    detail = "Check the path against /openapi.json."
+
+
+class MethodNotAllowed(Problem):
+    status = 405
+    title = "The method is not allowed here"
+    detail = "The header Allow lists the methods that are."
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__(headers={"Allow": ", ".join(allowed)})
+
+
+class BodyTooLarge(Problem):
+    status = 413
+    title = "The body is too large"
+    detail = "A body may have 64 KiB."
+
+
+class UnsupportedMediaType(Problem):
+    status = 415
+    title = "The content type is not supported"
+    detail = "Send the body as application/json."
+
+
+class InvalidRequest(Problem):
+    status = 422
+    title = "Some fields are not valid"
+    detail = "Nothing was changed. 'errors' lists each fault with a pointer to its field."
+
+
+class InternalError(Problem):
+    status = 500
+    title = "Something went wrong on our side"
+    detail = "The request may not have taken effect. Report the request id if it happens again."
+
+
+class ServiceUnavailable(Problem):
+    """Something that the service needs is away, or it has as much work as it can take."""
+
+    status = 503
+    title = "The service is not available right now"
+    detail = "Try again after the seconds in the header Retry-After."
+
+    def __init__(self, *, retry_after: int = 1) -> None:
+        """retry_after: seconds."""
+        super().__init__(headers={"Retry-After": str(retry_after)})

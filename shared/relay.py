@@ -1,0 +1,135 @@
+"""The outbox relay: sends committed events to Kafka, in order, and marks each when the broker has it.
+
+    python -m shared.relay
+
+Woken by NOTIFY; several may run, and the rows that one is sending are locked for the others. A relay that dies
+between the broker's answer and its own commit sends those events again: consumers know them by their id.
+"""
+
+import json
+import logging
+import logging.config
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pg8000
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+from sqlalchemy import Row, func, update
+from sqlalchemy import select as select_rows
+from sqlalchemy.engine import make_url
+
+from shared import database, kafka, logs
+from shared.events import SOURCE
+from shared.problems import ServiceUnavailable
+from shared.settings import InvalidSettings, load, settings
+from shared.tables import outbox
+
+BATCH = 500
+IDLE_SECONDS = 1.0
+"""How long to wait for a NOTIFY before looking anyway: one may be lost with a connection."""
+SEND_SECONDS = 10.0
+PAUSE_SECONDS = 1.0
+
+log = logging.getLogger("relay")
+
+
+def run(stopped: threading.Event) -> None:
+    """Relays until stopped, through every failure of the database and the broker."""
+    while not stopped.is_set():
+        try:
+            _relay(stopped)
+        except (ServiceUnavailable, KafkaError, OSError, pg8000.Error) as error:
+            log.warning("waiting for the database or the broker", extra={"error": type(error).__name__})
+            stopped.wait(PAUSE_SECONDS)
+
+
+def _relay(stopped: threading.Event) -> None:
+    kafka.create_topics(settings().kafka_bootstrap_servers)
+    listener, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
+    producer = KafkaProducer(
+        bootstrap_servers=settings().kafka_bootstrap_servers,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=0,
+        max_block_ms=int(SEND_SECONDS * 1000),
+        delivery_timeout_ms=int(SEND_SECONDS * 1000),
+        request_timeout_ms=int(SEND_SECONDS * 500),
+    )
+    try:
+        listener.autocommit = True
+        listener.cursor().execute("LISTEN outbox")
+        log.info("relaying")
+        while not stopped.is_set():
+            while send_batch(producer) == BATCH:
+                pass
+            if select.select([transport], [], [], IDLE_SECONDS)[0]:
+                # Reads what was notified; raises when the server has closed the connection.
+                listener.cursor().execute("SELECT 1")
+    finally:
+        producer.close(timeout=1)
+        listener.close()
+
+
+def send_batch(producer: KafkaProducer) -> int:
+    """Sends the oldest events that are not sent, and marks them. Returns how many there were."""
+    unsent = (
+        select_rows(outbox).where(outbox.c.sent_at.is_(None)).order_by(outbox.c.position).limit(BATCH).with_for_update()
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(unsent).all()
+        if rows:
+            _send(producer, rows)
+            positions = [row.position for row in rows]
+            connection.execute(update(outbox).where(outbox.c.position.in_(positions)).values(sent_at=func.now()))
+    return len(rows)
+
+
+def _send(producer: KafkaProducer, rows: Sequence[Row[Any]]) -> None:
+    """Sends events and waits until the broker has all of them."""
+    futures = [
+        producer.send(
+            kafka.EVENTS,
+            key=str(row.subject).encode(),
+            value=json.dumps(row.data, ensure_ascii=False, separators=(",", ":")).encode(),
+            headers=kafka.to_headers(attributes(row)),
+        )
+        for row in rows
+    ]
+    deadline = time.monotonic() + SEND_SECONDS
+    for future in futures:
+        future.get(timeout=max(0.0, deadline - time.monotonic()))
+
+
+def attributes(row: Row[Any]) -> dict[str, str]:
+    """The CloudEvents attributes of an event in the outbox."""
+    return {
+        "specversion": "1.0",
+        "id": str(row.id),
+        "source": SOURCE,
+        "type": row.type,
+        "subject": str(row.subject),
+        "time": row.occurred_at.isoformat(),
+        "partitionkey": str(row.subject),
+        "requestid": row.request_id,
+    }
+
+
+def main() -> None:
+    try:
+        logging.config.dictConfig(logs.configuration(load(os.environ, ["database", "kafka"]).log_level))
+    except InvalidSettings as error:
+        sys.exit("\n".join(["the relay cannot start with these settings:", *error.problems]))
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    run(stopped)
+
+
+if __name__ == "__main__":
+    main()

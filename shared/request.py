@@ -1,0 +1,85 @@
+"""One request from arrival to answer: its id, its bounds, its errors, its log line, its count."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flask import Request, Response
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from shared import logs, metrics
+from shared.problems import BodyTooLarge, InternalError, Problem
+
+MAX_BODY_BYTES = 64 * 1024
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+log = logging.getLogger(__name__)
+
+
+def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes], Response]) -> Response:
+    """Answers one request by `work`, which takes the body and may raise any Problem.
+
+    Args:
+        function: the name of the function, for the log and the metrics.
+        endpoint: the route, for the same; never the path of the request, which may hold anything.
+    """
+    started = time.perf_counter()
+    request_id = _request_id(request.headers.get("X-Request-Id", ""))
+    logs.request_id.set(request_id)
+    request.max_content_length = MAX_BODY_BYTES
+    try:
+        response = work(request.get_data())
+    except RequestEntityTooLarge:
+        response = _problem(BodyTooLarge(), request_id)
+        # functions-framework reads the rest of the request into memory unless the answer is streamed.
+        response.response = iter([response.get_data()])
+    except Problem as problem:
+        response = _problem(problem, request_id)
+    except Exception:
+        log.exception("unexpected error")
+        response = _problem(InternalError(), request_id)
+    response.headers["X-Request-Id"] = request_id
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+    seconds = time.perf_counter() - started
+    method = request.method if request.method in METHODS else "OTHER"
+
+    @response.call_on_close
+    def record() -> None:
+        logs.request_id.set(request_id)
+        metrics.count_request(function, method, endpoint, response.status_code, seconds)
+        log.info(
+            "answered",
+            extra={
+                "function": function,
+                "method": method,
+                "endpoint": endpoint,
+                "status": response.status_code,
+                "duration_ms": round(seconds * 1000, 1),
+            },
+        )
+
+    return response
+
+
+def json_response(body: Mapping[str, Any] | bytes, status: int) -> Response:
+    """A JSON answer; bytes are sent as they are."""
+    content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(content, status, content_type="application/json")
+
+
+def _problem(problem: Problem, request_id: str) -> Response:
+    response = json_response(dict(problem.body(request_id)), problem.status)
+    response.content_type = "application/problem+json"
+    response.headers.extend(problem.headers)
+    return response
+
+
+def _request_id(given: str) -> str:
+    """The caller's id where it is harmless in a log line and a header, else a new one."""
+    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else str(uuid.uuid4())

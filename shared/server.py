@@ -1,0 +1,119 @@
+"""Serves one function: functions-framework's app, with health and metrics beside it, under gunicorn.
+
+FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.server
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import functions_framework
+from flask import Flask, Response
+from gunicorn.app.base import BaseApplication
+
+from shared import cache, logs, metrics
+from shared.problems import ServiceUnavailable
+from shared.registry import uses
+from shared.request import json_response
+from shared.settings import Dependency, InvalidSettings, load
+
+_MAIN = Path(__file__).parents[1] / "main.py"
+
+_MEMORY = "/dev/shm"  # noqa: S108
+
+READY_SECONDS = 1.0
+"""For so long an answer of /health/ready is kept: probes must not load what they ask about."""
+
+
+def database_is_up() -> bool:
+    from shared import database
+
+    try:
+        database.check()
+    except ServiceUnavailable:
+        return False
+    return True
+
+
+CHECKS: dict[Dependency, Callable[[], bool]] = {"database": database_is_up, "cache": cache.is_up}
+DISPENSABLE: frozenset[Dependency] = frozenset({"cache"})
+
+
+def create_app(function: str) -> Flask:
+    """The WSGI application of a function: its route, /health/live, /health/ready and /metrics."""
+    app: Flask = functions_framework.create_app(function, str(_MAIN))
+    checks = {use: CHECKS[use] for use in sorted(uses(function)) if use in CHECKS}
+    last_check = -READY_SECONDS
+    states: dict[Dependency, str] = {}
+
+    @app.get("/health/live")
+    def live() -> Response:
+        return json_response({"status": "up"}, 200)
+
+    @app.get("/health/ready")
+    def ready() -> Response:
+        nonlocal last_check, states
+        if time.monotonic() - last_check >= READY_SECONDS:
+            states = {use: "up" if is_up() else "down" for use, is_up in checks.items()}
+            last_check = time.monotonic()
+        is_ready = all(state == "up" for use, state in states.items() if use not in DISPENSABLE)
+        return json_response({"status": "up" if is_ready else "down", "dependencies": states}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        content, content_type = metrics.exposition()
+        return Response(content, content_type=content_type)
+
+    return app
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn with the settings that a function needs behind a proxy, in a pod with a read-only root."""
+
+    def __init__(self, app: Flask, bind: str, threads: int, log_level: str) -> None:
+        self.app = app
+        self.options: dict[str, Any] = {
+            "bind": bind,
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": threads,
+            # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
+            "keepalive": 120,
+            # Within the 30 s that a pod has left when Knative's queue-proxy has drained.
+            "graceful_timeout": 25,
+            "control_socket_disable": True,
+            # The heartbeat is a file: in memory, as the root file system may be read-only.
+            "worker_tmp_dir": _MEMORY if Path(_MEMORY).is_dir() else None,
+            "logconfig_dict": logs.configuration(log_level),
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self.options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        return self.app
+
+
+def main() -> None:
+    function = os.environ["FUNCTION_TARGET"]
+    app = create_app(function)
+    try:
+        settings = load(os.environ, uses(function))
+    except InvalidSettings as error:
+        sys.exit("\n".join([f"{function} cannot start with these settings:", *error.problems]))
+    Server(
+        app,
+        # Everywhere, as a pod must; the local runner sets HOST.
+        bind=f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}",  # noqa: S104
+        threads=settings.threads,
+        log_level=settings.log_level,
+    ).run()
+
+
+if __name__ == "__main__":
+    main()
