@@ -29,6 +29,7 @@ from shared.request import answer
 from shared.settings import Dependency
 from shared.tables import processed_event
 
+MAX_IDENTITY_LENGTH = 512
 CLAIM_LIFETIME = timedelta(seconds=60)
 """After so long a delivery that neither succeeded nor failed is taken for dead."""
 
@@ -95,6 +96,9 @@ def _envelope(request: Request, body: bytes) -> CloudEvent:
         envelope = from_http(dict(request.headers.items()), body)
     except (cloudevents_exceptions.GenericException, ValueError, TypeError, AttributeError, KeyError) as error:
         raise MalformedRequest("The request is not a CloudEvent (version 1.0) in binary or structured mode.") from error
+    identity = f"{envelope['source']}{envelope['id']}"
+    if not (envelope["source"] and envelope["id"] and identity.isprintable() and len(identity) <= MAX_IDENTITY_LENGTH):
+        raise MalformedRequest("The source or the id of the event is empty, too long or not printable.")
     if not isinstance(envelope.data, dict):
         raise MalformedRequest("The data of the event is not a JSON object.")
     return envelope

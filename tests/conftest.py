@@ -1,0 +1,154 @@
+"""One set of servers for all tests: `make up`'s own processes, in a folder of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from flask.testing import FlaskClient
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / ".local" / "tests"
+PASSWORD = "correct horse battery staple"
+START_SECONDS = 90.0
+
+_service: list[subprocess.Popen[bytes]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the service once, in the process that hands out the tests; its workers inherit the environment."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    from knative.local.servers import free_port
+
+    shutil.rmtree(DATA, ignore_errors=True)
+    port = str(free_port())
+    DATA.mkdir(parents=True)
+    command = [sys.executable, "-m", "knative.local.up"]
+    with (DATA / "up.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"PORT": port, "DATA_DIR": str(DATA)}, stdout=log, stderr=log
+        )
+    _service.append(process)
+    environment = DATA / "environment.json"
+    deadline = time.monotonic() + START_SECONDS
+    while not environment.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.exit(f"the service does not start:\n{(DATA / 'up.log').read_text()}", returncode=1)
+        time.sleep(0.05)
+    os.environ.update(json.loads(environment.read_text()))
+
+
+def pytest_unconfigure() -> None:
+    for process in _service:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        shutil.rmtree(DATA, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class User:
+    """An account in the database, and how to log in to it."""
+
+    id: uuid.UUID
+    email: str
+    password: str = PASSWORD
+
+
+@pytest.fixture
+def address() -> str:
+    """An e-mail address that no other test has."""
+    return f"{uuid.uuid4().hex[:12]}@example.com"
+
+
+@pytest.fixture
+def active_user(address: str) -> User:
+    """A user with a verified address, who has never logged in."""
+    return create_user(address)
+
+
+def create_user(address: str, status: str = "active") -> User:
+    from sqlalchemy import insert
+    from uuid_utils.compat import uuid7
+
+    from shared.database import transaction
+    from shared.passwords import hash_password
+    from shared.tables import account, credential
+
+    user = User(uuid7(), address)
+    with transaction() as connection:
+        row = {"id": user.id, "email": address, "canonical_email": address, "name": "김민준", "locale": "ko"}
+        connection.execute(insert(account).values(status=status, **row))
+        connection.execute(insert(credential).values(account_id=user.id, password_hash=hash_password(PASSWORD)))
+    return user
+
+
+_clients: dict[str, FlaskClient] = {}
+
+
+def client(function: str) -> FlaskClient:
+    """The function's own application, called without a network: what a pod serves on its port."""
+    from shared.server import create_app
+
+    if function not in _clients:
+        _clients[function] = create_app(function).test_client()
+    return _clients[function]
+
+
+def post(function: str, path: str, body: Any, **headers: str) -> Any:
+    return client(function).post(path, json=body, headers=headers)
+
+
+def log_in(user: User) -> dict[str, Any]:
+    """A new session of the user: the pair of tokens."""
+    response = post("login", "/api/v1/users/login", {"email": user.email, "password": user.password})
+    assert response.status_code == 200, response.text
+    tokens: dict[str, Any] = response.json
+    return tokens
+
+
+def bearer(tokens: dict[str, Any]) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tokens['access_token']}"}
+
+
+def wait_for(find: Callable[[], T], seconds: float = 15.0) -> T:
+    """What `find` returns, as soon as that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def inbox(address: str) -> list[dict[str, str]]:
+    """The messages to an address, newest first, as the sandbox shows them."""
+    request = urllib.request.Request(f"{os.environ['PUBLIC_URL']}/inbox", headers={"Accept": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return [message for message in json.load(response) if message["to"] == address]
+
+
+def mailed_token(address: str) -> str:
+    """The token in the newest mail to an address, once there is one."""
+    text = wait_for(lambda: inbox(address))[0]["text"]
+    return text.partition("#token=")[2].strip()
+
+
+@pytest.fixture(autouse=True)
+def no_pause_of_the_cache() -> Iterator[None]:
+    """A test that took Redis away does not slow the next one in this process."""
+    yield
+    from shared import cache
+
+    cache._pause.until = 0.0

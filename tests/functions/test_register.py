@@ -1,0 +1,167 @@
+"""Registering, as the caller and the owner of the address see it."""
+
+import json
+import os
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from shared.database import transaction
+from shared.tables import account, outbox
+from tests.conftest import PASSWORD, User, client, inbox, log_in, mailed_token, post, wait_for
+
+PATH = "/api/v1/users"
+
+
+def register(address: str, **fields: Any) -> Any:
+    return post("register", PATH, {"email": address, "password": PASSWORD, **fields})
+
+
+def accounts(address: str) -> int:
+    with transaction() as connection:
+        return connection.scalar(select(func.count()).where(account.c.canonical_email == address.lower())) or 0
+
+
+def test_registering_sends_a_korean_mail_with_a_link(address: str) -> None:
+    response = register(address)
+    assert (response.status_code, response.data) == (202, b"")
+    (mail,) = wait_for(lambda: inbox(address))
+    assert mail["subject"] == "이메일 주소를 확인해 주세요"
+    assert f"{os.environ['PUBLIC_URL']}/verify-email#token=" in mail["text"]
+
+
+def test_the_mail_is_english_for_a_user_who_asks_for_it(address: str) -> None:
+    register(address, locale="en")
+    (mail,) = wait_for(lambda: inbox(address))
+    assert mail["subject"] == "Confirm your e-mail address"
+
+
+def test_a_taken_address_gets_the_same_answer_and_its_owner_a_mail(active_user: User, address: str) -> None:
+    fresh = register("x" + address)
+    taken = register(active_user.email, password="another password entirely", name="Somebody")
+    assert (taken.status_code, taken.data) == (fresh.status_code, fresh.data)
+    assert set(taken.headers.keys()) == set(fresh.headers.keys())
+    (mail,) = wait_for(lambda: inbox(active_user.email))
+    assert mail["subject"] == "이미 이지스 계정이 있습니다"
+    assert "#token=" not in mail["text"]
+    log_in(active_user)
+
+
+def test_addresses_that_differ_in_case_are_one_account_and_kept_as_typed(address: str) -> None:
+    register(address)
+    register(address.upper())
+    assert accounts(address) == 1
+    with transaction() as connection:
+        kept = connection.scalar(select(account.c.email).where(account.c.canonical_email == address))
+    assert kept == address.upper()
+
+
+def test_registering_again_before_verification_counts_and_replaces_the_link(address: str) -> None:
+    register(address)
+    first = mailed_token(address)
+    register(address, password="a second choice of words")
+    wait_for(lambda: len(inbox(address)) == 2)
+    second = mailed_token(address)
+    verify = "/api/v1/users/email/verify"
+    assert post("verify_email", verify, {"token": first}).status_code == 400
+    assert post("verify_email", verify, {"token": second}).status_code == 204
+    with transaction() as connection:
+        user_id = connection.scalar(select(account.c.id).where(account.c.canonical_email == address))
+    log_in(User(user_id or pytest.fail(), address, "a second choice of words"))
+
+
+def test_many_at_once_make_one_account(address: str) -> None:
+    body = json.dumps({"email": address, "password": PASSWORD}).encode()
+    request = urllib.request.Request(
+        os.environ["PUBLIC_URL"] + PATH, body, {"Content-Type": "application/json"}, method="POST"
+    )
+    with ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(lambda _: urllib.request.urlopen(request, timeout=30).status, range(16)))
+    assert statuses == [202] * 16
+    assert accounts(address) == 1
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["short", "fourteen chars", "aaaaaaaaaaaaaaaaaa", "passwordpassword", "123456789012345", "qwertyuiopasdfgh"],
+)
+def test_a_weak_password_is_refused(address: str, password: str) -> None:
+    response = register(address, password=password)
+    assert response.status_code == 422
+    assert response.content_type == "application/problem+json"
+    assert [error["pointer"] for error in response.json["errors"]] == ["/password"]
+    assert password not in response.text
+    assert accounts(address) == 0
+
+
+def test_a_password_made_of_the_address_is_refused(address: str) -> None:
+    assert register(address, password=address).status_code == 422
+
+
+def test_a_password_may_hold_any_unicode(address: str) -> None:
+    assert register(address, password="비밀번호는 길어야 안전하다 🔐").status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"email": "not an address"}, "/email"),
+        ({"email": 7}, "/email"),
+        ({"email": None}, "/email"),
+        ({"email": "a@b\x00.com"}, "/email"),
+        ({"name": "\x00"}, "/name"),
+        ({"name": "a\nb"}, "/name"),
+        ({"name": "   "}, "/name"),
+        ({"name": "n" * 101}, "/name"),
+        ({"locale": "fr"}, "/locale"),
+        ({"password": ["a"]}, "/password"),
+        ({"password": "p" * 257}, "/password"),
+        ({"admin": True}, "/admin"),
+        ({"a/b~c": 1}, "/a~1b~0c"),
+    ],
+)
+def test_an_invalid_field_is_named_and_changes_nothing(address: str, change: dict[str, Any], pointer: str) -> None:
+    response = register(address, **change)
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json["errors"]] == [pointer]
+    assert accounts(address) == 0
+
+
+def test_all_invalid_fields_are_named_at_once() -> None:
+    response = post("register", PATH, {"locale": "fr"})
+    assert {error["pointer"] for error in response.json["errors"]} == {"/email", "/password", "/locale"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nonsense", b"\xff\xfe", b'{"email": "\\ud800"}', b"[" * 30_000, b'{"a":' * 10_000, b"NaN"],
+    ids=lambda body: repr(body[:8]),
+)
+def test_what_is_not_a_json_document_is_a_400_or_422(body: bytes) -> None:
+    response = client("register").post(PATH, data=body, content_type="application/json")
+    assert response.status_code in (400, 422)
+    assert response.content_type == "application/problem+json"
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"null", b"1"])
+def test_json_that_is_no_object_is_a_422(body: bytes) -> None:
+    response = client("register").post(PATH, data=body, content_type="application/json")
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json["errors"]] == [""]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/xml"])
+def test_another_content_type_is_a_415(content_type: str) -> None:
+    assert client("register").post(PATH, data=b"{}", content_type=content_type).status_code == 415
+
+
+def test_the_event_names_the_user_and_holds_no_personal_data(address: str) -> None:
+    register(address, name="Kim Minjun", locale="en")
+    with transaction() as connection:
+        user_id = connection.scalar(select(account.c.id).where(account.c.canonical_email == address))
+        (event,) = connection.execute(select(outbox).where(outbox.c.subject == user_id)).all()
+    assert event.type == "com.aegis.user.registered.v1"
+    assert event.data == {"user_id": str(user_id), "locale": "en"}
