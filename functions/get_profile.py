@@ -1,7 +1,9 @@
 """Read one's own profile."""
 
 import json
-from typing import Literal, TypedDict
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from shared import cache
 from shared.authentication import Caller

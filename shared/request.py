@@ -30,9 +30,12 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
     started = time.perf_counter()
     request_id = _request_id(request.headers.get("X-Request-Id", ""))
     logs.request_id.set(request_id)
-    request.max_content_length = MAX_BODY_BYTES
+    # One more than allowed: a chunked body is cut off there, without an error.
+    request.max_content_length = MAX_BODY_BYTES + 1
     try:
-        response = work(request.get_data())
+        if len(body := request.get_data()) > MAX_BODY_BYTES:
+            raise RequestEntityTooLarge
+        response = work(body)
     except RequestEntityTooLarge:
         response = _problem(BodyTooLarge(), request_id)
         # functions-framework reads the rest of the request into memory unless the answer is streamed.

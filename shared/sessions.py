@@ -5,10 +5,10 @@ import hashlib
 import hmac
 import secrets
 from datetime import timedelta
-from typing import TypedDict
 from uuid import UUID
 
 from sqlalchemy import Connection, func, insert, update
+from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
 from shared import access_tokens

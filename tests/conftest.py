@@ -95,6 +95,13 @@ def create_user(address: str, status: str = "active") -> User:
     return user
 
 
+class BufferedClient(FlaskClient):
+    """Reads each answer to its end, as a server does: that is when a request is counted and logged."""
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        return super().open(*args, buffered=True, **kwargs)
+
+
 _clients: dict[str, FlaskClient] = {}
 
 
@@ -103,7 +110,9 @@ def client(function: str) -> FlaskClient:
     from shared.server import create_app
 
     if function not in _clients:
-        _clients[function] = create_app(function).test_client()
+        app = create_app(function)
+        app.test_client_class = BufferedClient
+        _clients[function] = app.test_client()
     return _clients[function]
 
 

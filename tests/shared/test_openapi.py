@@ -1,0 +1,99 @@
+"""The OpenAPI document against the functions, the manifests and the tests: none can be forgotten."""
+
+import importlib
+import json
+import os
+import urllib.request
+from typing import Any
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from knative.local.up import containers
+from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
+from shared.routes import function_name, functions, manifests, routes, triggers
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def document() -> Any:
+    with urllib.request.urlopen(f"{os.environ['PUBLIC_URL']}/openapi.json", timeout=10) as response:
+        return json.load(response)
+
+
+def load_all() -> set[str]:
+    names = {path.stem for path in (ROOT / "functions").glob("*.py")} - {"__init__"}
+    for name in names:
+        importlib.import_module(f"functions.{name}")
+    return names
+
+
+def test_the_document_is_valid_openapi_3_1(document: Any) -> None:
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_the_same_names_are_in_functions_manifests_and_tests() -> None:
+    names = load_all()
+    assert names == HTTP_FUNCTIONS.keys() | EVENT_FUNCTIONS.keys()
+    assert names == {path.stem for path in (ROOT / "knative" / "functions").glob("*.yaml")} - {"kustomization"}
+    assert names == {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "functions").glob("test_*.py")}
+    assert names == set(functions()) == containers().keys()
+
+
+def test_routes_and_decorators_say_the_same() -> None:
+    load_all()
+    stated = {(function.name, function.method, function.path) for function in HTTP_FUNCTIONS.values()}
+    routed = {
+        (route.function, route.method or "*", route.path + "*" if route.is_prefix else route.path)
+        for route in routes()
+        if route.method != "HEAD"
+    }
+    assert routed == stated
+
+
+def test_a_route_for_get_takes_head_too() -> None:
+    matches = {(route.path, route.method) for route in routes()}
+    assert all((path, "HEAD") in matches for path, method in matches if method == "GET")
+
+
+def test_no_two_routes_have_one_match() -> None:
+    matches = [(route.path, route.is_prefix, route.method) for route in routes()]
+    assert len(matches) == len(set(matches))
+
+
+def test_triggers_and_decorators_say_the_same() -> None:
+    load_all()
+    types = {type_ for function in EVENT_FUNCTIONS.values() for type_ in function.handles}
+    for trigger in triggers():
+        taken = {type_ for type_ in types if trigger.matches({"type": type_})}
+        assert taken == EVENT_FUNCTIONS[function_name(trigger.service)].handles.keys()
+    assert {function_name(trigger.service) for trigger in triggers()} == EVENT_FUNCTIONS.keys()
+
+
+def test_a_trigger_states_all_of_its_delivery() -> None:
+    for manifest in manifests():
+        if manifest["kind"] == "Trigger":
+            stated = manifest["spec"]["delivery"].keys()
+            assert stated == {"retry", "backoffPolicy", "backoffDelay", "timeout", "deadLetterSink"}
+
+
+def test_the_document_has_every_operation_and_no_other(document: Any) -> None:
+    load_all()
+    operations = {
+        (operation["operationId"], method.upper(), path)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert operations == {
+        (function.name, function.method, function.path) for function in HTTP_FUNCTIONS.values() if function.path != "/*"
+    }
+
+
+def test_each_operation_is_described_for_who_calls_it(document: Any) -> None:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]
+            assert "503" in operation["responses"]
+            secured = "security" in operation
+            assert secured == ("401" in operation["responses"]) or operation["operationId"] in ("login", "refresh_token")

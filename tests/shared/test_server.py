@@ -1,0 +1,76 @@
+"""Health, metrics, and the stock functions-framework."""
+
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from knative.local.servers import LOOPBACK, free_port
+from shared.routes import functions
+from tests.conftest import ROOT, client, wait_for
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("function", functions())
+def test_each_function_is_alive_ready_and_measured(function: str) -> None:
+    assert client(function).get("/health/live").json == {"status": "up"}
+    ready = client(function).get("/health/ready")
+    assert ready.status_code == 200
+    assert set(ready.json["dependencies"].values()) <= {"up"}  # type: ignore[index]
+    assert "# TYPE http_request_duration_seconds histogram" in client(function).get("/metrics").text
+
+
+def test_ready_names_what_a_function_depends_on() -> None:
+    assert client("get_profile").get("/health/ready").json == {
+        "status": "up",
+        "dependencies": {"cache": "up", "database": "up"},
+    }
+
+
+@pytest.mark.parametrize("function", functions())
+def test_the_stock_functions_framework_starts_each_function(function: str) -> None:
+    port = free_port()
+    command = [BIN / "functions-framework", "--target", function, "--host", LOOPBACK, "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if name != "FUNCTION_TARGET"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment | {"THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            url = f"http://{LOOPBACK}:{port}/nowhere"
+            assert wait_for(lambda: status(url), seconds=30) in (404, 405)
+        finally:
+            process.terminate()
+
+
+def status(url: str) -> int:
+    """The status of a GET; 0 as long as nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_a_server_with_wrong_settings_lists_them_and_ends() -> None:
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.server"],
+        cwd=ROOT,
+        env=environment | {"FUNCTION_TARGET": "login", "THREADS": "many"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "login cannot start with these settings:" in done.stderr
+    assert "DATABASE_URL is not set" in done.stderr
+    assert "THREADS is not a number from 1 to 64" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,66 @@
+"""What an operator reads when the settings are wrong."""
+
+import json
+
+import pytest
+
+from shared.settings import InvalidSettings, load
+
+KEY = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "1", "x": "x", "y": "y", "d": "secret"}]})
+
+
+def problems(environment: dict[str, str], *uses: str) -> list[str]:
+    with pytest.raises(InvalidSettings) as raised:
+        load(environment, uses)  # type: ignore[arg-type]
+    return raised.value.problems
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    environment = {"LOG_LEVEL": "LOUD", "THREADS": "0", "REDIS_URL": "http://redis", "JWT_REFRESH_SECRET_KEY": "short"}
+    assert problems(environment, "database", "access_tokens") == [
+        "JWT_SECRET_KEY is not set (access_tokens needs it)",
+        "PUBLIC_URL is not set (access_tokens needs it)",
+        "DATABASE_URL is not set (database needs it)",
+        "LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR",
+        "THREADS is not a number from 1 to 64",
+        "JWT_REFRESH_SECRET_KEY has fewer than 32 characters",
+        "REDIS_URL is not a URL with redis or rediss",
+    ]
+
+
+@pytest.mark.parametrize("threads", ["x", "-1", "65", "1.5", "²"])
+def test_threads_are_a_number_from_1_to_64(threads: str) -> None:
+    assert problems({"THREADS": threads}) == ["THREADS is not a number from 1 to 64"]
+
+
+@pytest.mark.parametrize("keys", ["secret", "{}", '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', "[]", '{"keys": 1}'])
+def test_a_malformed_signing_key_is_named_and_not_shown(keys: str) -> None:
+    (problem,) = problems({"JWT_SECRET_KEY": keys})
+    assert "JWT_SECRET_KEY" in problem
+    assert "secret" not in problem.replace("JWT_SECRET_KEY", "")
+
+
+def test_a_function_needs_only_what_it_uses() -> None:
+    assert load({}).database_url == ""
+
+
+def test_an_empty_value_counts_as_missing() -> None:
+    assert problems({"DATABASE_URL": ""}, "database") == ["DATABASE_URL is not set (database needs it)"]
+
+
+def test_the_parts_of_the_guide_make_the_urls() -> None:
+    settings = load(
+        {"DB_HOST": "postgres-service", "DB_PORT": "5432", "DB_NAME": "aegis_user", "DB_USER": "user"}
+        | {"DB_PASSWORD": "p@ss/word", "REDIS_HOST": "redis-service"}
+    )
+    assert settings.database_url == "postgresql://user:p%40ss%2Fword@postgres-service:5432/aegis_user"
+    assert settings.redis_url == "redis://redis-service:6379/0"
+
+
+def test_a_url_wins_over_its_parts() -> None:
+    url = "postgresql://user@elsewhere/aegis"
+    assert load({"DATABASE_URL": url, "DB_HOST": "postgres-service"}).database_url == url
+
+
+def test_signing_keys_are_read_in_order() -> None:
+    assert [key.kid for key in load({"JWT_SECRET_KEY": KEY}).signing_keys] == ["1"]
