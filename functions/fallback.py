@@ -7,7 +7,10 @@ from shared.routes import methods_at
 
 @http_function("*", "/*")
 def fallback(path: str) -> None:
-    """Answer what no other function has a route for: 405 for a known path, else 404."""
-    if allowed := methods_at(path):
+    """Answer what no other function has a route for: 405 for a known path, else 404.
+
+    The route puts /unrouted before the path that was asked for.
+    """
+    if allowed := methods_at(path.removeprefix("/unrouted")):
         raise MethodNotAllowed(allowed)
     raise NotFound

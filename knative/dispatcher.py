@@ -18,13 +18,14 @@ from urllib.parse import quote
 
 import urllib3
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from shared import kafka, logs
 from shared.routes import Trigger, triggers
 from shared.settings import InvalidSettings, load, settings
 
-PAUSE_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
 
 # What Knative's Kafka broker sends again; any other answer from 300 on goes to the dead letters at once.
@@ -39,6 +40,51 @@ http = urllib3.PoolManager(maxsize=64, retries=False)
 
 class Stopped(Exception):
     """The dispatcher stops; the event in hand is not settled."""
+
+
+def run(function_url: str, stopped: threading.Event) -> None:
+    """Dispatches until stopped. A broker that has forgotten its events is read from the beginning."""
+    topic_id, workers = "", Workers(function_url)
+    while not stopped.is_set():
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
+            try:
+                while not stopped.is_set():
+                    if topic_id != (topic_id := kafka.ensure_topics(admin)):
+                        workers.stop()
+                        workers.start()
+                    stopped.wait(CHECK_SECONDS)
+            finally:
+                admin.close()
+        except (KafkaError, OSError) as error:
+            log.warning("waiting for the broker", extra={"error": type(error).__name__})
+            stopped.wait(CHECK_SECONDS)
+    workers.stop()
+
+
+class Workers:
+    """A thread for each trigger and partition."""
+
+    def __init__(self, function_url: str) -> None:
+        self._function_url = function_url
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self._stopped = threading.Event()
+        for trigger in triggers():
+            url = self._function_url.format(service=trigger.service)
+            for partition in range(kafka.PARTITIONS):
+                thread = threading.Thread(target=consume, args=(trigger, partition, url, self._stopped))
+                thread.start()
+                self._threads.append(thread)
+        log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
 
 
 def consume(trigger: Trigger, partition: int, function_url: str, stopped: threading.Event) -> None:
@@ -66,7 +112,7 @@ def consume(trigger: Trigger, partition: int, function_url: str, stopped: thread
             return
         except (KafkaError, OSError) as error:
             log.warning("waiting for the broker", extra={"error": type(error).__name__, "trigger": trigger.name})
-            stopped.wait(PAUSE_SECONDS)
+            stopped.wait(CHECK_SECONDS)
 
 
 def settle(trigger: Trigger, record: Any, function_url: str, stopped: threading.Event) -> None:
@@ -143,25 +189,7 @@ def main() -> None:
         )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    while not stopped.is_set():
-        try:
-            kafka.create_topics(settings().kafka_bootstrap_servers)
-            break
-        except (KafkaError, OSError) as error:
-            log.warning("waiting for the broker", extra={"error": type(error).__name__})
-            stopped.wait(PAUSE_SECONDS)
-    workers = [
-        threading.Thread(
-            target=consume, args=(trigger, partition, function_url.format(service=trigger.service), stopped)
-        )
-        for trigger in triggers()
-        for partition in range(kafka.PARTITIONS)
-    ]
-    for worker in workers:
-        worker.start()
-    log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
-    for worker in workers:
-        worker.join()
+    run(function_url, stopped)
 
 
 if __name__ == "__main__":

@@ -11,30 +11,37 @@ DEAD_LETTERS = "aegis.user.dead-letters"
 PARTITIONS = 6
 """Of EVENTS: so many users' events are handled side by side by one event function."""
 
+_PARTITIONS = {EVENTS: PARTITIONS, DEAD_LETTERS: 1}
+
 CONTENT_TYPE = "application/json"
 _PREFIX = "ce_"
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, bytes | None]]
 
 
-def create_topics(bootstrap_servers: str) -> None:
-    """Creates the topics that are missing; leaves those that are there."""
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    try:
-        for topic, partitions in ((EVENTS, PARTITIONS), (DEAD_LETTERS, 1)):
-            with contextlib.suppress(TopicAlreadyExistsError):
-                admin.create_topics([NewTopic(topic, partitions, -1)])
-    finally:
-        admin.close()
+def ensure_topics(admin: KafkaAdminClient) -> str:
+    """Creates the topics that are missing.
+
+    Returns the id of the topic of events. Another id than before means that the broker has forgotten what it
+    held, as the embedded one does when it ends.
+    """
+    missing = [topic["name"] for topic in admin.describe_topics(list(_PARTITIONS)) if topic["error_code"]]
+    for name in missing:
+        with contextlib.suppress(TopicAlreadyExistsError):
+            admin.create_topics([NewTopic(name, _PARTITIONS[name], -1)])
+    return str(admin.describe_topics([EVENTS])[0]["topic_id"])
 
 
 def to_headers(attributes: Mapping[str, str]) -> Headers:
     """The headers of a record that carries an event with these attributes."""
-    return [("content-type", CONTENT_TYPE.encode())] + [
-        (_PREFIX + name, value.encode()) for name, value in attributes.items()
-    ]
+    headers: Headers = [("content-type", CONTENT_TYPE.encode())]
+    return headers + [(_PREFIX + name, value.encode()) for name, value in attributes.items()]
 
 
 def to_attributes(headers: Headers) -> dict[str, str]:
     """The attributes of the event in a record; empty for a record that is no CloudEvent."""
-    return {name.removeprefix(_PREFIX): value.decode() for name, value in headers if name.startswith(_PREFIX)}
+    return {
+        name.removeprefix(_PREFIX): (value or b"").decode("utf-8", "replace")
+        for name, value in headers
+        if name.startswith(_PREFIX)
+    }

@@ -16,26 +16,30 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pg8000
 from kafka import KafkaProducer
+from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 from sqlalchemy import Row, func, update
 from sqlalchemy import select as select_rows
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 
 from shared import database, kafka, logs
 from shared.events import SOURCE
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
-from shared.tables import outbox
+from shared.tables import outbox, relayed_topic
 
 BATCH = 500
 IDLE_SECONDS = 1.0
 """How long to wait for a NOTIFY before looking anyway: one may be lost with a connection."""
 SEND_SECONDS = 10.0
 PAUSE_SECONDS = 1.0
+RESENT = timedelta(days=1)
 
 log = logging.getLogger("relay")
 
@@ -51,7 +55,7 @@ def run(stopped: threading.Event) -> None:
 
 
 def _relay(stopped: threading.Event) -> None:
-    kafka.create_topics(settings().kafka_bootstrap_servers)
+    admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
     listener, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
     producer = KafkaProducer(
         bootstrap_servers=settings().kafka_bootstrap_servers,
@@ -67,6 +71,7 @@ def _relay(stopped: threading.Event) -> None:
         listener.cursor().execute("LISTEN outbox")
         log.info("relaying")
         while not stopped.is_set():
+            resend_what_was_forgotten(kafka.ensure_topics(admin))
             while send_batch(producer) == BATCH:
                 pass
             if select.select([transport], [], [], IDLE_SECONDS)[0]:
@@ -74,7 +79,26 @@ def _relay(stopped: threading.Event) -> None:
                 listener.cursor().execute("SELECT 1")
     finally:
         producer.close(timeout=1)
+        admin.close()
         listener.close()
+
+
+def resend_what_was_forgotten(topic_id: str) -> None:
+    """Marks the events of the last day as not sent, when the topic is not the one that they were sent to."""
+    with database.transaction() as connection:
+        known = connection.scalar(
+            select_rows(relayed_topic.c.topic_id).where(relayed_topic.c.name == kafka.EVENTS).with_for_update()
+        )
+        if known == topic_id:
+            return
+        connection.execute(
+            insert(relayed_topic)
+            .values(name=kafka.EVENTS, topic_id=topic_id)
+            .on_conflict_do_update(index_elements=["name"], set_={"topic_id": topic_id})
+        )
+        if known:
+            log.warning("the broker has forgotten its events; sending those of the last day again")
+            connection.execute(update(outbox).where(outbox.c.sent_at > func.now() - RESENT).values(sent_at=None))
 
 
 def send_batch(producer: KafkaProducer) -> int:

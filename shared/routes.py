@@ -19,6 +19,8 @@ class Route:
     method: str | None
     path: str
     is_prefix: bool
+    replaced_by: str
+    """What the function sees in place of the matched prefix; empty where it sees the path as it is."""
     timeout_seconds: float
 
 
@@ -59,6 +61,14 @@ def routes() -> tuple[Route, ...]:
             method=match.get("method"),
             path=match["path"]["value"],
             is_prefix=match["path"]["type"] == "PathPrefix",
+            replaced_by=next(
+                (
+                    filter_["urlRewrite"]["path"]["replacePrefixMatch"]
+                    for filter_ in rule.get("filters", ())
+                    if "path" in filter_.get("urlRewrite", {})
+                ),
+                "",
+            ),
             timeout_seconds=seconds(rule["timeouts"]["request"]),
         )
         for route in _of_kind("HTTPRoute")

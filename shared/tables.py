@@ -82,6 +82,13 @@ outbox = Table(
 )
 Index("outbox_unsent", outbox.c.position, postgresql_where=outbox.c.sent_at.is_(None))
 
+relayed_topic = Table(
+    "relayed_topic",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("topic_id", Text, nullable=False),
+)
+
 processed_event = Table(
     "processed_event",
     metadata,

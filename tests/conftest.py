@@ -161,3 +161,6 @@ def no_pause_of_the_cache() -> Iterator[None]:
     from shared import cache
 
     cache._pause.until = 0.0
+
+
+pytest_plugins = ["tests.servers"]

@@ -74,10 +74,10 @@ def _route(route: Route) -> dict[str, Any]:
     match: dict[str, Any] = {"prefix" if route.is_prefix else "path": route.path}
     if route.method:
         match["headers"] = [{"name": ":method", "string_match": {"exact": route.method}}]
-    return {
-        "match": match,
-        "route": {"cluster": route.function, "timeout": f"{route.timeout_seconds}s", "retry_policy": _RETRY},
-    }
+    action: dict[str, Any] = {"cluster": route.function, "timeout": f"{route.timeout_seconds}s", "retry_policy": _RETRY}
+    if route.replaced_by:
+        action["prefix_rewrite"] = route.replaced_by + "/"
+    return {"match": match, "route": action}
 
 
 def _cluster(name: str, port: int) -> dict[str, Any]:

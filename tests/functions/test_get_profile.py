@@ -121,7 +121,9 @@ def test_a_clock_may_be_half_a_minute_off(active_user: User) -> None:
     assert get(sign(claims_of(active_user, exp=int(time.time()) - 15))).status_code == 200
 
 
-@pytest.mark.parametrize("header", [{"typ": "JWT"}, {"typ": None}, {"kid": "unknown"}, {"kid": None}, {"kid": 7}], ids=str)
+@pytest.mark.parametrize(
+    "header", [{"typ": "JWT"}, {"typ": None}, {"kid": "unknown"}, {"kid": None}, {"kid": 7}], ids=str
+)
 def test_a_wrong_header_is_a_401(active_user: User, header: dict[str, Any]) -> None:
     token = sign(claims_of(active_user))
     _, payload, signature = token.split(".")

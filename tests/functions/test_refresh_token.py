@@ -84,9 +84,7 @@ def test_reuse_leaves_other_sessions_alone(active_user: User) -> None:
 def test_a_session_is_not_extended_beyond_its_end(active_user: User) -> None:
     token = log_in(active_user)["refresh_token"]
     with transaction() as connection:
-        connection.execute(
-            update(session).where(session.c.account_id == active_user.id).values(expires_at=func.now())
-        )
+        connection.execute(update(session).where(session.c.account_id == active_user.id).values(expires_at=func.now()))
     assert refresh(token).status_code == 401
 
 
@@ -109,9 +107,9 @@ def test_refresh_tokens_are_stored_hashed(active_user: User) -> None:
     token = log_in(active_user)["refresh_token"]
     with transaction() as connection:
         stored = connection.scalars(
-            select(tokens_table.c.token_hash).select_from(tokens_table.join(session)).where(
-                session.c.account_id == active_user.id
-            )
+            select(tokens_table.c.token_hash)
+            .select_from(tokens_table.join(session))
+            .where(session.c.account_id == active_user.id)
         ).all()
     assert stored == [hash_refresh_token(token)]
     assert token.encode() not in stored[0]

@@ -39,7 +39,7 @@ class Provider(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Provider
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         mail = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.authorizations.append(self.headers["Authorization"])
         if self.server.hangs.is_set():

@@ -96,4 +96,7 @@ def test_each_operation_is_described_for_who_calls_it(document: Any) -> None:
             assert operation["summary"]
             assert "503" in operation["responses"]
             secured = "security" in operation
-            assert secured == ("401" in operation["responses"]) or operation["operationId"] in ("login", "refresh_token")
+            assert secured == ("401" in operation["responses"]) or operation["operationId"] in (
+                "login",
+                "refresh_token",
+            )

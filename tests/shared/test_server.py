@@ -35,7 +35,15 @@ def test_ready_names_what_a_function_depends_on() -> None:
 @pytest.mark.parametrize("function", functions())
 def test_the_stock_functions_framework_starts_each_function(function: str) -> None:
     port = free_port()
-    command = [BIN / "functions-framework", "--target", function, "--host", LOOPBACK, "--port", str(port)]
+    command: list[str | Path] = [
+        BIN / "functions-framework",
+        "--target",
+        function,
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "FUNCTION_TARGET"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment | {"THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

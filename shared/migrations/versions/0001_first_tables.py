@@ -71,6 +71,7 @@ STATEMENTS = (
     $$ BEGIN PERFORM pg_notify('outbox', ''); RETURN NULL; END $$
     """,
     "CREATE TRIGGER notify_outbox AFTER INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION notify_outbox()",
+    "CREATE TABLE relayed_topic (name text PRIMARY KEY, topic_id text NOT NULL)",
     """
     CREATE TABLE processed_event (
         function text NOT NULL,

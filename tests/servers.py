@@ -1,0 +1,71 @@
+"""Servers of a test's own, to be killed."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from knative.local import servers
+from knative.local.supervisor import Process, Supervisor
+from shared import cache, database, settings
+from shared.migrate import migrate
+
+
+def forget_settings() -> None:
+    for remembered in (settings.settings, database.engine, cache._client):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    supervisor = Supervisor(tmp_path, print, threading.Event())
+    yield supervisor
+    supervisor.stop()
+
+
+Own = Callable[[str, Process, str], Process]
+
+
+@pytest.fixture
+def own(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own]:
+    """Starts a server and lets this process use it under the name of its setting."""
+
+    def start(name: str, process: Process, address: str) -> Process:
+        supervisor.start(process)
+        supervisor.wait_until_ready(process, seconds=30)
+        monkeypatch.setenv(name, address)
+        forget_settings()
+        return process
+
+    yield start
+    monkeypatch.undo()
+    forget_settings()
+
+
+@pytest.fixture
+def own_database(own: Own, tmp_path: Path) -> Process:
+    """A PostgreSQL of this test's own, with the tables."""
+    process = own("DATABASE_URL", *servers.postgresql(tmp_path, "password"))
+    migrate()
+    return process
+
+
+@pytest.fixture
+def own_redis(own: Own, tmp_path: Path) -> Process:
+    return own("REDIS_URL", *servers.redis(tmp_path))
+
+
+def kill(process: Process) -> None:
+    """kill -9, and wait until it is gone."""
+    if process.popen is None:
+        raise ValueError("the process was never started")
+    os.killpg(process.popen.pid, signal.SIGKILL)
+    process.popen.wait()
+
+
+def start_again(supervisor: Supervisor, process: Process) -> None:
+    supervisor._spawn(process, "ab")
+    supervisor.wait_until_ready(process, seconds=30)

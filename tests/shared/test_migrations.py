@@ -1,0 +1,27 @@
+"""The schema that migrations make."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from knative.local import servers
+from shared.database import engine, transaction
+from shared.migrate import migrate
+from shared.tables import metadata
+from tests.servers import Own
+
+
+def test_the_migrated_schema_is_that_of_the_tables() -> None:
+    with engine().connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrations_started_at_once_do_no_harm(own: Own, tmp_path: Path) -> None:
+    own("DATABASE_URL", *servers.postgresql(tmp_path, "password"))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: migrate(), range(4)))
+    with transaction() as connection:
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("0001",)]

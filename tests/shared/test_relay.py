@@ -1,0 +1,147 @@
+"""The outbox relay: every committed event reaches the broker, in order per user."""
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+from sqlalchemy import func, insert, select
+from uuid_utils.compat import uuid7
+
+from knative.local import servers
+from knative.local.supervisor import Process, Supervisor
+from shared import kafka, logs, relay
+from shared.database import transaction
+from shared.events import EmailVerified, announce
+from shared.settings import settings
+from shared.tables import outbox
+from tests.conftest import wait_for
+from tests.servers import Own, kill, start_again
+
+
+@contextmanager
+def running(relays: int = 1) -> Iterator[None]:
+    stopped = threading.Event()
+    threads = [threading.Thread(target=relay.run, args=(stopped,)) for _ in range(relays)]
+    for thread in threads:
+        thread.start()
+    yield
+    stopped.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def own_kafka(own: Own) -> Process:
+    return own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
+
+
+def announce_many(count: int, users: list[uuid.UUID]) -> None:
+    """Events whose data count up, for each user in turn."""
+    rows = [
+        {"id": uuid7(), "type": EmailVerified.type, "subject": user, "data": {"number": number}, "request_id": "r1"}
+        for number in range(count)
+        for user in users
+    ]
+    with transaction() as connection:
+        connection.execute(insert(outbox), rows)
+
+
+def unsent() -> int:
+    with transaction() as connection:
+        return connection.scalar(select(func.count()).where(outbox.c.sent_at.is_(None))) or 0
+
+
+def received() -> list[Any]:
+    """All records in the topic of events."""
+    consumer = KafkaConsumer(bootstrap_servers=settings().kafka_bootstrap_servers, auto_offset_reset="earliest")
+    partitions = [TopicPartition(kafka.EVENTS, number) for number in range(kafka.PARTITIONS)]
+    consumer.assign(partitions)
+    expected = sum(consumer.end_offsets(partitions).values())
+    records: list[Any] = []
+    while len(records) < expected:
+        for batch in consumer.poll(timeout_ms=1000).values():
+            records.extend(batch)
+    consumer.close()
+    return records
+
+
+def test_an_event_is_a_binary_cloud_event_keyed_by_its_user(own_database: Process, own_kafka: Process) -> None:
+    user = uuid.uuid4()
+    logs.request_id.set("from-the-caller")
+    with transaction() as connection:
+        announce(connection, EmailVerified(user_id=user))
+        row = connection.execute(select(outbox)).one()
+    with running():
+        wait_for(lambda: unsent() == 0)
+    (record,) = received()
+    headers = {name: value.decode() for name, value in record.headers}
+    assert headers.pop("ce_time") == row.occurred_at.isoformat()
+    assert headers == {
+        "content-type": "application/json",
+        "ce_specversion": "1.0",
+        "ce_id": str(row.id),
+        "ce_source": "/aegis/user-service",
+        "ce_type": "com.aegis.user.email_verified.v1",
+        "ce_subject": str(user),
+        "ce_partitionkey": str(user),
+        "ce_requestid": "from-the-caller",
+    }
+    assert record.key == str(user).encode()
+    assert json.loads(record.value) == {"user_id": str(user)}
+
+
+@pytest.mark.parametrize("relays", [1, 3])
+def test_each_users_events_arrive_once_and_in_order(own_database: Process, own_kafka: Process, relays: int) -> None:
+    users = [uuid.uuid4() for _ in range(10)]
+    announce_many(120, users)
+    with running(relays):
+        wait_for(lambda: unsent() == 0)
+    numbers: dict[bytes, list[int]] = {}
+    for record in received():
+        numbers.setdefault(record.key, []).append(json.loads(record.value)["number"])
+    assert numbers == {str(user).encode(): list(range(120)) for user in users}
+
+
+def test_events_wait_in_the_outbox_for_a_broker_that_is_away(
+    own_database: Process, own: Own, supervisor: Supervisor
+) -> None:
+    broker = own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
+    with running():
+        announce_many(1, [uuid.uuid4()])
+        wait_for(lambda: unsent() == 0)
+        kill(broker)
+        announce_many(3, [uuid.uuid4()])
+        assert unsent() == 3
+        start_again(supervisor, broker)
+        wait_for(lambda: unsent() == 0, seconds=60)
+        # The embedded broker has forgotten the first event: it is sent again.
+        wait_for(lambda: len(received()) >= 4, seconds=30)
+    assert len({dict(record.headers)["ce_id"] for record in received()}) == 4
+
+
+def test_the_relay_outlives_a_restart_of_postgresql(
+    own_database: Process, own_kafka: Process, supervisor: Supervisor
+) -> None:
+    with running():
+        announce_many(1, [uuid.uuid4()])
+        wait_for(lambda: unsent() == 0)
+        kill(own_database)
+        start_again(supervisor, own_database)
+        wait_for(announced_again)
+        wait_for(lambda: unsent() == 0, seconds=30)
+    assert len(received()) == 2
+
+
+def announced_again() -> bool:
+    from shared.problems import ServiceUnavailable
+
+    try:
+        announce_many(1, [uuid.uuid4()])
+    except ServiceUnavailable:
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""The whole way through the router, as a client on the network and a person in a browser go it."""
+
+import json
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from tests.conftest import PASSWORD, mailed_token, wait_for
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHONE = {"width": 390, "height": 844}
+
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM, reason="NO BROWSER: install Chromium to test the pages as people see them"
+)
+
+
+def call(method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+    request = urllib.request.Request(
+        os.environ["PUBLIC_URL"] + path,
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json", **headers},
+        method=method,
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            content = response.read()
+            return response.status, json.loads(content) if content else None, response.headers
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read()), error.headers
+
+
+def test_register_verify_log_in_read_refresh_log_out(address: str) -> None:
+    users = "/api/v1/users"
+    assert call("POST", users, {"email": address, "password": PASSWORD, "name": "김민준"})[0] == 202
+    assert call("POST", f"{users}/email/verify", {"token": mailed_token(address)})[0] == 204
+    status, tokens, _ = call("POST", f"{users}/login", {"email": address, "password": PASSWORD})
+    assert status == 200
+    status, tokens, _ = call("POST", f"{users}/token/refresh", {"refresh_token": tokens["refresh_token"]})
+    assert status == 200
+    bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
+    status, profile, _ = call("GET", f"{users}/me", **bearer)
+    assert (status, profile["email"], profile["name"]) == (200, address, "김민준")
+    assert call("POST", f"{users}/logout", **bearer)[0] == 204
+    status, problem, headers = call("GET", f"{users}/me", **bearer)
+    assert (status, headers["Content-Type"]) == (401, "application/problem+json")
+    assert problem["request_id"] == headers["X-Request-Id"]
+
+
+def test_an_unknown_address_and_a_wrong_method_are_problems() -> None:
+    assert call("GET", "/nowhere")[0] == 404
+    status, problem, headers = call("DELETE", "/api/v1/users/me")
+    assert (status, problem["status"], headers["Allow"]) == (405, 405, "GET, HEAD")
+
+
+def test_health_and_metrics_of_functions_are_not_public() -> None:
+    for path in ("/health/live", "/health/ready", "/metrics", "/v3/mail/send"):
+        assert call("GET", path)[0] == 404
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        page = browser.new_context(viewport=PHONE, locale="ko-KR").new_page()  # type: ignore[arg-type]
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def errors(page: Page) -> Iterator[list[str]]:
+    """What the browser complains about, and each address outside the service that a page asks for."""
+    found: list[str] = []
+
+    def complain(message: Any) -> None:
+        # A mail that tries to run a script is blocked, and another test sends one.
+        if message.type == "error" and "about:srcdoc" not in message.text:
+            found.append(message.text)
+
+    def look(request: Any) -> None:
+        if not request.url.startswith((os.environ["PUBLIC_URL"], "data:", "blob:")):
+            found.append(request.url)
+
+    page.on("console", complain)
+    page.on("request", look)
+    yield found
+    page.remove_listener("console", complain)
+    page.remove_listener("request", look)
+
+
+@needs_chromium
+def test_a_person_follows_the_link_in_the_inbox(page: Page, errors: list[str], address: str) -> None:
+    call("POST", "/api/v1/users", {"email": address, "password": PASSWORD})
+    mailed_token(address)
+    page.goto(f"{os.environ['PUBLIC_URL']}/inbox")
+    mail = page.locator("article", has_text=address)
+    assert mail.get_by_role("heading").inner_text() == "이메일 주소를 확인해 주세요"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    mail.get_by_text("As HTML").click()
+    framed = mail.frame_locator("iframe").get_by_role("link", name="이메일 주소 확인")
+    assert "#token=" in (framed.get_attribute("href") or "")
+
+    with page.context.expect_page() as opened:
+        mail.get_by_role("link", name=re.compile("verify-email")).click()
+    verified = opened.value
+    verified.get_by_text("이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.").wait_for()
+    assert verified.url == f"{os.environ['PUBLIC_URL']}/verify-email"
+    verified.close()
+    assert errors == []
+    assert call("POST", "/api/v1/users/login", {"email": address, "password": PASSWORD})[0] == 200
+
+
+@needs_chromium
+def test_a_used_link_says_so(page: Page) -> None:
+    page.goto(f"{os.environ['PUBLIC_URL']}/verify-email#token={'A' * 43}")
+    page.get_by_text("이미 사용했거나 만료되었거나").wait_for()
+
+
+@needs_chromium
+def test_a_link_that_cannot_reach_the_service_offers_to_try_again(page: Page, address: str) -> None:
+    call("POST", "/api/v1/users", {"email": address, "password": PASSWORD})
+    page.route("**/email/verify", lambda route: route.abort())
+    page.goto(f"{os.environ['PUBLIC_URL']}/inbox")
+    page.goto(f"{os.environ['PUBLIC_URL']}/verify-email#token={mailed_token(address)}")
+    again = page.get_by_role("button", name="다시 시도")
+    again.wait_for()
+    page.unroute("**/email/verify")
+    again.click()
+    page.get_by_text("이메일 주소가 확인되었습니다").wait_for()
+
+
+@needs_chromium
+def test_the_documentation_shows_every_operation_and_asks_nobody_else(page: Page, errors: list[str]) -> None:
+    page.goto(f"{os.environ['PUBLIC_URL']}/docs/")
+    page.get_by_text("Aegis user service").first.wait_for()
+    paths = call("GET", "/openapi.json")[1]["paths"]
+    for path in paths:
+        page.locator(f'[data-path="{path}"]').first.wait_for()
+    page.locator('[data-path="/api/v1/users/login"]').first.click()
+    page.get_by_text("The e-mail address or the password is wrong").first.wait_for()
+    assert errors == []
+
+
+@needs_chromium
+def test_the_start_page_leads_to_the_documentation(page: Page) -> None:
+    page.goto(os.environ["PUBLIC_URL"])
+    wait_for(lambda: page.url.endswith("/docs/"))
+
+
+def test_a_mail_cannot_run_a_script_in_the_inbox(address: str) -> None:
+    request = urllib.request.Request(
+        os.environ["EMAIL_SERVICE_URL"] + "/v3/mail/send",
+        json.dumps(
+            {
+                "personalizations": [{"to": [{"email": address}]}],
+                "from": {"email": "a@example.com"},
+                "subject": "<script>alert(1)</script>",
+                "content": [{"type": "text/html", "value": "<script>alert(1)</script>"}],
+            }
+        ).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ['EMAIL_API_KEY']}"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert response.status == 202
+    with urllib.request.urlopen(f"{os.environ['PUBLIC_URL']}/inbox", timeout=10) as response:
+        html = response.read().decode()
+    assert "<script>alert" not in html
+    assert "script-src 'self';" in response.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(("body", "authorized", "status"), [({}, True, 400), ([], True, 400), ({}, False, 401)])
+def test_the_sandbox_refuses_what_the_provider_would(body: Any, authorized: bool, status: int) -> None:
+    key = os.environ["EMAIL_API_KEY"] if authorized else "wrong"
+    request = urllib.request.Request(
+        os.environ["EMAIL_SERVICE_URL"] + "/v3/mail/send",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == status
+    assert json.loads(refused.value.read())["errors"][0]["message"]
