@@ -20,6 +20,7 @@ from shared.verifications import VERIFY_EMAIL, create
 
 LINK_LIFETIME = timedelta(hours=24)
 PROVIDER_TIMEOUT_SECONDS = 5.0
+"""For connecting, and again for the answer: together well within the lifetime of a claim on the event."""
 
 _TEXTS = Path(__file__).parents[1] / "shared" / "mails"
 _provider = urllib3.PoolManager(timeout=PROVIDER_TIMEOUT_SECONDS, retries=False, maxsize=16)

@@ -50,9 +50,10 @@ def run(function_url: str, stopped: threading.Event) -> None:
             admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
             try:
                 while not stopped.is_set():
-                    if topic_id != (topic_id := kafka.ensure_topics(admin)):
+                    known, topic_id = topic_id, kafka.ensure_topics(admin)
+                    if topic_id != known:
                         workers.stop()
-                        workers.start()
+                        workers.start(from_beginning=bool(known))
                     stopped.wait(CHECK_SECONDS)
             finally:
                 admin.close()
@@ -70,12 +71,12 @@ class Workers:
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
+    def start(self, *, from_beginning: bool) -> None:
         self._stopped = threading.Event()
         for trigger in triggers():
             url = self._function_url.format(service=trigger.service)
             for partition in range(kafka.PARTITIONS):
-                thread = threading.Thread(target=consume, args=(trigger, partition, url, self._stopped))
+                thread = threading.Thread(target=consume, args=(trigger, partition, url, from_beginning, self._stopped))
                 thread.start()
                 self._threads.append(thread)
         log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
@@ -87,8 +88,13 @@ class Workers:
         self._threads.clear()
 
 
-def consume(trigger: Trigger, partition: int, function_url: str, stopped: threading.Event) -> None:
-    """Delivers one partition's events to one function until stopped, through every failure of the broker."""
+def consume(
+    trigger: Trigger, partition: int, function_url: str, from_beginning: bool, stopped: threading.Event
+) -> None:
+    """Delivers one partition's events to one function until stopped, through every failure of the broker.
+
+    from_beginning: not from the offset committed last, which may have been one of an earlier topic.
+    """
     assigned = TopicPartition(kafka.EVENTS, partition)
     while not stopped.is_set():
         try:
@@ -102,6 +108,9 @@ def consume(trigger: Trigger, partition: int, function_url: str, stopped: thread
             try:
                 # Assigned, not subscribed: one dispatcher owns all partitions, and starts without a group join.
                 consumer.assign([assigned])
+                if from_beginning:
+                    consumer.seek_to_beginning(assigned)
+                    from_beginning = False
                 while not stopped.is_set():
                     for record in consumer.poll(timeout_ms=500).get(assigned, []):
                         settle(trigger, record, function_url, stopped)

@@ -30,8 +30,8 @@ from shared.settings import Dependency
 from shared.tables import processed_event
 
 MAX_IDENTITY_LENGTH = 512
-CLAIM_LIFETIME = timedelta(seconds=60)
-"""After so long a delivery that neither succeeded nor failed is taken for dead."""
+CLAIM_LIFETIME = timedelta(seconds=15)
+"""After so long a delivery that neither succeeded nor failed is taken for dead: the timeout of the Triggers."""
 
 
 def event_function(

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from knative.local import servers
-from knative.local.supervisor import Process, Supervisor
+from knative.local.supervisor import Process, StartFailed, Supervisor
 from shared import cache, database, settings
 from shared.migrate import migrate
+from tests.conftest import wait_for
 
 
 def forget_settings() -> None:
@@ -67,5 +68,14 @@ def kill(process: Process) -> None:
 
 
 def start_again(supervisor: Supervisor, process: Process) -> None:
+    """Starts it again as the supervisor does: until it stays, as PostgreSQL waits for the last of its old processes."""
+    wait_for(lambda: is_started(supervisor, process))
+
+
+def is_started(supervisor: Supervisor, process: Process) -> bool:
     supervisor._spawn(process, "ab")
-    supervisor.wait_until_ready(process, seconds=30)
+    try:
+        supervisor.wait_until_ready(process, seconds=30)
+    except StartFailed:
+        return False
+    return True

@@ -92,7 +92,7 @@ def ensure_topics() -> None:
 @contextmanager
 def consuming(url: str) -> Iterator[None]:
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(TRIGGER, 0, url, stopped))
+    thread = threading.Thread(target=dispatcher.consume, args=(TRIGGER, 0, url, False, stopped))
     thread.start()
     yield
     stopped.set()
@@ -175,7 +175,7 @@ def test_an_event_in_hand_when_the_dispatcher_stops_is_delivered_again(broker: P
     slow = Trigger(**{**TRIGGER.__dict__, "retries": 100, "backoff_seconds": 0.1})
     send("1")
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(slow, 0, function.url, stopped))
+    thread = threading.Thread(target=dispatcher.consume, args=(slow, 0, function.url, False, stopped))
     thread.start()
     wait_for(lambda: function.requests)
     stopped.set()
