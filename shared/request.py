@@ -15,6 +15,7 @@ from shared import logs, metrics
 from shared.problems import BodyTooLarge, InternalError, Problem
 
 MAX_BODY_BYTES = 64 * 1024
+DISCARDED_BYTES = 16 * 1024 * 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
             raise RequestEntityTooLarge
         response = work(body)
     except RequestEntityTooLarge:
+        _discard_body(request)
         response = _problem(BodyTooLarge(), request_id)
         # functions-framework reads the rest of the request into memory unless the answer is streamed.
         response.response = iter([response.get_data()])
@@ -74,6 +76,14 @@ def json_response(body: Mapping[str, Any] | bytes, status: int) -> Response:
     """A JSON answer; bytes are sent as they are."""
     content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return Response(content, status, content_type="application/json")
+
+
+def _discard_body(request: Request) -> None:
+    """Reads on past a body that is too large: a proxy that is still sending would take an early answer for a fault."""
+    read = request.environ["wsgi.input"].read
+    for _ in range(DISCARDED_BYTES // MAX_BODY_BYTES):
+        if not read(MAX_BODY_BYTES):
+            break
 
 
 def _problem(problem: Problem, request_id: str) -> Response:

@@ -66,10 +66,11 @@ def test_health_and_metrics_of_functions_are_not_public() -> None:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
+            env={**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))},
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         )
         page = browser.new_context(viewport=PHONE, locale="ko-KR").new_page()  # type: ignore[arg-type]

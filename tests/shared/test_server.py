@@ -33,7 +33,7 @@ def test_ready_names_what_a_function_depends_on() -> None:
 
 
 @pytest.mark.parametrize("function", functions())
-def test_the_stock_functions_framework_starts_each_function(function: str) -> None:
+def test_the_stock_functions_framework_starts_each_function(function: str, tmp_path: Path) -> None:
     port = free_port()
     command: list[str | Path] = [
         BIN / "functions-framework",
@@ -46,7 +46,11 @@ def test_the_stock_functions_framework_starts_each_function(function: str) -> No
     ]
     environment = {name: value for name, value in os.environ.items() if name != "FUNCTION_TARGET"}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment | {"THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment | {"HOME": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         try:
             url = f"http://{LOOPBACK}:{port}/nowhere"
