@@ -18,6 +18,9 @@ check: setup  ## lint, check the format and the types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+secrets: setup  ## make the secrets of the development overlay, once
+	@$(BIN)/python -m knative.local.keys knative/overlays/development/data/secrets.env
+
 setup:
 	@$(PYTHON) knative/local/setup.py
 
@@ -25,4 +28,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test check setup lock
+.PHONY: help up test check secrets setup lock

@@ -20,29 +20,23 @@ class Credentials(RequestBody):
 class InvalidCredentials(Problem):
     status = 401
     title = "The e-mail address or the password is wrong"
-    detail = "Which of the two is not said, nor whether the address is known."
+    detail = "Or the address is not verified yet: then follow the link in the mail. Which of these it is, is not said."
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": "Bearer"})
-
-
-class EmailNotVerified(Problem):
-    status = 403
-    title = "The e-mail address is not verified yet"
-    detail = "Follow the link in the mail; register again to get a new one."
 
 
 @http_function(
     "POST",
     "/api/v1/users/login",
     uses=["database", "access_tokens", "refresh_tokens"],
-    problems=[InvalidCredentials, EmailNotVerified],
+    problems=[InvalidCredentials],
 )
 def login(body: Credentials) -> TokenPair:
     """Log in.
 
     Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
-    An unknown address gets the same answer, after the same time, as a wrong password.
+    An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
     """
     by_email = (
         select(account.c.id, account.c.status, credential.c.password_hash)
@@ -52,10 +46,10 @@ def login(body: Credentials) -> TokenPair:
     with transaction() as connection:
         found = connection.execute(by_email).first()
 
-    if not verify_password(found and found.password_hash, body.password.get_secret_value()) or not found:
+    is_right = verify_password(found and found.password_hash, body.password.get_secret_value())
+    # A pending account is refused alike: whoever registers an address could else learn whether it was free.
+    if not found or not is_right or found.status != "active":
         raise InvalidCredentials
-    if found.status != "active":
-        raise EmailNotVerified
 
     with transaction() as connection:
         caller, refresh_token = sessions.start(connection, found.id)

@@ -10,7 +10,8 @@ from shared.http_function import http_function
 def logout(caller: Caller) -> None:
     """Log out.
 
-    Ends the session: its refresh token and its access tokens are refused from the next request on.
+    Ends the session: its refresh token and its access tokens are refused from the next request on (at the latest
+    after a minute, should Redis just then not take the news).
     """
     with transaction() as connection:
         sessions.end(connection, caller.session_id)

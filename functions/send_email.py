@@ -96,10 +96,11 @@ def _send(address: str, subject: str, text: str, html_text: str) -> None:
         )
     except urllib3.exceptions.HTTPError as error:
         raise ServiceUnavailable from error
-    if response.status == 429 or response.status >= 500:
-        raise ServiceUnavailable(retry_after=5)
-    if response.status >= 300:
+    if response.status in (400, 413):
         raise MailRefused
+    if response.status >= 300:
+        # Also 401 and 403: a key that is being replaced must not cost a mail.
+        raise ServiceUnavailable(retry_after=5)
 
 
 @cache

@@ -7,6 +7,7 @@ CloudEvents over HTTP, in order per partition, retries with back-off, then the d
 committed when its event is settled, so whatever dies, an event is delivered at least once.
 """
 
+import contextlib
 import logging
 import logging.config
 import os
@@ -45,22 +46,23 @@ class Stopped(Exception):
 def run(function_url: str, stopped: threading.Event) -> None:
     """Dispatches until stopped. A broker that has forgotten its events is read from the beginning."""
     topic_id, workers = "", Workers(function_url)
-    while not stopped.is_set():
-        try:
-            admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
+    try:
+        while not stopped.is_set():
             try:
-                while not stopped.is_set():
-                    known, topic_id = topic_id, kafka.ensure_topics(admin)
-                    if topic_id != known:
-                        workers.stop()
-                        workers.start(from_beginning=bool(known))
-                    stopped.wait(CHECK_SECONDS)
-            finally:
-                admin.close()
-        except (KafkaError, OSError) as error:
-            log.warning("waiting for the broker", extra={"error": type(error).__name__})
-            stopped.wait(CHECK_SECONDS)
-    workers.stop()
+                with contextlib.closing(
+                    KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
+                ) as admin:
+                    while not stopped.is_set():
+                        known, topic_id = topic_id, kafka.ensure_topics(admin)
+                        if topic_id != known:
+                            workers.stop()
+                            workers.start(from_beginning=bool(known))
+                        stopped.wait(CHECK_SECONDS)
+            except (KafkaError, OSError) as error:
+                log.warning("waiting for the broker", extra={"error": type(error).__name__})
+                stopped.wait(CHECK_SECONDS)
+    finally:
+        workers.stop()
 
 
 class Workers:
@@ -110,17 +112,20 @@ def consume(
                 consumer.assign([assigned])
                 if from_beginning:
                     consumer.seek_to_beginning(assigned)
-                    from_beginning = False
                 while not stopped.is_set():
                     for record in consumer.poll(timeout_ms=500).get(assigned, []):
                         settle(trigger, record, function_url, stopped)
                         consumer.commit()
+                        from_beginning = False
             finally:
                 consumer.close()
         except Stopped:
             return
         except (KafkaError, OSError) as error:
             log.warning("waiting for the broker", extra={"error": type(error).__name__, "trigger": trigger.name})
+            stopped.wait(CHECK_SECONDS)
+        except Exception:
+            log.exception("unexpected error; trying again", extra={"trigger": trigger.name, "partition": partition})
             stopped.wait(CHECK_SECONDS)
 
 
@@ -159,7 +164,7 @@ def deliver(trigger: Trigger, attributes: dict[str, str], data: bytes, function_
             headers={**headers, "Content-Type": kafka.CONTENT_TYPE},
             timeout=trigger.timeout_seconds,
         )
-    except urllib3.exceptions.HTTPError as error:
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
         return type(error).__name__
     return None if response.status < 300 else str(response.status)
 

@@ -35,8 +35,8 @@ def get(*keys: str) -> list[bytes | None]:
 
 
 def put(name: str, value: bytes | str, *, seconds: int) -> None:
-    """Sets a key, for those who changed what it tells."""
-    _run("SET", name, value, "EX", seconds)
+    """Sets a key, for those who changed what it tells; tried even in a pause, as the old value may still be there."""
+    _try("SET", name, value, "EX", seconds)
 
 
 def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:

@@ -60,7 +60,9 @@ def engine() -> Engine:
     @event.listens_for(pool, "checkout")
     def refuse_closed(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
         # An idle connection with something to read was closed by the server: replaced here, without a round trip.
-        if select.select([record.info["socket"]], [], [], 0)[0]:
+        poll = select.poll()
+        poll.register(record.info["socket"], select.POLLIN)
+        if poll.poll(0):
             raise DisconnectionError
 
     return pool

@@ -17,7 +17,7 @@ from cloudevents.http import CloudEvent, from_http
 from flask import Request, Response
 from functions_framework import HTTPFunction
 from pydantic import ValidationError
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared import logs
@@ -30,8 +30,8 @@ from shared.settings import Dependency
 from shared.tables import processed_event
 
 MAX_IDENTITY_LENGTH = 512
-CLAIM_LIFETIME = timedelta(seconds=15)
-"""After so long a delivery that neither succeeded nor failed is taken for dead: the timeout of the Triggers."""
+CLAIM_LIFETIME = timedelta(seconds=30)
+"""After so long a delivery that neither succeeded nor failed is taken for dead; twice what a Trigger gives it."""
 
 
 def event_function(
@@ -40,8 +40,8 @@ def event_function(
     """Registers a handler under its own name. Each event takes effect once, however often it is delivered.
 
     A delivery is claimed first and marked when the handler returns. When the handler raises, the claim is
-    given back and the next delivery tries again. Only a process that dies between an effect outside the
-    database and the mark makes that effect happen twice.
+    given back and the next delivery tries again. Only a process or a database that dies between an effect outside
+    the database and the mark makes that effect happen twice.
 
     Args:
         events: the events that the handler takes.
@@ -94,8 +94,17 @@ def _envelope(request: Request, body: bytes) -> CloudEvent:
     """
     try:
         envelope = from_http(dict(request.headers.items()), body)
-    except (cloudevents_exceptions.GenericException, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (
+        cloudevents_exceptions.GenericException,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    ) as error:
         raise MalformedRequest("The request is not a CloudEvent (version 1.0) in binary or structured mode.") from error
+    if not all(isinstance(envelope[name], str) for name in ("source", "id", "type")):
+        raise MalformedRequest("The source, id or type of the event is no text.")
     identity = f"{envelope['source']}{envelope['id']}"
     if not (envelope["source"] and envelope["id"] and identity.isprintable() and len(identity) <= MAX_IDENTITY_LENGTH):
         raise MalformedRequest("The source or the id of the event is empty, too long or not printable.")
@@ -111,7 +120,10 @@ def _once(function: str, event_id: str) -> Iterator[bool]:
     Raises:
         ServiceUnavailable: another delivery of it is under way; this one may come again.
     """
-    this = (processed_event.c.function == function, processed_event.c.event_id == event_id)
+    this: tuple[ColumnElement[bool], ...] = (
+        processed_event.c.function == function,
+        processed_event.c.event_id == event_id,
+    )
     claim = (
         insert(processed_event)
         .values(function=function, event_id=event_id, claimed_at=func.now())
@@ -120,16 +132,17 @@ def _once(function: str, event_id: str) -> Iterator[bool]:
             set_={"claimed_at": func.now()},
             where=processed_event.c.done_at.is_(None) & (processed_event.c.claimed_at < func.now() - CLAIM_LIFETIME),
         )
-        .returning(processed_event.c.event_id)
+        .returning(processed_event.c.claimed_at)
     )
     with transaction() as connection:
-        claimed = connection.scalar(claim) is not None
-        done = not claimed and connection.scalar(select(processed_event.c.done_at).where(*this)) is not None
-    if not claimed and not done:
-        raise ServiceUnavailable
+        claimed_at = connection.scalar(claim)
+        done = claimed_at is None and connection.scalar(select(processed_event.c.done_at).where(*this)) is not None
     if done:
         yield False
         return
+    if claimed_at is None:
+        raise ServiceUnavailable
+    this = (*this, processed_event.c.claimed_at == claimed_at)  # not a claim that another delivery made since
     try:
         yield True
     except BaseException:

@@ -19,7 +19,7 @@ def _email_address(text: str) -> str:
 
 
 def canonical_email(address: str) -> str:
-    """The form in which two spellings of one address are equal: domain in IDNA form, both parts case-folded.
+    """The form in which two spellings of one address are equal: domain in IDNA form, both parts in lower case.
 
     Raises:
         ValueError: the text is no e-mail address (RFC 5321, 5322, 6531).
@@ -30,11 +30,16 @@ def canonical_email(address: str) -> str:
         address = validate_email(address, check_deliverability=False, allow_smtputf8=True).normalized
     except EmailNotValidError:
         raise PydanticCustomError("email", "This is not an e-mail address.") from None
-    return address.casefold()
+    return address.lower()
+
+
+_JOINERS = "\u200c\u200d"
+"""Invisible, but part of how some languages and emoji are written."""
 
 
 def _printable(text: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Cn") for character in text) or not text.strip():
+    categories = [unicodedata.category(character) for character in text if character not in _JOINERS]
+    if any(category[0] == "C" for category in categories) or all(category[0] == "Z" for category in categories):
         raise PydanticCustomError("text", "This has no visible characters, or some that cannot be shown.")
     return text
 

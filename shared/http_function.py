@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from shared.fields import RequestBody
 
 
+MAX_FAULTS = 20
+
+
 def http_function(
     method: str,
     path: str,
@@ -107,7 +110,7 @@ def _validated(model: "type[RequestBody]", body: bytes) -> "RequestBody":
         if any(fault["type"] == "json_invalid" for fault in faults):
             raise MalformedRequest from None
         raise InvalidRequest(
-            errors=[{"pointer": json_pointer(fault["loc"]), "detail": fault["msg"]} for fault in faults]
+            errors=[{"pointer": json_pointer(fault["loc"]), "detail": fault["msg"]} for fault in faults[:MAX_FAULTS]]
         ) from None
 
 

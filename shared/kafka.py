@@ -1,10 +1,11 @@
 """The topics, and events as binary-mode CloudEvents (CloudEvents Kafka binding 1.0.2, 3.2)."""
 
 import contextlib
+import re
 from collections.abc import Mapping
 
 from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 EVENTS = "aegis.user.events"
 DEAD_LETTERS = "aegis.user.dead-letters"
@@ -15,6 +16,7 @@ _PARTITIONS = {EVENTS: PARTITIONS, DEAD_LETTERS: 1}
 
 CONTENT_TYPE = "application/json"
 _PREFIX = "ce_"
+_ATTRIBUTE = _PREFIX + "[a-z0-9]+"  # CloudEvents 1.0.2, 3.1
 
 Headers = list[tuple[str, bytes | None]]
 
@@ -25,11 +27,15 @@ def ensure_topics(admin: KafkaAdminClient) -> str:
     Returns the id of the topic of events. Another id than before means that the broker has forgotten what it
     held, as the embedded one does when it ends.
     """
-    missing = [topic["name"] for topic in admin.describe_topics(list(_PARTITIONS)) if topic["error_code"]]
+    unknown = UnknownTopicOrPartitionError.errno
+    missing = [topic["name"] for topic in admin.describe_topics(list(_PARTITIONS)) if topic["error_code"] == unknown]
     for name in missing:
         with contextlib.suppress(TopicAlreadyExistsError):
             admin.create_topics([NewTopic(name, _PARTITIONS[name], -1)])
-    return str(admin.describe_topics([EVENTS])[0]["topic_id"])
+    (described,) = admin.describe_topics([EVENTS])
+    if described["error_code"] or not described["topic_id"]:
+        raise for_code(described["error_code"])
+    return str(described["topic_id"])
 
 
 def to_headers(attributes: Mapping[str, str]) -> Headers:
@@ -43,5 +49,5 @@ def to_attributes(headers: Headers) -> dict[str, str]:
     return {
         name.removeprefix(_PREFIX): (value or b"").decode("utf-8", "replace")
         for name, value in headers
-        if name.startswith(_PREFIX)
+        if re.fullmatch(_ATTRIBUTE, name)
     }

@@ -24,7 +24,7 @@ _WAIT_SECONDS = 2.0
 _slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
 
 _MIN_STRENGTH = 2
-_STRENGTH_LENGTH = 72
+_STRENGTH_LENGTH = 32
 
 
 def check_acceptable(password: str, *known: str | None) -> None:
@@ -40,7 +40,8 @@ def check_acceptable(password: str, *known: str | None) -> None:
     from zxcvbn import zxcvbn
 
     guessable = [part for text in known if text for part in (text, text.partition("@")[0])]
-    strength = zxcvbn(password[:_STRENGTH_LENGTH], user_inputs=["aegis", *guessable], max_length=_STRENGTH_LENGTH)
+    with _slot():
+        strength = zxcvbn(password[:_STRENGTH_LENGTH], user_inputs=["aegis", *guessable], max_length=_STRENGTH_LENGTH)
     if strength["score"] < _MIN_STRENGTH:
         raise InvalidRequest(
             errors=[_fault("This password is common, or follows a pattern that is tried first. Choose another.")]

@@ -6,6 +6,7 @@ Woken by NOTIFY; several may run, and the rows that one is sending are locked fo
 between the broker's answer and its own commit sends those events again: consumers know them by their id.
 """
 
+import contextlib
 import json
 import logging
 import logging.config
@@ -40,6 +41,7 @@ IDLE_SECONDS = 1.0
 SEND_SECONDS = 10.0
 PAUSE_SECONDS = 1.0
 RESENT = timedelta(days=1)
+RESENT_AT_ONCE = 5000
 
 log = logging.getLogger("relay")
 
@@ -55,20 +57,24 @@ def run(stopped: threading.Event) -> None:
 
 
 def _relay(stopped: threading.Event) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
-    listener, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
-    producer = KafkaProducer(
-        bootstrap_servers=settings().kafka_bootstrap_servers,
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=0,
-        max_block_ms=int(SEND_SECONDS * 1000),
-        delivery_timeout_ms=int(SEND_SECONDS * 1000),
-        request_timeout_ms=int(SEND_SECONDS * 500),
-    )
-    try:
+    with contextlib.ExitStack() as clients:
+        # A connection of its own, not through PgBouncer, which cannot pass on a LISTEN.
+        listener, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
+        clients.callback(listener.close)
         listener.autocommit = True
         listener.cursor().execute("LISTEN outbox")
+        admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
+        clients.callback(admin.close)
+        producer = KafkaProducer(
+            bootstrap_servers=settings().kafka_bootstrap_servers,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_block_ms=int(SEND_SECONDS * 1000),
+            delivery_timeout_ms=int(SEND_SECONDS * 1000),
+            request_timeout_ms=int(SEND_SECONDS * 500),
+        )
+        clients.callback(producer.close, timeout=1)
         log.info("relaying")
         while not stopped.is_set():
             resend_what_was_forgotten(kafka.ensure_topics(admin))
@@ -77,28 +83,39 @@ def _relay(stopped: threading.Event) -> None:
             if select.select([transport], [], [], IDLE_SECONDS)[0]:
                 # Reads what was notified; raises when the server has closed the connection.
                 listener.cursor().execute("SELECT 1")
-    finally:
-        producer.close(timeout=1)
-        admin.close()
-        listener.close()
 
 
 def resend_what_was_forgotten(topic_id: str) -> None:
-    """Marks the events of the last day as not sent, when the topic is not the one that they were sent to."""
+    """Marks the events of the last day as not sent, when the topic is not the one that they were sent to.
+
+    In steps, each short enough for the database's time limit; the new topic is noted last, so that a relay that
+    dies between leaves the rest to the next.
+    """
     with database.transaction() as connection:
-        known = connection.scalar(
-            select_rows(relayed_topic.c.topic_id).where(relayed_topic.c.name == kafka.EVENTS).with_for_update()
-        )
-        if known == topic_id:
-            return
+        known = connection.scalar(select_rows(relayed_topic.c.topic_id).where(relayed_topic.c.name == kafka.EVENTS))
+    if known == topic_id:
+        return
+    if known:
+        log.warning("the broker has forgotten its events; sending those of the last day again")
+        while _mark_unsent(limit=RESENT_AT_ONCE) == RESENT_AT_ONCE:
+            pass
+    with database.transaction() as connection:
         connection.execute(
             insert(relayed_topic)
             .values(name=kafka.EVENTS, topic_id=topic_id)
             .on_conflict_do_update(index_elements=["name"], set_={"topic_id": topic_id})
         )
-        if known:
-            log.warning("the broker has forgotten its events; sending those of the last day again")
-            connection.execute(update(outbox).where(outbox.c.sent_at > func.now() - RESENT).values(sent_at=None))
+
+
+def _mark_unsent(limit: int) -> int:
+    sent = (
+        select_rows(outbox.c.position)
+        .where(outbox.c.occurred_at > func.now() - RESENT, outbox.c.sent_at.is_not(None))
+        .order_by(outbox.c.position)
+        .limit(limit)
+    )
+    with database.transaction() as connection:
+        return connection.execute(update(outbox).where(outbox.c.position.in_(sent)).values(sent_at=None)).rowcount
 
 
 def send_batch(producer: KafkaProducer) -> int:

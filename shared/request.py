@@ -12,9 +12,11 @@ from flask import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from shared import logs, metrics
-from shared.problems import BodyTooLarge, InternalError, Problem
+from shared.problems import BodyTooLarge, InternalError, MalformedRequest, Problem
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 5.0
+"""How long to wait for the next part of a body: a caller that sends nothing must not hold a thread."""
 DISCARDED_BYTES = 16 * 1024 * 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -34,9 +36,7 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
     # One more than allowed: a chunked body is cut off there, without an error.
     request.max_content_length = MAX_BODY_BYTES + 1
     try:
-        if len(body := request.get_data()) > MAX_BODY_BYTES:
-            raise RequestEntityTooLarge
-        response = work(body)
+        response = work(_body(request))
     except RequestEntityTooLarge:
         _discard_body(request)
         response = _problem(BodyTooLarge(), request_id)
@@ -76,6 +76,30 @@ def json_response(body: Mapping[str, Any] | bytes, status: int) -> Response:
     """A JSON answer; bytes are sent as they are."""
     content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return Response(content, status, content_type="application/json")
+
+
+def _body(request: Request) -> bytes:
+    """The body of a request.
+
+    Raises:
+        RequestEntityTooLarge
+        MalformedRequest: it is cut off, malformed, or does not arrive.
+    """
+    client = request.environ.get("gunicorn.socket")
+    if client:
+        client.settimeout(BODY_SECONDS)
+    try:
+        body = request.get_data()
+    except RequestEntityTooLarge:
+        raise
+    except Exception as error:
+        raise MalformedRequest("The body did not arrive in full.") from error
+    finally:
+        if client:
+            client.settimeout(None)
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
+    return body
 
 
 def _discard_body(request: Request) -> None:

@@ -1,5 +1,6 @@
 """The settings of a process: read once from the environment, under the names of the guide's 4.2 and 4.3."""
 
+import base64
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -9,6 +10,8 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote, urlsplit
 
 Dependency = Literal["database", "cache", "kafka", "access_tokens", "refresh_tokens", "email"]
+
+P256_BYTES = 32
 
 REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "database": ("DATABASE_URL",),
@@ -79,9 +82,15 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 
     def url(name: str, *schemes: str) -> str:
         value = values.get(name, "")
-        parts = urlsplit(value)
-        if value and (parts.scheme not in schemes or not parts.hostname):
+        try:
+            parts = urlsplit(value)
+            is_valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_valid = False
+        if value and not is_valid:
             problems.append(f"{name} is not a URL with {' or '.join(schemes)}")
+        elif value and parts.query:
+            problems.append(f"{name} has parameters, and none is supported: {parts.query}")
         return value.rstrip("/")
 
     log_level = values.get("LOG_LEVEL", "INFO").upper()
@@ -131,5 +140,8 @@ def settings() -> Settings:
 def _signing_keys(jwk_set: str) -> tuple[SigningKey, ...]:
     keys = json.loads(jwk_set)["keys"]
     if not keys or any((key["kty"], key["crv"]) != ("EC", "P-256") for key in keys):
+        raise ValueError
+    numbers = [base64.urlsafe_b64decode(key[name] + "=") for key in keys for name in ("x", "y", "d")]
+    if any(len(number) != P256_BYTES for number in numbers):
         raise ValueError
     return tuple(SigningKey(*(str(key[name]) for name in SigningKey._fields)) for key in keys)

@@ -47,6 +47,7 @@ verification = Table(
     Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
     Column("purpose", Text, primary_key=True),  # one live token for each; a new one replaces it
     Column("token_hash", LargeBinary, nullable=False, unique=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )
 
@@ -80,6 +81,7 @@ outbox = Table(
     Column("occurred_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("sent_at", DateTime(timezone=True)),
 )
+Index("outbox_occurred_at", outbox.c.occurred_at, postgresql_using="brin")
 Index("outbox_unsent", outbox.c.position, postgresql_where=outbox.c.sent_at.is_(None))
 
 relayed_topic = Table(

@@ -1,13 +1,16 @@
 """The whole way through the router, as a client on the network and a person in a browser go it."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -63,6 +66,16 @@ def test_an_unknown_address_and_a_wrong_method_are_problems() -> None:
 def test_health_and_metrics_of_functions_are_not_public() -> None:
     for path in ("/health/live", "/health/ready", "/metrics", "/v3/mail/send"):
         assert call("GET", path)[0] == 404
+
+
+def test_callers_who_never_finish_their_request_do_not_keep_others_out() -> None:
+    address = urlsplit(os.environ["PUBLIC_URL"])
+    head = b"POST /api/v1/users/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with contextlib.ExitStack() as stalled:
+        for _ in range(8):
+            connection = stalled.enter_context(socket.create_connection((address.hostname, address.port), timeout=20))
+            connection.sendall(head)
+        wait_for(lambda: call("POST", "/api/v1/users/login", {"email": "a@example.com", "password": "x"})[0] == 401, 30)
 
 
 @pytest.fixture(scope="module")

@@ -42,11 +42,11 @@ def router(data: Path, port: int, internal_port: int, ports: Mapping[str, int]) 
 def _configuration(port: int, internal_port: int, ports: Mapping[str, int]) -> dict[str, Any]:
     by_precision = sorted(routes(), key=lambda route: (route.is_prefix, -len(route.path)))
     site = [{"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}}] + [
-        {"match": {"prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
+        {"match": {"path_separated_prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
     ]
     internal = [
         {
-            "match": {"prefix": "/" + function.replace("_", "-")},
+            "match": {"path_separated_prefix": "/" + function.replace("_", "-")},
             "route": {"cluster": function, "prefix_rewrite": "/", "timeout": "60s", "retry_policy": _RETRY},
         }
         for function in ports
@@ -98,6 +98,9 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
         "use_remote_address": True,
         "preserve_external_request_id": True,
         "normalize_path": True,
+        "always_set_request_id_in_response": True,
+        "request_timeout": "10s",  # for the request to arrive; a route's timeout starts after that
+        "max_request_headers_kb": 8,
         "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}]},
         "http_filters": [
             {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}},
@@ -121,6 +124,7 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
     return {
         "name": name,
         "address": _address(port),
+        "enable_reuse_port": False,  # or a second copy would silently share the port
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
     }
 

@@ -1,4 +1,7 @@
-"""The providers of one machine: they take mails as SendGrid does, deliver nothing, and show all in an inbox."""
+"""The providers of development: they take mails as SendGrid does, deliver nothing, and show all in an inbox.
+
+DATA_DIR=/data EMAIL_API_KEY=... python -m knative.local.sandbox
+"""
 
 import hmac
 import json
@@ -9,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
-from flask import Blueprint, Response, jsonify, render_template, request
+from flask import Blueprint, Flask, Response, jsonify, render_template, request
+
+from shared.server import Server
 
 KEPT = 1000
 """So many messages are kept; older ones are forgotten."""
@@ -82,10 +87,18 @@ def messages() -> list[Message]:
 
 
 def _database() -> sqlite3.Connection:
-    database = sqlite3.connect(Path(os.environ["DATA_DIR"]) / "inbox.sqlite3")
+    file = Path(os.environ["DATA_DIR"]) / "inbox.sqlite3"
+    file.touch(mode=0o600)  # it holds live links
+    database = sqlite3.connect(file)
     database.execute("CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY AUTOINCREMENT, content TEXT NOT NULL)")
     return database
 
 
 def _refusal(message: str, field: str | None) -> Response:
     return jsonify(errors=[{"message": message, "field": field, "help": None}])
+
+
+if __name__ == "__main__":
+    app = Flask(__name__)
+    app.register_blueprint(sandbox)
+    Server(app, bind="0.0.0.0:8080", threads=4, log_level="INFO").run()

@@ -3,6 +3,8 @@
 Runs with nothing but Python's standard library, before anything is installed.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as being told
+
 import fcntl
 import hashlib
 import shutil

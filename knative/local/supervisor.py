@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -39,7 +39,7 @@ class Process:
     """Others depend on it: it stops when they have."""
     popen: subprocess.Popen[bytes] | None = None
     deaths: int = 0
-    restart_at: float = field(default=0.0)
+    restart_at: float = 0.0
 
 
 class Supervisor:
@@ -59,7 +59,7 @@ class Supervisor:
         leftovers: list[psutil.Process] = []
         with contextlib.suppress(FileNotFoundError, ValueError):
             for name, pid, created, stop_signal in json.loads(self._record.read_text()):
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                     process = psutil.Process(pid)
                     if abs(process.create_time() - created) < 1 and _is_alive(process):
                         self._say(f"stopping {name}, left behind by an earlier run (process {pid})")
@@ -144,9 +144,11 @@ class Supervisor:
                 start_new_session=True,  # Ctrl-C in the terminal reaches only us; we stop them in order
             )
         running = [other for other in self._processes if _is_running(other)]
-        self._record.write_text(
+        unfinished = self._record.with_suffix(".unfinished")
+        unfinished.write_text(
             json.dumps([[other.name, _popen(other).pid, _created(other), other.stop_signal] for other in running])
         )
+        unfinished.rename(self._record)
 
     def _last_lines(self, process: Process) -> str:
         path = self._logs / f"{process.name}.log"

@@ -3,7 +3,6 @@
 PORT and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the embedded server.
 """
 
-import base64
 import fcntl
 import json
 import os
@@ -20,6 +19,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from knative.local import servers
+from knative.local.keys import new_signing_keys
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
@@ -55,8 +55,8 @@ def main() -> None:
         sys.exit(130)
     except (Refused, StartFailed) as error:
         sys.exit(f"\n{error}")
-    except PermissionError as error:
-        sys.exit(f"\nNo permission for {error.filename}. Make it yours, or choose another folder: make up DATA_DIR=...")
+    except OSError as error:
+        sys.exit(f"\n{error}\nMake the folder yours, or choose another: make up DATA_DIR=...")
 
 
 def say(line: str) -> None:
@@ -164,20 +164,6 @@ def secret(data: Path, name: str, new: Callable[[], str] = lambda: secrets.token
         known[name] = new()
         file.write_text(json.dumps(known, indent=1))
     return known[name]
-
-
-def new_signing_keys() -> str:
-    """A JWK Set (RFC 7517) with one new private P-256 key."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    private = ec.generate_private_key(ec.SECP256R1()).private_numbers()
-    numbers = {"x": private.public_numbers.x, "y": private.public_numbers.y, "d": private.private_value}
-    key = {name: base64url(number.to_bytes(32, "big")) for name, number in numbers.items()}
-    return json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": secrets.token_hex(8), **key}]})
-
-
-def base64url(content: bytes) -> str:
-    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def start_functions(supervisor: Supervisor, data: Path, port: int, environment: dict[str, str]) -> None:

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from shared.database import transaction
-from shared.tables import account, outbox
+from shared.tables import account, credential, outbox
 from tests.conftest import PASSWORD, User, client, inbox, log_in, mailed_token, post, wait_for
 
 PATH = "/api/v1/users"
@@ -85,6 +85,16 @@ def test_many_at_once_make_one_account(address: str) -> None:
     assert accounts(address) == 1
 
 
+def test_an_earlier_link_never_activates_a_later_password(address: str) -> None:
+    """Not even before the mail with the newer link: else a stranger could set the password of a link in the post."""
+    register(address)
+    link = mailed_token(address)
+    with transaction() as connection:
+        newer = update(credential).where(account.c.id == credential.c.account_id, account.c.email == address)
+        connection.execute(newer.values(password_hash="the stranger's", changed_at=func.now()))
+    assert post("verify_email", "/api/v1/users/email/verify", {"token": link}).status_code == 400
+
+
 @pytest.mark.parametrize(
     "password",
     ["short", "fourteen chars", "aaaaaaaaaaaaaaaaaa", "passwordpassword", "123456789012345", "qwertyuiopasdfgh"],
@@ -116,6 +126,8 @@ def test_a_password_may_hold_any_unicode(address: str) -> None:
         ({"name": "\x00"}, "/name"),
         ({"name": "a\nb"}, "/name"),
         ({"name": "   "}, "/name"),
+        ({"name": "\u202e\u200b"}, "/name"),
+        ({"name": "\u200d"}, "/name"),
         ({"name": "n" * 101}, "/name"),
         ({"locale": "fr"}, "/locale"),
         ({"password": ["a"]}, "/password"),

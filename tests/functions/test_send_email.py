@@ -117,7 +117,7 @@ def test_the_same_id_from_another_source_is_another_event(address: str, provider
     assert len(provider.accepted) == 2
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
 def test_a_provider_that_is_busy_or_broken_is_tried_again_with_the_next_delivery(
     address: str, provider: Provider, status: int
 ) -> None:
@@ -212,6 +212,8 @@ def test_what_is_no_binary_cloud_event_is_a_400(change: dict[str, str | None], b
         b"nonsense",
         b'"text"',
         b'{"specversion": "1.0", "id": "\\u0000", "source": "/", "type": "com.aegis.user.registered.v1", "data": {}}',
+        b'{"specversion": "1.0", "id": "1", "source": "/", "type": ["x"], "data": {}}',
+        b"[" * 50_000,
         b'{"specversion": "1.0", "id": {}, "source": "/", "type": ["x"], "data": {}}',
     ],
 )

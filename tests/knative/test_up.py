@@ -175,7 +175,7 @@ def test_whatever_is_killed_is_started_again_and_no_registration_is_lost(tmp_pat
             record = json.loads((tmp_path / "processes.json").read_text())
             os.killpg(next(pid for process, pid, *_ in record if process == name), signal.SIGKILL)
             wait_for_line(up, f"{name} has ended")
-            assert try_until(up, "/api/v1/users/login", registration) == 403
+            assert try_until(up, "/api/v1/users/login", registration) == 401
 
         def addressed() -> set[str]:
             return {mail["to"] for mail in up.request("/inbox", Accept="application/json")[1]}

@@ -6,7 +6,7 @@ import pytest
 
 from shared.settings import InvalidSettings, load
 
-KEY = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "1", "x": "x", "y": "y", "d": "secret"}]})
+KEY = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "1", "x": "A" * 43, "y": "A" * 43, "d": "A" * 43}]})
 
 
 def problems(environment: dict[str, str], *uses: str) -> list[str]:
@@ -33,7 +33,18 @@ def test_threads_are_a_number_from_1_to_64(threads: str) -> None:
     assert problems({"THREADS": threads}) == ["THREADS is not a number from 1 to 64"]
 
 
-@pytest.mark.parametrize("keys", ["secret", "{}", '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', "[]", '{"keys": 1}'])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "secret",
+        "{}",
+        '{"keys": []}',
+        '{"keys": [{"kty": "RSA"}]}',
+        "[]",
+        '{"keys": 1}',
+        KEY.replace("A" * 43, "secret"),
+    ],
+)
 def test_a_malformed_signing_key_is_named_and_not_shown(keys: str) -> None:
     (problem,) = problems({"JWT_SECRET_KEY": keys})
     assert "JWT_SECRET_KEY" in problem
@@ -64,3 +75,19 @@ def test_a_url_wins_over_its_parts() -> None:
 
 def test_signing_keys_are_read_in_order() -> None:
     assert [key.kid for key in load({"JWT_SECRET_KEY": KEY}).signing_keys] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://[",
+        "postgresql://h:abc/x",
+        "mysql://h/x",
+        "postgresql:///x",
+        "h",
+        "postgresql://h/x?sslmode=require",
+    ],
+)
+def test_a_url_that_would_fail_later_fails_at_the_start(url: str) -> None:
+    (problem,) = problems({"DATABASE_URL": url})
+    assert problem.startswith("DATABASE_URL ")

@@ -30,6 +30,7 @@ STATEMENTS = (
         account_id uuid NOT NULL REFERENCES account ON DELETE CASCADE,
         purpose text NOT NULL,
         token_hash bytea NOT NULL UNIQUE,
+        created_at timestamptz NOT NULL DEFAULT now(),
         expires_at timestamptz NOT NULL,
         PRIMARY KEY (account_id, purpose)
     )
@@ -64,6 +65,7 @@ STATEMENTS = (
         sent_at timestamptz
     )
     """,
+    "CREATE INDEX outbox_occurred_at ON outbox USING brin (occurred_at)",
     "CREATE INDEX outbox_unsent ON outbox (position) WHERE sent_at IS NULL",
     # The relay listens; a trigger, because a NOTIFY of the writer's own would be one more round trip.
     """
