@@ -70,7 +70,8 @@ def test_health_and_metrics_of_functions_are_not_public() -> None:
 
 def test_callers_who_never_finish_their_request_do_not_keep_others_out() -> None:
     address = urlsplit(os.environ["PUBLIC_URL"])
-    head = b"POST /api/v1/users/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    head = b"POST /api/v1/users/login HTTP/1.1\r\nHost: x\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     with contextlib.ExitStack() as stalled:
         for _ in range(8):
             connection = stalled.enter_context(socket.create_connection((address.hostname, address.port), timeout=20))
