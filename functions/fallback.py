@@ -1,16 +1,23 @@
 """Answer what no other function has a route for."""
 
+from flask import Request
+
+from shared import cors
 from shared.http_function import http_function
 from shared.problems import MethodNotAllowed, NotFound
 from shared.routes import methods_at
 
 
-@http_function("*", "/*")
-def fallback(path: str) -> None:
-    """Answer what no other function has a route for: 405 for a known path, else 404.
+@http_function("*", "/*", status=204)
+def fallback(request: Request) -> None:
+    """Answer what no other function has a route for: a browser's preflight, 405 for a known path, else 404.
 
     The route puts /unrouted before the path that was asked for.
     """
-    if allowed := methods_at(path.removeprefix("/unrouted")):
+    # Envoy Gateway leaves out the slash that joins the two.
+    path = "/" + request.path.removeprefix("/unrouted").removeprefix("/")
+    allowed = methods_at(path)
+    if not allowed:
+        raise NotFound
+    if not cors.is_preflight(request):
         raise MethodNotAllowed(allowed)
-    raise NotFound

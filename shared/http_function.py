@@ -5,7 +5,7 @@ The decorator states method, path and what the handler uses. The handler's param
     body: Model               the validated JSON body, a `RequestBody`
     caller: Caller            the authenticated user; without one the answer is 401
     cached: bytes | None      with `cached=`, an entry of the cache read in the same round trip as the session
-    path: str                 the path of the request, for a function that answers at any ("/*")
+    request: flask.Request    the request as it came, for the function that answers at any path ("/*")
 
 It returns a TypedDict (or JSON bytes from the cache), which becomes the body, or None for an answer without one.
 """
@@ -80,7 +80,7 @@ def http_function(
 def _perform(operation: HttpFunction, request: Request, body: bytes) -> Response:
     arguments: dict[str, Any] = {}
     if operation.path == "/*":
-        arguments["path"] = request.path
+        arguments["request"] = request
     elif request.path != operation.path:
         raise NotFound
     elif request.method != operation.method and (request.method, operation.method) != ("HEAD", "GET"):

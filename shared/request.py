@@ -11,7 +11,7 @@ from typing import Any
 from flask import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from shared import logs, metrics
+from shared import cors, logs, metrics
 from shared.problems import BodyTooLarge, InternalError, MalformedRequest, Problem
 
 MAX_BODY_BYTES = 64 * 1024
@@ -50,6 +50,7 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
     response.headers["X-Request-Id"] = request_id
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update(cors.headers(request))
 
     seconds = time.perf_counter() - started
     method = request.method if request.method in METHODS else "OTHER"

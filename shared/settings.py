@@ -53,6 +53,8 @@ class Settings:
     signing_keys: tuple[SigningKey, ...]
     """The first signs; all verify, so that a key can be replaced without logging anyone out."""
     refresh_key: bytes
+    cors_allowed_origins: frozenset[str]
+    """Origins whose pages may call the API from a browser, as https://app.example.com; none by default."""
     email_service_url: str
     email_api_key: str
     email_from: str
@@ -106,6 +108,10 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     if refresh_key and len(refresh_key) < 32:
         problems.append("JWT_REFRESH_SECRET_KEY has fewer than 32 characters")
 
+    origins = frozenset(origin.strip() for origin in values.get("CORS_ALLOWED_ORIGINS", "").split(",")) - {""}
+    if any(urlsplit(origin)[2:] != ("", "", "") or not urlsplit(origin).hostname for origin in origins):
+        problems.append("CORS_ALLOWED_ORIGINS is not a list of origins such as https://app.example.com")
+
     signing_keys: tuple[SigningKey, ...] = ()
     if "JWT_SECRET_KEY" in values:
         try:
@@ -122,6 +128,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         public_url=url("PUBLIC_URL", "http", "https"),
         signing_keys=signing_keys,
         refresh_key=refresh_key,
+        cors_allowed_origins=origins,
         email_service_url=url("EMAIL_SERVICE_URL", "http", "https"),
         email_api_key=values.get("EMAIL_API_KEY", ""),
         email_from=values.get("EMAIL_FROM", ""),
