@@ -13,6 +13,12 @@ up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local)
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest
 
+test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.local/aegis-user-service:dev PROMETHEUS_URL=...)
+	@$(BIN)/python -m pytest tests/cluster -n 0 -s
+
+loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL=)
+	@$(BIN)/python -m loadtests.run
+
 check: setup  ## lint, check the format and the types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -28,4 +34,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test check secrets setup lock
+.PHONY: help up test test-cluster loadtest check secrets setup lock

@@ -29,7 +29,8 @@ _service: list[subprocess.Popen[bytes]] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the service once, in the process that hands out the tests; its workers inherit the environment."""
-    if hasattr(config, "workerinput") or config.option.collectonly:
+    on_a_cluster = all("tests/cluster" in argument for argument in config.args)
+    if hasattr(config, "workerinput") or config.option.collectonly or on_a_cluster:
         return
     from knative.local.servers import free_port
 

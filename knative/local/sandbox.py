@@ -65,8 +65,11 @@ def send_mail() -> tuple[Response, int]:
 
 @sandbox.get("/inbox")
 def show_inbox() -> Response | str:
-    """All messages, newest first: a page, or with `Accept: application/json` a list of objects."""
-    found = messages()
+    """The messages, newest first: a page, or with `Accept: application/json` a list of objects.
+
+    With `?to=ADDRESS` only those to an address.
+    """
+    found = messages(request.args.get("to"))
     if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
         return jsonify(found)
     return render_template("inbox.html", messages=found)
@@ -75,14 +78,16 @@ def show_inbox() -> Response | str:
 def store(messages: list[Message]) -> None:
     with closing(_database()) as database, database:
         database.executemany(
-            "INSERT INTO message (content) VALUES (?)", [(json.dumps(message),) for message in messages]
+            "INSERT INTO message (recipient, content) VALUES (?, ?)",
+            [(message["to"], json.dumps(message)) for message in messages],
         )
         database.execute("DELETE FROM message WHERE id <= (SELECT max(id) FROM message) - ?", (KEPT,))
 
 
-def messages() -> list[Message]:
+def messages(to: str | None = None) -> list[Message]:
+    query = "SELECT content FROM message WHERE :to IS NULL OR recipient = :to ORDER BY id DESC"
     with closing(_database()) as database:
-        rows = database.execute("SELECT content FROM message ORDER BY id DESC").fetchall()
+        rows = database.execute(query, {"to": to}).fetchall()
     return [json.loads(content) for (content,) in rows]
 
 
@@ -90,7 +95,10 @@ def _database() -> sqlite3.Connection:
     file = Path(os.environ["DATA_DIR"]) / "inbox.sqlite3"
     file.touch(mode=0o600)  # it holds live links
     database = sqlite3.connect(file)
-    database.execute("CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY AUTOINCREMENT, content TEXT NOT NULL)")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS message "
+        "(id INTEGER PRIMARY KEY AUTOINCREMENT, recipient TEXT NOT NULL, content TEXT NOT NULL)"
+    )
     return database
 
 

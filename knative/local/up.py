@@ -26,6 +26,8 @@ from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
 from shared.routes import functions, manifests
 
 ROOT = Path(__file__).parents[2]
+TARGETS = "targets.json"
+"""In the data folder while it runs: where Prometheus finds the functions (file_sd)."""
 ENVIRONMENT = "environment.json"
 """In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
 
@@ -98,7 +100,8 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
         while not stopped.wait(0.1):
             supervisor.restart_the_dead()
     finally:
-        environment_file.unlink(missing_ok=True)
+        for file in (ENVIRONMENT, TARGETS):
+            (data / file).unlink(missing_ok=True)
         say("\nstopping")
         supervisor.stop()
 
@@ -193,6 +196,10 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     supervisor.start(python("relay", "shared.relay"))
     function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
     supervisor.start(python("dispatcher", "knative.dispatcher", FUNCTION_URL=function_url))
+    targets = [
+        {"targets": [f"{LOOPBACK}:{ports[name]}"], "labels": {"url": environment["PUBLIC_URL"]}} for name in functions()
+    ]
+    (data / TARGETS).write_text(json.dumps(targets, indent=1))
     envoy = router(data, port, internal_port, ports)
     supervisor.start(envoy)
     supervisor.wait_until_ready(*servers_, envoy, seconds=60)

@@ -1,0 +1,168 @@
+"""What the functions do as Knative Services, seen through the gateway."""
+
+import json
+import os
+import time
+import urllib.parse
+import urllib.request
+from typing import Any
+
+import pytest
+
+from shared.routes import functions
+from tests.cluster.conftest import (
+    NAMESPACE,
+    USERS,
+    call,
+    get_profile,
+    kubectl,
+    load,
+    log_in,
+    mailed_token,
+    namespaced,
+    new_address,
+    pods,
+)
+from tests.conftest import PASSWORD, wait_for
+
+# The window, and the 30 s that Knative waits before the last pod goes, and as much again.
+TO_ZERO_SECONDS = 240.0
+
+
+def test_register_mail_verify_log_in_read_refresh_log_out() -> None:
+    credentials = {"email": new_address(), "password": PASSWORD}
+    assert call("POST", USERS, credentials | {"name": "김민준"})[0] == 202
+    assert call("POST", f"{USERS}/email/verify", {"token": mailed_token(credentials["email"])})[0] == 204
+    status, tokens, _ = call("POST", f"{USERS}/login", credentials)
+    assert status == 200
+    status, tokens, _ = call("POST", f"{USERS}/token/refresh", {"refresh_token": tokens["refresh_token"]})
+    assert status == 200
+    bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
+    status, profile, _ = call("GET", f"{USERS}/me", **bearer)
+    assert (status, profile["name"]) == (200, "김민준")
+    assert call("HEAD", f"{USERS}/me", **bearer)[0] == 200
+    assert call("POST", f"{USERS}/logout", **bearer)[0] == 204
+    assert call("GET", f"{USERS}/me", **bearer)[0] == 401
+
+
+def test_what_has_no_route_is_a_problem() -> None:
+    status, problem, _ = call("GET", "/nowhere")
+    assert (status, problem["type"]) == (404, "urn:aegis:problem:not-found")
+    status, _, headers = call("DELETE", f"{USERS}/me")
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "//metrics", "/./metrics"])
+def test_health_and_metrics_are_not_public(path: str) -> None:
+    assert call("GET", path)[0] == 404
+
+
+def test_no_function_can_be_reached_past_the_gateway() -> None:
+    services = json.loads(namespaced("get", "ksvc", "-o", "json"))["items"]
+    assert {service["metadata"]["name"].replace("-", "_") for service in services} == set(functions())
+    for service in services:
+        assert service["status"]["url"].endswith(".svc.cluster.local")
+
+
+def test_every_pod_passes_restricted_pod_security_with_a_read_only_root() -> None:
+    namespace = json.loads(kubectl("get", "namespace", NAMESPACE, "-o", "json"))
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for pod in json.loads(namespaced("get", "pods", "-o", "json"))["items"]:
+        for container in pod["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, pod["metadata"]["name"]
+        assert not any("kube-api-access" in volume["name"] for volume in pod["spec"].get("volumes", []))
+
+
+def test_pods_grow_under_load_and_shrink_after(credentials: dict[str, str]) -> None:
+    with load(30, log_in(credentials)) as running:
+        started = time.monotonic()
+
+        def grown() -> bool:
+            running.pods.append(pods("login"))
+            return running.pods[-1] >= 3
+
+        wait_for(grown, seconds=60)
+        print(f"\nlogin under 30 callers: 3 pods after {time.monotonic() - started:.0f} s")
+    print(f"{running.statuses.total()} requests: {dict(running.statuses)}")
+    assert running.statuses[200] > 0
+    # More than it can take is a 503 with Retry-After, never a broken connection or a 500.
+    assert set(running.failed) <= {503}
+    started = time.monotonic()
+    wait_for(lambda: pods("login") == 0, TO_ZERO_SECONDS)
+    print(f"no pods {time.monotonic() - started:.0f} s after the load ended")
+
+
+def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearer: dict[str, str]) -> None:
+    with load(4, get_profile(bearer, pause=0.05)) as running:
+        wait_for(lambda: running.statuses[200] > 50, seconds=60)
+        before = revision("get-profile")
+        patch = {"spec": {"template": {"metadata": {"annotations": {"rolled-out-at": str(time.time())}}}}}
+        namespaced("patch", "ksvc", "get-profile", "--type", "merge", "--patch", json.dumps(patch))
+        wait_for(lambda: revision("get-profile") != before, seconds=60)
+        after = running.statuses[200]
+        wait_for(lambda: running.statuses[200] > after + 200, seconds=60)
+        # The old revision's pods go while requests come.
+        wait_for(lambda: pods_of_revision(before) == 0, TO_ZERO_SECONDS)
+    print(f"\n{running.statuses.total()} requests over the roll-out, failed: {running.failed}")
+    assert running.failed == {}
+
+
+def test_a_deleted_pod_costs_no_request(bearer: dict[str, str]) -> None:
+    with load(4, get_profile(bearer, pause=0.05)) as running:
+        wait_for(lambda: running.statuses[200] > 50, seconds=60)
+        selector = "serving.knative.dev/service=get-profile"
+        namespaced("delete", "pod", "-l", selector, "--wait=false")
+        after = running.statuses[200]
+        wait_for(lambda: running.statuses[200] > after + 300, seconds=90)
+    print(f"\n{running.statuses.total()} requests over the deletion, failed: {running.failed}")
+    assert running.failed == {}
+
+
+def test_metrics_of_each_function_arrive_in_prometheus(bearer: dict[str, str]) -> None:
+    def counted() -> set[str]:
+        series = query('count by (function) (http_requests_total{service="user-service"})')
+        return {one["metric"]["function"] for one in series}
+
+    def touched() -> bool:
+        call("GET", f"{USERS}/me", **bearer)
+        call("GET", "/nowhere")
+        for path in (USERS, f"{USERS}/email/verify", f"{USERS}/login", f"{USERS}/token/refresh", f"{USERS}/logout"):
+            call("POST", path, {})
+        return counted() >= set(functions()) - {"send_email"}
+
+    wait_for(touched, seconds=180)
+
+
+def test_functions_at_zero_answer_and_an_event_wakes_send_email_from_zero(credentials: dict[str, str]) -> None:
+    """Prometheus scrapes all the while, and keeps none of them from zero."""
+    names = [name.replace("_", "-") for name in functions()]
+    wait_for(lambda: sum(pods(name) for name in names) == 0, TO_ZERO_SECONDS)
+    started = time.monotonic()
+    assert call("POST", f"{USERS}/login", credentials)[0] == 200
+    print(f"\nlogin answered from zero after {time.monotonic() - started:.1f} s")
+    address = new_address()
+    started = time.monotonic()
+    assert call("POST", USERS, {"email": address, "password": PASSWORD})[0] == 202
+    print(f"register answered from zero after {time.monotonic() - started:.1f} s")
+    assert mailed_token(address)
+    print(f"its mail was there {time.monotonic() - started:.1f} s after the request, by send_email from zero")
+
+
+def query(expression: str) -> list[dict[str, Any]]:
+    base = os.environ.get("PROMETHEUS_URL")
+    if not base:
+        pytest.skip("NO PROMETHEUS: set PROMETHEUS_URL to see that scrapes arrive")
+    with urllib.request.urlopen(f"{base}/api/v1/query?query={urllib.parse.quote(expression)}", timeout=10) as response:
+        result: list[dict[str, Any]] = json.load(response)["data"]["result"]
+        return result
+
+
+def revision(service: str) -> str:
+    """The revision that takes the traffic."""
+    return namespaced("get", "ksvc", service, "-o", "jsonpath={.status.traffic[0].revisionName}")
+
+
+def pods_of_revision(name: str) -> int:
+    return len(
+        json.loads(namespaced("get", "pods", "-l", f"serving.knative.dev/revision={name}", "-o", "json"))["items"]
+    )
