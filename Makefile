@@ -12,6 +12,7 @@ up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local)
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests/loadtests -n 2
 
 test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.local/aegis-user-service:dev PROMETHEUS_URL=...)
 	@$(BIN)/python -m pytest tests/cluster -n 0 -s
@@ -19,10 +20,11 @@ test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.loc
 loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL=)
 	@$(BIN)/python -m loadtests.run
 
-check: setup  ## lint, check the format and the types
+check: setup  ## lint, check format and types, render and validate the manifests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/python -m knative.check
 
 secrets: setup  ## make the secrets of the development overlay, once
 	@$(BIN)/python -m knative.local.keys knative/overlays/development/data/secrets.env

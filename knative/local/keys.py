@@ -24,11 +24,10 @@ def base64url(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def main() -> None:
-    file = Path(sys.argv[1])
+def write_secrets(file: Path) -> bool:
+    """Writes new secrets to a file unless it is there. Returns whether it did."""
     if file.exists():
-        print(f"{file} is there already; delete it for new secrets")
-        return
+        return False
     values = {
         "DB_USER": "aegis",
         "DB_PASSWORD": secrets.token_hex(16),
@@ -38,7 +37,12 @@ def main() -> None:
     }
     file.touch(mode=0o600)
     file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    print(f"wrote {file}")
+    return True
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    print(f"wrote {file}" if write_secrets(file) else f"{file} is there already; delete it for new secrets")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A load test fails exactly when the latency alert would fire."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,8 +18,6 @@ from loadtests import alerts
 from loadtests.alerts import ERRORS, LATENCY, LocustOnly, Sample
 from tests.conftest import ROOT
 from tests.knative.test_up import Up, running
-
-pytestmark = pytest.mark.xdist_group("load")
 
 
 def load_test(up: Up, data: Path, report: Path, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
@@ -38,8 +37,6 @@ def load_test(up: Up, data: Path, report: Path, path: str = os.environ["PATH"]) 
 @contextmanager
 def slow(up: Up, data: Path) -> Iterator[None]:
     """Makes every statement on accounts wait for up to 1.4 s, as a long transaction of somebody else does."""
-    import json
-
     url = json.loads((data / "environment.json").read_text())["DATABASE_URL"]
     engine, stopped = create_engine(url.replace("postgresql:", "postgresql+pg8000:")), threading.Event()
 

@@ -1,0 +1,110 @@
+"""Renders every overlay as `kubectl apply -k` does, and validates what comes out: `make check`.
+
+Kubernetes' own kinds against their schemas; of the others, what a schema could not tell.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import yaml
+
+from knative.local.keys import write_secrets
+
+KUBERNETES = "1.34"
+OVERLAYS = Path(__file__).parent / "overlays"
+IMAGE = "dev.local/aegis-user-service"
+
+
+def main() -> None:
+    problems = [
+        f"{overlay.relative_to(OVERLAYS)}: {problem}"
+        for overlay in overlays()
+        for problem in problems_of(render(overlay))
+    ]
+    if problems:
+        sys.exit("\n".join(problems))
+
+
+def overlays() -> list[Path]:
+    return sorted(file.parent for file in OVERLAYS.rglob("kustomization.yaml"))
+
+
+def render(overlay: Path) -> list[dict[str, Any]]:
+    """The objects of an overlay; ends with kubectl's words when it cannot be rendered."""
+    write_secrets(OVERLAYS / "development" / "data" / "secrets.env")
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{overlay} cannot be rendered:\n{done.stderr}")
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+def problems_of(objects: list[dict[str, Any]]) -> Iterator[str]:
+    """Everything that is wrong with a rendered overlay."""
+    for item in objects:
+        name = f"{item['kind']} {item['metadata']['name']}"
+        if "." not in item["apiVersion"].partition("/")[0] or item["apiVersion"].split("/")[0].endswith(".k8s.io"):
+            yield from (f"{name}: {problem}" for problem in _against_schema(item))
+        for pod in _pods(item):
+            yield from (f"{name}: {problem}" for problem in _against_restricted(pod))
+    yield from _routes([item for item in objects if item["kind"] == "HTTPRoute"])
+
+
+def _against_schema(item: dict[str, Any]) -> Iterator[str]:
+    try:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        return  # of the Gateway API
+    except kubernetes_validate.ValidationError as error:
+        yield f"{'/'.join(str(part) for part in error.path)}: {error.message}"
+
+
+def _pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The pod specifications in an object."""
+    spec = item.get("spec", {})
+    if item["kind"] in ("Deployment", "StatefulSet", "Job") or item["apiVersion"].startswith("serving.knative.dev/"):
+        yield spec["template"]["spec"]
+
+
+def _against_restricted(pod: dict[str, Any]) -> Iterator[str]:
+    """What the restricted Pod Security Standard, and a read-only root, would refuse."""
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        own = pod.get("securityContext", {}) | container.get("securityContext", {})
+        wanted = {
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for name, value in wanted.items():
+            if own.get(name) != value:
+                yield f"container {container['name']}: {name} is not {json.dumps(value)}"
+        if "memory" not in container.get("resources", {}).get("limits", {}):
+            yield f"container {container['name']} has no memory limit"
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "the pod is given a token of its service account"
+
+
+def _routes(routes: list[dict[str, Any]]) -> Iterator[str]:
+    matches: Counter[str] = Counter()
+    for route in routes:
+        for rule in route["spec"]["rules"]:
+            if not rule.get("timeouts"):
+                yield f"HTTPRoute {route['metadata']['name']} states no timeout: the gateway's is 15 s"
+            matches.update(json.dumps(match, sort_keys=True) for match in rule["matches"])
+        if not route["spec"].get("parentRefs"):
+            yield f"HTTPRoute {route['metadata']['name']} belongs to no gateway"
+    for match, count in matches.items():
+        if count > 1:
+            yield f"{count} routes match {match}: the gateway takes the oldest, silently"
+
+
+if __name__ == "__main__":
+    main()
