@@ -11,7 +11,7 @@ up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local)
 	@exec $(BIN)/python -m knative.local.up
 
 test: setup  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --cov=functions --cov=shared --cov-report=term-missing:skip-covered
 	@$(BIN)/python -m pytest tests/loadtests -n 2
 
 test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.local/aegis-user-service:dev PROMETHEUS_URL=...)

@@ -25,6 +25,8 @@ from loadtests.scenarios import SCENARIOS, Scenario, Shape
 
 PROGRESS_SECONDS = 5
 FEWEST_REQUESTS = 50
+MOST_FAILED = 0.1
+"""The share of requests that may fail without an alert, as by a 4xx: beyond it people did not do what they came for."""
 
 QUIET, FIRED, NOT_JUDGED = 0, 1, 2
 
@@ -161,6 +163,10 @@ def verdict(run: Run) -> int:
         )
         return NOT_JUDGED
     failed = len(run.samples) - answered
+    if failed > MOST_FAILED * len(run.samples):
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(run.errors.items()))
+        run.verdict = f"NOT JUDGED: {failed} of {len(run.samples)} requests failed, and no alert tells why: {reasons}."
+        return NOT_JUDGED
     run.verdict = f"QUIET: {len(run.samples)} requests, {failed} failed, no alert fired."
     return QUIET
 

@@ -25,7 +25,7 @@ from shared.database import transaction
 from shared.events import Event
 from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, ServiceUnavailable
 from shared.registry import EVENT_FUNCTIONS, EventFunction
-from shared.request import answer
+from shared.request import answer, empty_response
 from shared.settings import Dependency
 from shared.tables import processed_event
 
@@ -83,7 +83,7 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
     with _once(function.name, f"{envelope['source']} {envelope['id']}") as first:
         if first:
             function.handler(event)
-    return Response(status=204)
+    return empty_response(204)
 
 
 def _envelope(request: Request, body: bytes) -> CloudEvent:

@@ -21,7 +21,7 @@ from functions_framework import HTTPFunction
 from shared import authentication
 from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, NotFound, Problem, UnsupportedMediaType
 from shared.registry import HTTP_FUNCTIONS, HttpFunction
-from shared.request import answer, json_response
+from shared.request import answer, empty_response, json_response
 from shared.settings import Dependency
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _perform(operation: HttpFunction, request: Request, body: bytes) -> Response
         arguments["body"] = _validated(operation.body, body)
 
     result: Mapping[str, Any] | bytes | None = operation.handler(**arguments)
-    return Response(status=operation.status) if result is None else json_response(result, operation.status)
+    return empty_response(operation.status) if result is None else json_response(result, operation.status)
 
 
 def _validated(model: "type[RequestBody]", body: bytes) -> "RequestBody":

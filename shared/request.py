@@ -111,6 +111,13 @@ def _discard_body(request: Request) -> None:
             break
 
 
+def empty_response(status: int) -> Response:
+    """An answer without a body, and so without a content type."""
+    response = Response(status=status)
+    del response.headers["Content-Type"]
+    return response
+
+
 def _problem(problem: Problem, request_id: str) -> Response:
     response = json_response(dict(problem.body(request_id)), problem.status)
     response.content_type = "application/problem+json"

@@ -29,6 +29,7 @@ def accounts(address: str) -> int:
 def test_registering_sends_a_korean_mail_with_a_link(address: str) -> None:
     response = register(address)
     assert (response.status_code, response.data) == (202, b"")
+    assert "Content-Type" not in response.headers
     (mail,) = wait_for(lambda: inbox(address))
     assert mail["subject"] == "이메일 주소를 확인해 주세요"
     assert f"{os.environ['PUBLIC_URL']}/verify-email#token=" in mail["text"]

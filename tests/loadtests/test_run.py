@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 
 from loadtests import alerts
 from loadtests.alerts import ERRORS, LATENCY, LocustOnly, Sample
+from loadtests.run import Run, verdict
 from tests.conftest import ROOT
 from tests.knative.test_up import Up, running
 
@@ -93,6 +94,13 @@ def test_a_run_that_says_nothing_exits_with_2(settings: dict[str, str], says: st
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_people_who_fail_without_an_alert_are_no_success() -> None:
+    """A refusal is a 4xx, which no alert counts; but then nobody did what they came for."""
+    run = Run("smoke", "http://127.0.0.1", "nobody", samples(1000, 0.1, failed=101), errors={"login: 401": 101})
+    assert verdict(run) == 2
+    assert "login: 401 (101)" in run.verdict
 
 
 def samples(count: int, seconds: float, failed: int = 0) -> list[Sample]:
