@@ -5,15 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader
 
 from loadtests import alerts
 from loadtests.alerts import Sample
-
-if TYPE_CHECKING:
-    from loadtests.run import Run
+from loadtests.verdict import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 900, 200, 52, 22
 COLORS = ("#2f6fed", "#e08a00", "#7b4fc9", "#c4314b", "#2e8b57", "#0f8b8d", "#8a5a2b", "#666666")
@@ -68,7 +65,7 @@ class Chart:
         return [step * number for number in range(math.floor(largest / step) + 2)]
 
 
-def write_report(run: "Run", file: Path) -> None:
+def write_report(run: Run, file: Path) -> None:
     """Writes the report of a run."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     html = environment.get_template("report.html").render(
@@ -103,7 +100,7 @@ def row(function: str, samples: list[Sample]) -> dict[str, object]:
     }
 
 
-def charts(run: "Run") -> list[Chart]:
+def charts(run: Run) -> list[Chart]:
     seconds = range(run.seconds + 1)
     per_second: list[list[Sample]] = [[] for _ in seconds]
     for sample in run.samples:
@@ -146,7 +143,7 @@ def charts(run: "Run") -> list[Chart]:
 _PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 
-def lanes(run: "Run") -> list[dict[str, object]]:
+def lanes(run: Run) -> list[dict[str, object]]:
     """For each alert, its state in each second; one lane for each function where it was not quiet."""
     found = []
     for rule in alerts.rules():

@@ -7,10 +7,10 @@ overwrites what a writer has put since.
 import logging
 import time
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from shared.once import once
 from shared.settings import settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Pause:
 _pause = _Pause()
 
 
-@cache
+@once
 def _client() -> "redis.Redis":
     import redis
     from redis.backoff import NoBackoff

@@ -8,7 +8,6 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import pg8000.dbapi
 import sqlalchemy
@@ -18,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from shared.once import once
 from shared.problems import ServiceUnavailable
 from shared.settings import settings
 
@@ -39,7 +39,7 @@ def connect(url: URL, timeout: float | None) -> tuple[pg8000.dbapi.Connection, s
     return connection, transport
 
 
-@cache
+@once
 def engine() -> Engine:
     """The pool of this process: as many connections as it has threads, so none waits for another."""
     url = make_url(settings().database_url).set(drivername="postgresql+pg8000")

@@ -1,7 +1,8 @@
 """What a process counts, in Prometheus' terms, under the names of the guide's section 6."""
 
-from functools import cache
 from typing import TYPE_CHECKING
+
+from shared.once import once
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -12,7 +13,7 @@ LABELS = ("service", "function", "method", "endpoint", "status")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 
 
-@cache
+@once
 def _requests() -> "tuple[Counter, Histogram]":
     # Imported with the first count, after the first answer has left: a cold start does not wait for it.
     from prometheus_client import Counter, Histogram

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 
 from loadtests import alerts
 from loadtests.alerts import ERRORS, LATENCY, LocustOnly, Sample
-from loadtests.run import Run, verdict
+from loadtests.verdict import Run, verdict
 from tests.conftest import ROOT
 from tests.knative.test_up import Up, running
 

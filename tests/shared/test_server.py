@@ -1,15 +1,17 @@
 """Health, metrics, and the stock functions-framework."""
 
+import http.client
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from knative.local.servers import LOOPBACK, free_port
+from knative.local.servers import LOOPBACK, free_port, is_listening
 from shared.routes import functions
 from tests.conftest import ROOT, client, wait_for
 
@@ -57,6 +59,31 @@ def test_the_stock_functions_framework_starts_each_function(function: str, tmp_p
             assert wait_for(lambda: status(url), seconds=30) in (404, 405)
         finally:
             process.terminate()
+
+
+def test_the_first_requests_may_come_all_at_once() -> None:
+    port = free_port()
+    environment = {**os.environ, "FUNCTION_TARGET": "fallback", "HOST": LOOPBACK, "PORT": str(port), "THREADS": "16"}
+    command = [sys.executable, "-m", "shared.server"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: is_listening(port), seconds=30)
+            with ThreadPoolExecutor(16) as pool:
+                assert list(pool.map(lambda _: statuses_on_one_connection(port), range(16))) == [[404, 404]] * 16
+        finally:
+            process.terminate()
+
+
+def statuses_on_one_connection(port: int) -> list[int]:
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=20)
+    statuses = []
+    for _ in range(2):
+        connection.request("GET", "/unrouted/nowhere")
+        response = connection.getresponse()
+        response.read()
+        statuses.append(response.status)
+    connection.close()
+    return statuses
 
 
 def status(url: str) -> int:
