@@ -76,8 +76,12 @@ def _relay(stopped: threading.Event) -> None:
         )
         clients.callback(producer.close, timeout=1)
         log.info("relaying")
+        known = ""
         while not stopped.is_set():
-            resend_what_was_forgotten(kafka.ensure_topics(admin))
+            topic_id = kafka.ensure_topics(admin)
+            if topic_id != known:
+                resend_what_was_forgotten(topic_id)
+                known = topic_id
             while send_batch(producer) == BATCH:
                 pass
             if select.select([transport], [], [], IDLE_SECONDS)[0]:

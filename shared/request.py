@@ -1,5 +1,6 @@
 """One request from arrival to answer: its id, its bounds, its errors, its log line, its count."""
 
+import contextlib
 import json
 import logging
 import re
@@ -38,7 +39,6 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
     try:
         response = work(_body(request))
     except RequestEntityTooLarge:
-        _discard_body(request)
         response = _problem(BodyTooLarge(), request_id)
         # functions-framework reads the rest of the request into memory unless the answer is streamed.
         response.response = iter([response.get_data()])
@@ -90,25 +90,26 @@ def _body(request: Request) -> bytes:
     if client:
         client.settimeout(BODY_SECONDS)
     try:
-        body = request.get_data()
+        if len(body := request.get_data()) > MAX_BODY_BYTES:
+            raise RequestEntityTooLarge
     except RequestEntityTooLarge:
+        _discard_body(request)
         raise
     except Exception as error:
         raise MalformedRequest("The body did not arrive in full.") from error
     finally:
         if client:
             client.settimeout(None)
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestEntityTooLarge
     return body
 
 
 def _discard_body(request: Request) -> None:
     """Reads on past a body that is too large: a proxy that is still sending would take an early answer for a fault."""
     read = request.environ["wsgi.input"].read
-    for _ in range(DISCARDED_BYTES // MAX_BODY_BYTES):
-        if not read(MAX_BODY_BYTES):
-            break
+    with contextlib.suppress(Exception):  # it is too large, however the rest of it ends
+        for _ in range(DISCARDED_BYTES // MAX_BODY_BYTES):
+            if not read(MAX_BODY_BYTES):
+                break
 
 
 def empty_response(status: int) -> Response:

@@ -5,8 +5,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
@@ -79,3 +81,22 @@ def is_started(supervisor: Supervisor, process: Process) -> bool:
     except StartFailed:
         return False
     return True
+
+
+def read_topic(topic: str, partitions: int, count: int) -> list[Any]:
+    """The records in a topic, once there are so many; and those that come right after."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.settings().kafka_bootstrap_servers, auto_offset_reset="earliest"
+    )
+    consumer.assign([TopicPartition(topic, number) for number in range(partitions)])
+    records: list[Any] = []
+
+    def read(timeout_ms: int = 200) -> bool:
+        for batch in consumer.poll(timeout_ms=timeout_ms).values():
+            records.extend(batch)
+        return len(records) >= count
+
+    wait_for(read, seconds=60)
+    read(timeout_ms=1000)
+    consumer.close()
+    return records

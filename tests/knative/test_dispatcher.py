@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 
 from knative import dispatcher
@@ -17,7 +17,7 @@ from shared import kafka
 from shared.routes import Trigger, triggers
 from shared.settings import settings
 from tests.conftest import wait_for
-from tests.servers import Own, kill, start_again
+from tests.servers import Own, kill, read_topic, start_again
 
 TRIGGER = Trigger(
     name="tested",
@@ -109,19 +109,7 @@ def send(*ids: str, type_: str = "wanted", **attributes: str) -> None:
 
 def dead_letters(count: int) -> list[Any]:
     """The dead letters, once there are so many; and those that come right after."""
-    consumer = KafkaConsumer(bootstrap_servers=settings().kafka_bootstrap_servers, auto_offset_reset="earliest")
-    partition = TopicPartition(kafka.DEAD_LETTERS, 0)
-    consumer.assign([partition])
-    records: list[Any] = []
-
-    def read(timeout_ms: int = 200) -> bool:
-        records.extend(consumer.poll(timeout_ms=timeout_ms).get(partition, []))
-        return len(records) >= count
-
-    wait_for(read, seconds=60)
-    read(timeout_ms=1000)
-    consumer.close()
-    return records
+    return read_topic(kafka.DEAD_LETTERS, 1, count)
 
 
 def test_a_matching_event_arrives_as_a_binary_cloud_event(broker: Process, function: Function) -> None:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
 from sqlalchemy import func, insert, select
 from uuid_utils.compat import uuid7
 
@@ -17,10 +16,9 @@ from knative.local.supervisor import Process, Supervisor
 from shared import kafka, logs, relay
 from shared.database import transaction
 from shared.events import EmailVerified, announce
-from shared.settings import settings
 from shared.tables import outbox
 from tests.conftest import wait_for
-from tests.servers import Own, kill, start_again
+from tests.servers import Own, kill, read_topic, start_again
 
 
 @contextmanager
@@ -57,20 +55,8 @@ def unsent() -> int:
 
 
 def received(count: int) -> list[Any]:
-    """The records in the topic of events, once there are so many; and those that come right after."""
-    consumer = KafkaConsumer(bootstrap_servers=settings().kafka_bootstrap_servers, auto_offset_reset="earliest")
-    consumer.assign([TopicPartition(kafka.EVENTS, number) for number in range(kafka.PARTITIONS)])
-    records: list[Any] = []
-
-    def read(timeout_ms: int = 200) -> bool:
-        for batch in consumer.poll(timeout_ms=timeout_ms).values():
-            records.extend(batch)
-        return len(records) >= count
-
-    wait_for(read, seconds=60)
-    read(timeout_ms=1000)
-    consumer.close()
-    return records
+    """The events in the topic, once there are so many; and those that come right after."""
+    return read_topic(kafka.EVENTS, kafka.PARTITIONS, count)
 
 
 def test_an_event_is_a_binary_cloud_event_keyed_by_its_user(own_database: Process, own_kafka: Process) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -70,6 +71,22 @@ def test_the_first_requests_may_come_all_at_once() -> None:
             wait_for(lambda: is_listening(port), seconds=30)
             with ThreadPoolExecutor(16) as pool:
                 assert list(pool.map(lambda _: statuses_on_one_connection(port), range(16))) == [[404, 404]] * 16
+        finally:
+            process.terminate()
+
+
+def test_a_body_that_is_too_large_and_never_ends_holds_no_thread() -> None:
+    port = free_port()
+    environment = {**os.environ, "FUNCTION_TARGET": "fallback", "HOST": LOOPBACK, "PORT": str(port), "THREADS": "1"}
+    command = [sys.executable, "-m", "shared.server"]
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: is_listening(port), seconds=30)
+            with socket.create_connection((LOOPBACK, port), timeout=20) as stalled:
+                stalled.sendall(head + b"x" * 70_000)
+                assert statuses_on_one_connection(port) == [404, 404]
+                assert stalled.recv(100).startswith(b"HTTP/1.1 413")
         finally:
             process.terminate()
 
