@@ -4,8 +4,8 @@ from flask import Request
 
 from shared import cors
 from shared.http_function import http_function
+from shared.manifests import methods_at
 from shared.problems import MethodNotAllowed, NotFound
-from shared.routes import methods_at
 
 
 @http_function("*", "/*", status=204)

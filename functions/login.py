@@ -3,6 +3,7 @@
 from sqlalchemy import select
 
 from shared import sessions
+from shared.clients import Client
 from shared.database import transaction
 from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
@@ -29,10 +30,11 @@ class InvalidCredentials(Problem):
 @http_function(
     "POST",
     "/api/v1/users/login",
+    limits={"address": "60/minute", "email+address": "10/minute", "email": "100/hour"},
     uses=["database", "access_tokens", "refresh_tokens"],
     problems=[InvalidCredentials],
 )
-def login(body: Credentials) -> TokenPair:
+def login(body: Credentials, client: Client) -> TokenPair:
     """Log in.
 
     Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
@@ -47,10 +49,11 @@ def login(body: Credentials) -> TokenPair:
         found = connection.execute(by_email).first()
 
     is_right = verify_password(found and found.password_hash, body.password.get_secret_value())
-    # A pending account is refused alike: whoever registers an address could else learn whether it was free.
-    if not found or not is_right or found.status != "active":
+    if not found or not is_right:
         raise InvalidCredentials
-
     with transaction() as connection:
-        caller, refresh_token = sessions.start(connection, found.id)
-    return sessions.token_pair(caller, refresh_token)
+        tokens = sessions.log_in(connection, found.id, ["pwd"], client)
+    if tokens is None:
+        # A pending account is refused alike: whoever registers an address could else learn whether it was free.
+        raise InvalidCredentials
+    return tokens

@@ -1,8 +1,9 @@
 """Log out."""
 
 from shared import authentication, sessions
-from shared.authentication import Caller
+from shared.access_tokens import Caller
 from shared.database import transaction
+from shared.events import LoggedOut, announce
 from shared.http_function import http_function
 
 
@@ -15,4 +16,5 @@ def logout(caller: Caller) -> None:
     """
     with transaction() as connection:
         sessions.end(connection, caller.session_id)
-    authentication.forget(caller)
+        announce(connection, LoggedOut(user_id=caller.user_id, session_id=caller.session_id))
+    authentication.refuse_tokens_of(caller.user_id, caller.session_id)

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 from shared import authentication, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
+from shared.events import RefreshTokenReused, announce
 from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
 from shared.problems import Problem
@@ -51,15 +52,23 @@ def refresh_token(body: Refresh) -> TokenPair:
         found = _lock(connection, token)
         if found is None:
             raise InvalidRefreshToken
-        caller = Caller(found.account_id, found.session_id)
+        caller = Caller(
+            user_id=found.account_id,
+            session_id=found.session_id,
+            roles=tuple(found.roles),
+            amr=tuple(found.amr),
+            authenticated_at=int(found.authenticated_at.timestamp()),
+        )
         reused = found.used_at is not None and not (found.in_grace and _is_unused(connection, successor))
         if reused:
             sessions.end(connection, caller.session_id)
+            announce(connection, RefreshTokenReused(user_id=caller.user_id, session_id=caller.session_id))
         elif found.used_at is None:
             connection.execute(update(tokens).where(_is(token)).values(used_at=func.now()))
+            connection.execute(update(session).where(session.c.id == caller.session_id).values(last_used_at=func.now()))
             sessions.store_refresh_token(connection, caller.session_id, successor)
     if reused:
-        authentication.forget(caller)
+        authentication.refuse_tokens_of(caller.user_id, caller.session_id)
         raise InvalidRefreshToken
     return sessions.token_pair(caller, successor)
 
@@ -76,12 +85,13 @@ def _lock(connection: Connection, token: str) -> Row[Any] | None:
             tokens.c.used_at,
             (tokens.c.used_at > func.clock_timestamp() - GRACE).label("in_grace"),
             session.c.account_id,
+            session.c.amr,
+            session.c.authenticated_at,
+            account.c.roles,
         )
         .join(session, session.c.id == tokens.c.session_id)
         .join(account, account.c.id == session.c.account_id)
-        .where(
-            _is(token), session.c.ended_at.is_(None), session.c.expires_at > func.now(), account.c.status == "active"
-        )
+        .where(_is(token), sessions.is_live(), account.c.status == "active")
         .with_for_update(of=[tokens, session])
     )
     return connection.execute(query).first()

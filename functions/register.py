@@ -6,7 +6,7 @@ from uuid_utils.compat import uuid7
 
 from shared.database import transaction
 from shared.events import RegistrationRepeated, UserRegistered, announce
-from shared.fields import EmailAddress, Locale, Name, Password, RequestBody, canonical_email
+from shared.fields import EmailAddress, Locale, Name, NewPassword, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import check_acceptable, hash_password
 from shared.tables import account, credential
@@ -14,7 +14,7 @@ from shared.tables import account, credential
 
 class Registration(RequestBody):
     email: EmailAddress
-    password: Password
+    password: NewPassword
     name: Name | None = None
     locale: Locale = "ko"
 

@@ -23,7 +23,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from shared import kafka, logs
-from shared.routes import Trigger, triggers
+from shared.manifests import Trigger, triggers
 from shared.settings import InvalidSettings, load, settings
 
 CHECK_SECONDS = 1.0

@@ -17,6 +17,7 @@ CLOCK_SKEW_SECONDS = 30
 AUDIENCE = "aegis"
 ALGORITHM = "ES256"
 TYPE = "at+jwt"
+_CLAIMS = ["iss", "aud", "sub", "client_id", "sid", "roles", "amr", "auth_time", "iat", "exp", "jti"]
 _MAX_LENGTH = 4096
 
 
@@ -24,12 +25,21 @@ class InvalidAccessToken(Exception):
     """Not one of our access tokens, or not any more."""
 
 
-@dataclass(frozen=True)
+SECOND_FACTOR = "mfa"
+"""Among a session's methods when the user proved more than one factor (RFC 8176, 2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who calls: a user in one of their sessions."""
+    """Who calls: a user in one of their sessions, and how they proved who they are."""
 
     user_id: UUID
     session_id: UUID
+    roles: tuple[str, ...] = ()
+    amr: tuple[str, ...] = ()
+    """Authentication methods (RFC 8176): pwd, otp, pop (a passkey), mfa."""
+    authenticated_at: int = 0
+    """Seconds since the epoch; a refresh does not change it."""
 
 
 def issue(caller: Caller) -> str:
@@ -43,6 +53,9 @@ def issue(caller: Caller) -> str:
         "sub": str(caller.user_id),
         "client_id": AUDIENCE,
         "sid": str(caller.session_id),
+        "roles": caller.roles,
+        "amr": caller.amr,
+        "auth_time": caller.authenticated_at,
         "iat": now,
         "exp": now + LIFETIME_SECONDS,
         "jti": str(uuid.uuid4()),
@@ -72,9 +85,15 @@ def verify(token: str) -> Caller:
             audience=AUDIENCE,
             issuer=settings().public_url,
             leeway=CLOCK_SKEW_SECONDS,
-            options={"require": ["iss", "aud", "sub", "sid", "exp", "iat", "jti", "client_id"]},
+            options={"require": _CLAIMS},
         )
-        return Caller(UUID(claims["sub"]), UUID(claims["sid"]))
+        return Caller(
+            user_id=UUID(claims["sub"]),
+            session_id=UUID(claims["sid"]),
+            roles=tuple(claims["roles"]),
+            amr=tuple(claims["amr"]),
+            authenticated_at=int(claims["auth_time"]),
+        )
     except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
         raise InvalidAccessToken from error
 

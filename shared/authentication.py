@@ -1,6 +1,7 @@
 """Who calls: the access token, and the session behind it, which may have ended since the token was issued."""
 
 from collections.abc import Callable
+from uuid import UUID
 
 from shared import access_tokens, cache
 from shared.access_tokens import Caller, InvalidAccessToken
@@ -8,8 +9,6 @@ from shared.problems import Unauthenticated
 from shared.settings import Dependency
 
 USES: frozenset[Dependency] = frozenset({"access_tokens", "database", "cache"})
-
-__all__ = ["USES", "Caller", "authenticate", "forget"]
 
 _ACTIVE = b"active"
 _ACTIVE_SECONDS = 60
@@ -34,30 +33,32 @@ def authenticate(authorization: str, cached: Callable[[Caller], str] | None) -> 
     except InvalidAccessToken:
         raise Unauthenticated from None
 
-    state, *wanted = cache.get(_session_key(caller), *([cached(caller)] if cached else []))
+    key = _session_key(caller.user_id, caller.session_id)
+    state, *wanted = cache.get(key, *([cached(caller)] if cached else []))
     active = state == _ACTIVE
     if state is None:
         active = _is_active_in_database(caller)
         if active:
-            cache.put_if_absent(_session_key(caller), _ACTIVE, seconds=_ACTIVE_SECONDS)
+            cache.put_if_absent(key, _ACTIVE, seconds=_ACTIVE_SECONDS)
     if not active:
         raise Unauthenticated
     return caller, wanted[0] if wanted else None
 
 
-def forget(caller: Caller) -> None:
-    """After a session has ended: refuses its access tokens from now on, for as long as they would live."""
-    cache.put(_session_key(caller), _ENDED, seconds=_ENDED_SECONDS)
+def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:
+    """After sessions of a user have ended: refuses their access tokens from now on, as long as they would live."""
+    cache.put(*(_session_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)
 
 
-def _session_key(caller: Caller) -> str:
-    return cache.key(caller.user_id, f"session:{caller.session_id}")
+def _session_key(user_id: UUID, session_id: UUID) -> str:
+    return cache.key(user_id, f"session:{session_id}")
 
 
 def _is_active_in_database(caller: Caller) -> bool:
     # Imported on a miss: a warm read never meets the database.
-    from sqlalchemy import func, select
+    from sqlalchemy import select
 
+    from shared import sessions
     from shared.database import transaction
     from shared.tables import account, session
 
@@ -67,8 +68,7 @@ def _is_active_in_database(caller: Caller) -> bool:
         .where(
             session.c.id == caller.session_id,
             session.c.account_id == caller.user_id,
-            session.c.ended_at.is_(None),
-            session.c.expires_at > func.now(),
+            sessions.is_live(),
             account.c.status == "active",
         )
     )

@@ -6,8 +6,9 @@ overwrites what a writer has put since.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from shared.once import once
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 0.25
 PAUSE_SECONDS = 1.0
 """After a failure nothing is asked for so long, so that an absent Redis does not slow every request."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +37,17 @@ def get(*keys: str) -> list[bytes | None]:
     return [None] * len(keys) if values is None else values
 
 
-def put(name: str, value: bytes | str, *, seconds: int) -> None:
-    """Sets a key, for those who changed what it tells; tried even in a pause, as the old value may still be there."""
-    _try("SET", name, value, "EX", seconds)
+def put(*names: str, value: bytes | str, seconds: int) -> None:
+    """Sets keys, for those who changed what they tell; tried even in a pause, as the old value may still be there."""
+
+    def set_all(redis: "redis.Redis") -> None:
+        pipeline = redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.set(name, value, ex=seconds)
+        pipeline.execute()
+
+    if names:
+        _try(set_all)
 
 
 def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
@@ -46,19 +57,24 @@ def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
 
 def is_up() -> bool:
     """Whether Redis answers."""
-    return _try("PING") is not None
+    return _try(lambda redis: redis.ping()) is not None
+
+
+def attempt(work: Callable[["redis.Redis"], T]) -> T | None:
+    """What `work` gets from Redis; None when Redis is away, or was within the last second."""
+    return None if time.monotonic() < _pause.until else _try(work)
 
 
 def _run(*command: Any) -> Any:
-    return None if time.monotonic() < _pause.until else _try(*command)
+    return attempt(lambda redis: redis.execute_command(*command))
 
 
-def _try(*command: Any) -> Any:
-    client = _client()
+def _try(work: Callable[["redis.Redis"], T]) -> T | None:
+    connected = client()
     from redis import RedisError
 
     try:
-        return client.execute_command(*command)
+        return work(connected)
     except (RedisError, OSError) as error:
         _pause.until = time.monotonic() + PAUSE_SECONDS
         log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
@@ -74,7 +90,8 @@ _pause = _Pause()
 
 
 @once
-def _client() -> "redis.Redis":
+def client() -> "redis.Redis":
+    """The client of this process; call it within `attempt`."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry

@@ -7,7 +7,8 @@ client's rows.
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import pg8000.dbapi
 import sqlalchemy
@@ -72,13 +73,79 @@ def engine() -> Engine:
 def transaction() -> Iterator[Connection]:
     """One transaction: committed at the end of the block, rolled back when it raises.
 
+    Within `last_transaction_open` the commit waits for the next transaction, or for the end of that block.
+
     Raises:
         ServiceUnavailable: the database is away, or has no connection free. Nothing was changed, unless the
             connection broke during the commit.
     """
-    try:
-        with engine().begin() as connection:
+    last = _last_transaction.get()
+    with _errors_as_problems():
+        if last is None:
+            with engine().begin() as connection:
+                yield connection
+            return
+        connection = last.begin()
+        try:
             yield connection
+        except BaseException as error:
+            last.roll_back(error)
+            raise
+
+
+class LastTransaction:
+    """The last transaction of a piece of work, not committed yet."""
+
+    def __init__(self) -> None:
+        self._begun = ExitStack()
+        self._connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """That of the last transaction; of a new one where none is open."""
+        return self._connection or self.begin()
+
+    def begin(self) -> Connection:
+        """Commits the transaction before and begins another."""
+        self.commit()
+        self._connection = self._begun.enter_context(engine().begin())
+        return self._connection
+
+    def commit(self) -> None:
+        self._connection = None
+        self._begun.close()
+
+    def roll_back(self, error: BaseException) -> None:
+        self._connection = None
+        self._begun.__exit__(type(error), error, error.__traceback__)
+
+
+@contextmanager
+def last_transaction_open() -> Iterator[LastTransaction]:
+    """Leaves the last `transaction()` of the block open, so that what came of it can be written in it as well.
+
+    It is committed at the end of the block, and rolled back when the block raises.
+    """
+    last = LastTransaction()
+    token = _last_transaction.set(last)
+    try:
+        yield last
+        with _errors_as_problems():
+            last.commit()
+    except BaseException as error:
+        last.roll_back(error)
+        raise
+    finally:
+        _last_transaction.reset(token)
+
+
+_last_transaction: ContextVar[LastTransaction | None] = ContextVar("last_transaction", default=None)
+
+
+@contextmanager
+def _errors_as_problems() -> Iterator[None]:
+    try:
+        yield
     except (DBAPIError, PoolTimeout, OSError) as error:
         if is_unavailable(error):
             raise ServiceUnavailable from error

@@ -59,7 +59,7 @@ def event_function(
         @functions_framework.http
         @functools.wraps(handler)
         def serve(request: Request) -> Response:
-            return answer(function.name, "/", request, lambda body: _deliver(function, request, body))
+            return answer(function.name, "/", request, lambda body, _headers: _deliver(function, request, body))
 
         return serve
 
@@ -80,7 +80,7 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
     except ValidationError:
         raise InvalidRequest(f"The data is not that of a {model.type}.") from None
 
-    with _once(function.name, f"{envelope['source']} {envelope['id']}") as first:
+    with _claimed(function.name, f"{envelope['source']} {envelope['id']}") as first:
         if first:
             function.handler(event)
     return empty_response(204)
@@ -114,7 +114,7 @@ def _envelope(request: Request, body: bytes) -> CloudEvent:
 
 
 @contextmanager
-def _once(function: str, event_id: str) -> Iterator[bool]:
+def _claimed(function: str, event_id: str) -> Iterator[bool]:
     """Whether this delivery of an event is the one to take effect.
 
     Raises:

@@ -30,15 +30,204 @@ class UserRegistered(Event):
 
 
 class RegistrationRepeated(Event):
-    """Somebody tried to register the address of an active account."""
+    """Somebody tried to take an address, by registering or changing to it, that is an active account's."""
 
     type = "com.aegis.user.registration_repeated.v1"
+
+
+class EmailVerificationRequested(Event):
+    """An address waits to be verified: that of a pending account, or the new one of an active account."""
+
+    type = "com.aegis.user.email_verification_requested.v1"
 
 
 class EmailVerified(Event):
     """An address was verified; the account is active."""
 
     type = "com.aegis.user.email_verified.v1"
+
+
+class EmailChangeRequested(Event):
+    """A user gave a new address, which takes the place of the old one when it is verified."""
+
+    type = "com.aegis.user.email_change_requested.v1"
+
+
+class EmailChanged(Event):
+    """A new address was verified and took the place of the old one."""
+
+    type = "com.aegis.user.email_changed.v1"
+
+
+class PasswordResetRequested(Event):
+    """Somebody forgot a password. Without an account behind user_id, so that both cases cost the same time."""
+
+    type = "com.aegis.user.password_reset_requested.v1"
+
+
+class PasswordChanged(Event):
+    """A password was changed or reset; sessions have ended."""
+
+    type = "com.aegis.user.password_changed.v1"
+
+
+class LoggedIn(Event):
+    """A session has started."""
+
+    type = "com.aegis.user.logged_in.v1"
+    session_id: UUID
+    amr: list[str]
+
+
+class LoggedOut(Event):
+    """A session was ended by its user."""
+
+    type = "com.aegis.user.logged_out.v1"
+    session_id: UUID
+
+
+class RefreshTokenReused(Event):
+    """A refresh token was used twice, so that it must have been stolen; its session has ended."""
+
+    type = "com.aegis.user.refresh_token_reused.v1"
+    session_id: UUID
+
+
+class ProfileUpdated(Event):
+    """Name or language were changed."""
+
+    type = "com.aegis.user.profile_updated.v1"
+    fields: list[str]
+
+
+class PhoneCodeRequested(Event):
+    """A phone number waits to be verified."""
+
+    type = "com.aegis.user.phone_code_requested.v1"
+
+
+class PhoneVerified(Event):
+    """A phone number was verified."""
+
+    type = "com.aegis.user.phone_verified.v1"
+
+
+class PhoneRemoved(Event):
+    """A phone number was taken off the account."""
+
+    type = "com.aegis.user.phone_removed.v1"
+
+
+class BusinessSubmitted(Event):
+    """A business registration waits to be verified."""
+
+    type = "com.aegis.user.business_submitted.v1"
+
+
+class BusinessCheckDue(Event):
+    """A verified business registration is to be checked again."""
+
+    type = "com.aegis.user.business_check_due.v1"
+
+
+class BusinessVerified(Event):
+    """The registry knows the business, and it is active."""
+
+    type = "com.aegis.user.business_verified.v1"
+
+
+class BusinessRejected(Event):
+    """The registry does not confirm the business."""
+
+    type = "com.aegis.user.business_rejected.v1"
+    reason: str
+
+
+class BusinessClosed(Event):
+    """A business that was verified is suspended or closed."""
+
+    type = "com.aegis.user.business_closed.v1"
+
+
+class TotpEnabled(Event):
+    """A second factor was set up."""
+
+    type = "com.aegis.user.totp_enabled.v1"
+
+
+class TotpRemoved(Event):
+    """A second factor was removed."""
+
+    type = "com.aegis.user.totp_removed.v1"
+
+
+class RecoveryCodeUsed(Event):
+    """A recovery code took the place of the second factor."""
+
+    type = "com.aegis.user.recovery_code_used.v1"
+
+
+class PasskeyRegistered(Event):
+    """A passkey was added."""
+
+    type = "com.aegis.user.passkey_registered.v1"
+    passkey_id: UUID
+
+
+class PasskeyRemoved(Event):
+    """A passkey was removed."""
+
+    type = "com.aegis.user.passkey_removed.v1"
+    passkey_id: UUID
+
+
+class DataExported(Event):
+    """A user read all that is stored on them."""
+
+    type = "com.aegis.user.data_exported.v1"
+
+
+class UserWithdrawn(Event):
+    """A user left; the account is purged after some days unless they log in again."""
+
+    type = "com.aegis.user.withdrawn.v1"
+
+
+class UserRestored(Event):
+    """A user who had left logged in again in time."""
+
+    type = "com.aegis.user.restored.v1"
+
+
+class UserPurged(Event):
+    """The personal data of a withdrawn user is gone."""
+
+    type = "com.aegis.user.purged.v1"
+
+
+class UserSuspended(Event):
+    """An administrator suspended an account; its sessions have ended."""
+
+    type = "com.aegis.user.suspended.v1"
+    actor_id: UUID
+
+
+class UserReinstated(Event):
+    """An administrator ended a suspension or a withdrawal."""
+
+    type = "com.aegis.user.reinstated.v1"
+    actor_id: UUID
+
+
+class RolesChanged(Event):
+    """The roles of an account were changed; its sessions have ended. Without actor: from the command line."""
+
+    type = "com.aegis.user.roles_changed.v1"
+    roles: list[str]
+    actor_id: UUID | None = None
+
+
+ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 
 
 def announce(connection: Connection, event: Event) -> None:

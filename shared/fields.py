@@ -13,6 +13,12 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class QueryParameters(BaseModel):
+    """The parameters of a query: text that is converted, and no unknown ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 def _email_address(text: str) -> str:
     canonical_email(text)
     return text
@@ -52,10 +58,11 @@ EmailAddress = Annotated[
 ]
 Name = Annotated[str, StringConstraints(max_length=100), AfterValidator(_printable), Field(examples=["김민준"])]
 Locale = Annotated[Literal["ko", "en"], Field(description="The language of mails to the user.")]
-Password = Annotated[
+Password = Annotated[SecretStr, Field(min_length=1, max_length=256, examples=["correct horse battery staple"])]
+NewPassword = Annotated[
     SecretStr,
     Field(
-        min_length=1,
+        min_length=1,  # `check_acceptable` counts characters after normalization, and says what is wrong
         max_length=256,
         description="Any Unicode characters, at least 15 (NIST SP 800-63B-4); verified as a whole.",
         examples=["correct horse battery staple"],

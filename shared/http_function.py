@@ -1,34 +1,68 @@
 """`http_function`: turns a handler for one route into a function for functions-framework.
 
-The decorator states method, path and what the handler uses. The handler's parameters say what it takes:
+The decorator states what a reader must know: method, path, who may call, how often. The handler's parameters say
+what it takes:
 
     body: Model               the validated JSON body, a `RequestBody`
+    query: Model              the validated query, a `QueryParameters`
+    NAME_id: UUID             a parameter of the path, as in /users/{user_id}
     caller: Caller            the authenticated user; without one the answer is 401
+    client: Client            the address and the device that the request comes from
+    if_match: str | None      the header If-Match, for `require_match`
     cached: bytes | None      with `cached=`, an entry of the cache read in the same round trip as the session
     request: flask.Request    the request as it came, for the function that answers at any path ("/*")
 
-It returns a TypedDict (or JSON bytes from the cache), which becomes the body, or None for an answer without one.
+It returns a TypedDict (or JSON bytes from the cache), which becomes the body; a `Reply` where headers go with it; or
+None for an answer without one. Every POST takes an Idempotency-Key; see shared/idempotency.py for what that means
+for a handler's transactions.
 """
 
 import functools
+import re
+import time
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from uuid import UUID
 
 import functions_framework
 from flask import Request, Response
 from functions_framework import HTTPFunction
 
 from shared import authentication
-from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, NotFound, Problem, UnsupportedMediaType
+from shared.access_tokens import SECOND_FACTOR, Caller
+from shared.clients import client_of
+from shared.problems import (
+    FieldError,
+    Forbidden,
+    InvalidRequest,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    ReauthenticationRequired,
+    UnsupportedMediaType,
+)
+from shared.rate_limits import address_subject, enforce
 from shared.registry import HTTP_FUNCTIONS, HttpFunction
-from shared.request import answer, empty_response, json_response
+from shared.request import Reply, answer, empty_response, etag, json_response
 from shared.settings import Dependency
 
 if TYPE_CHECKING:
-    from shared.fields import RequestBody
+    from pydantic import BaseModel
 
+M = TypeVar("M", bound="BaseModel")
 
+GIVEN = frozenset({"body", "query", "caller", "client", "if_match", "cached", "request"})
 MAX_FAULTS = 20
+RECENT_SECONDS = 600
+JSON = "application/json"
+MEDIA_TYPES = {"PATCH": ("application/merge-patch+json", JSON)}
+PATH_PARAMETER = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+PER_ADDRESS = {"address": "60/minute"}
+"""Of an operation that anyone may call, where it states nothing else."""
+PER_ACCOUNT = {"address": "1200/minute", "account": "300/minute"}
+"""Of an operation that takes an access token, where it states nothing else."""
 
 
 def http_function(
@@ -36,82 +70,172 @@ def http_function(
     path: str,
     *,
     status: int = 200,
+    role: Literal["admin"] | None = None,
+    recent_login: bool = False,
+    limits: Mapping[str, str] | None = None,
     uses: Collection[Dependency] = (),
     problems: Collection[type[Problem]] = (),
-    cached: Callable[[authentication.Caller], str] | None = None,
+    cached: Callable[[Caller], str] | None = None,
 ) -> Callable[[Callable[..., Any]], HTTPFunction]:
     """Registers a handler under its own name.
 
     Args:
         method, path: the route; it answers HEAD where it answers GET.
         status: of a success.
-        uses: the dependencies that must be set, and that /health/ready reports.
+        role: that the caller must have, in a session with a second factor.
+        recent_login: whether the caller must have logged in within the last ten minutes, with their second factor.
+        limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "email+address".
+        uses: the dependencies that must be set, and that /health/ready reports; the cache counts the limits anyway,
+            and a POST keeps its answers.
         problems: the errors that are the operation's own, for the documentation.
         cached: the cache key to read for this caller, handed to the handler as `cached`.
     """
 
     def decorate(handler: Callable[..., Any]) -> HTTPFunction:
         hints = get_type_hints(handler)
-        authenticated = "caller" in hints
+        takes = frozenset(hints) - {"return"}
+        if unknown := takes - GIVEN - set(re.findall(r"\{(\w+)\}", path)):
+            raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
+        needs: set[Dependency] = {"cache", *uses}
+        if "caller" in takes:
+            needs |= authentication.USES
+        if method == "POST":
+            needs |= {"database", "encryption"}
         operation = HTTP_FUNCTIONS[handler.__name__] = HttpFunction(
             name=handler.__name__,
             method=method,
             path=path,
             status=status,
             handler=handler,
+            takes=takes,
             body=hints.get("body"),
+            query=hints.get("query"),
             returns=hints["return"],
-            authenticated=authenticated,
+            role=role,
+            recent_login=recent_login,
+            limits=(PER_ACCOUNT if "caller" in takes else PER_ADDRESS) if limits is None else limits,
             cached=cached,
             problems=tuple(problems),
-            uses=frozenset(uses) | (authentication.USES if authenticated else frozenset()),
+            uses=frozenset(needs),
         )
+        template = re.compile(path_pattern(path, named=True))
 
         @functions_framework.http
         @functools.wraps(handler)
         def serve(request: Request) -> Response:
-            return answer(operation.name, path, request, lambda body: _perform(operation, request, body))
+            return answer(
+                operation.name,
+                path,
+                request,
+                lambda body, headers: _perform(operation, template, request, body, headers),
+            )
 
         return serve
 
     return decorate
 
 
-def _perform(operation: HttpFunction, request: Request, body: bytes) -> Response:
-    arguments: dict[str, Any] = {}
-    if operation.path == "/*":
-        arguments["request"] = request
-    elif request.path != operation.path:
-        raise NotFound
-    elif request.method != operation.method and (request.method, operation.method) != ("HEAD", "GET"):
-        raise MethodNotAllowed(["GET", "HEAD"] if operation.method == "GET" else [operation.method])
+def path_pattern(path: str, *, named: bool = False) -> str:
+    """The regular expression of a path template: as routes write it, or with its parameters as named groups."""
+    literal = re.escape(path).replace(r"\{", "{").replace(r"\}", "}").replace(r"\-", "-")
+    return re.sub(r"\{(\w+)\}", rf"(?P<\1>{PATH_PARAMETER})" if named else PATH_PARAMETER, literal)
 
+
+def _perform(
+    operation: HttpFunction, template: re.Pattern[str], request: Request, body: bytes, headers: dict[str, str]
+) -> Response:
+    """Checks a request step by step and hands it to the handler. `headers` go with the answer, whatever it is."""
+    client = client_of(request)
+    given: dict[str, Any] = {"request": request, "client": client, "if_match": request.headers.get("If-Match")}
+    if operation.path != "/*":
+        given |= _path_parameters(operation, template, request)
+
+    subjects = {"address": address_subject(client.address)}
+    headers |= enforce(operation.name, {"address": operation.limits.get("address", "")}, subjects)
     if operation.authenticated:
-        caller, cached = authentication.authenticate(request.headers.get("Authorization", ""), operation.cached)
-        arguments["caller"] = caller
-        if operation.cached:
-            arguments["cached"] = cached
+        caller, given["cached"] = authentication.authenticate(
+            request.headers.get("Authorization", ""), operation.cached
+        )
+        _check_rights(operation, caller)
+        given["caller"] = caller
+        subjects["account"] = str(caller.user_id)
+    if operation.query:
+        given["query"] = _validated_query(operation.query, request)
     if operation.body:
-        if request.mimetype != "application/json":
+        if request.mimetype not in MEDIA_TYPES.get(request.method, (JSON,)):
             raise UnsupportedMediaType
-        arguments["body"] = _validated(operation.body, body)
+        given["body"] = _validated(lambda model: model.model_validate_json(body), operation.body)
+        if email := getattr(given["body"], "email", None):
+            subjects["email"] = email.casefold()
+    headers |= enforce(operation.name, {w: rate for w, rate in operation.limits.items() if w != "address"}, subjects)
 
-    result: Mapping[str, Any] | bytes | None = operation.handler(**arguments)
-    return empty_response(operation.status) if result is None else json_response(result, operation.status)
+    def perform() -> Response:
+        result = operation.handler(**{name: given[name] for name in operation.takes})
+        return _success(operation, request, result)
+
+    key = request.headers.get("Idempotency-Key") if operation.keeps_answers else None
+    if key is None:
+        return perform()
+    # Imported for those who ask for it.
+    from shared.idempotency import answer_once
+
+    scope = f"{operation.name} {subjects.get('account', '')}"
+    return answer_once(key, scope, request.path.encode() + b"\n" + body, perform)
 
 
-def _validated(model: "type[RequestBody]", body: bytes) -> "RequestBody":
+def _path_parameters(operation: HttpFunction, template: re.Pattern[str], request: Request) -> dict[str, UUID]:
+    matched = template.fullmatch(request.path)
+    if not matched:
+        raise NotFound
+    if request.method != operation.method and (request.method, operation.method) != ("HEAD", "GET"):
+        raise MethodNotAllowed(["GET", "HEAD"] if operation.method == "GET" else [operation.method])
+    return {name: UUID(text) for name, text in matched.groupdict().items()}
+
+
+def _check_rights(operation: HttpFunction, caller: Caller) -> None:
+    if operation.role and operation.role not in caller.roles:
+        raise Forbidden
+    if operation.role and SECOND_FACTOR not in caller.amr:
+        raise ReauthenticationRequired("This takes a session with a second factor: enroll one, then log in with it.")
+    if operation.recent_login and time.time() - caller.authenticated_at > RECENT_SECONDS:
+        raise ReauthenticationRequired
+
+
+def _success(operation: HttpFunction, request: Request, result: Any) -> Response:
+    reply = result if isinstance(result, Reply) else Reply(result)
+    if reply.body is None:
+        response = empty_response(operation.status)
+    else:
+        response = json_response(reply.body, operation.status)
+        if operation.method in ("GET", "PATCH"):
+            response.headers["ETag"] = etag(response.get_data())
+    response.headers.update(reply.headers)
+    if operation.method == "GET":
+        response.make_conditional(request)
+    return response
+
+
+def _validated_query(model: type[M], request: Request) -> M:
+    repeated = [name for name, values in request.args.lists() if len(values) > 1]
+    if repeated:
+        raise InvalidRequest(errors=[_fault((name,), "It is given more than once.") for name in repeated[:MAX_FAULTS]])
+    return _validated(lambda model: model.model_validate(request.args.to_dict()), model)
+
+
+def _validated(validate: Callable[[type[M]], M], model: type[M]) -> M:
     from pydantic import ValidationError
 
     try:
-        return model.model_validate_json(body)
+        return validate(model)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         if any(fault["type"] == "json_invalid" for fault in faults):
             raise MalformedRequest from None
-        raise InvalidRequest(
-            errors=[{"pointer": json_pointer(fault["loc"]), "detail": fault["msg"]} for fault in faults[:MAX_FAULTS]]
-        ) from None
+        raise InvalidRequest(errors=[_fault(fault["loc"], fault["msg"]) for fault in faults[:MAX_FAULTS]]) from None
+
+
+def _fault(location: tuple[int | str, ...], detail: str) -> FieldError:
+    return FieldError(pointer=json_pointer(location), detail=detail)
 
 
 def json_pointer(location: tuple[int | str, ...]) -> str:

@@ -2,14 +2,15 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from shared import problems
+from shared import idempotency, problems
+from shared.http_function import JSON, MEDIA_TYPES
 from shared.problems import Problem, ProblemDetails
 from shared.registry import HttpFunction
 
@@ -58,20 +59,64 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
     }
     if function.authenticated:
         operation["security"] = [{"access_token": []}]
+    if parameters := list(_parameters(function)):
+        operation["parameters"] = parameters
     if function.body:
         _, definitions = models_json_schema([(function.body, "validation")], ref_template=_SCHEMAS)
-        schemas |= definitions["$defs"]
-        operation["requestBody"] = {"required": True, "content": _json(function.body.__name__)}
+        _add(schemas, definitions["$defs"])
+        media_types = MEDIA_TYPES.get(function.method, (JSON,))
+        content = {media_type: {"schema": _ref(function.body.__name__)} for media_type in media_types}
+        operation["requestBody"] = {"required": True, "content": content}
 
-    success: dict[str, Any] = {"description": HTTPStatus(function.status).phrase, "headers": _REQUEST_ID}
+    success: dict[str, Any] = {"description": HTTPStatus(function.status).phrase, "headers": dict(_HEADERS)}
     if result := _result(function):
-        schemas[result.__name__] = _schema(result, schemas)
-        success["content"] = _json(result.__name__)
+        _add(schemas, {result.__name__: _schema(result, schemas)})
+        success["content"] = {JSON: {"schema": _ref(result.__name__)}}
+        if function.method in ("GET", "PATCH"):
+            success["headers"]["ETag"] = {"schema": {"type": "string"}, "description": "Of this state; for If-Match."}
     operation["responses"] = {str(function.status): success, **_problem_responses(function)}
     return operation
 
 
-_REQUEST_ID = {"X-Request-Id": {"schema": {"type": "string"}, "description": "Names the request in the logs."}}
+_HEADERS = {
+    "X-Request-Id": {"schema": {"type": "string"}, "description": "Names the request in the logs."},
+    "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the limit that is nearest."},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "description": "That limit: requests (q) in seconds (w)."},
+}
+
+
+def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
+    for name in re.findall(r"\{(\w+)\}", function.path):
+        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+    if function.query:
+        schema = function.query.model_json_schema()
+        for name, property_ in schema["properties"].items():
+            # A parameter that is absent is absent, and never null.
+            variants = [each for each in property_.pop("anyOf", []) if each.get("type") != "null"]
+            description = property_.pop("description", "")
+            property_.pop("default", None)
+            yield {
+                "name": name,
+                "in": "query",
+                "description": description,
+                "required": name in schema.get("required", ()),
+                "schema": {**property_, **(variants[0] if variants else {})},
+            }
+    if function.keeps_answers:
+        yield {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "A UUID in double quotes: sent again with it, the request gets its first answer again.",
+            "schema": {"type": "string", "pattern": '^"[ !#-\\[\\]-~]{16,255}"$'},
+            "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
+        }
+    if "if_match" in function.takes:
+        yield {
+            "name": "If-Match",
+            "in": "header",
+            "description": "The ETag of the state that the change is made to; another state is a 412.",
+            "schema": {"type": "string"},
+        }
 
 
 def _result(function: HttpFunction) -> Any:
@@ -81,18 +126,28 @@ def _result(function: HttpFunction) -> Any:
 
 
 def _problem_responses(function: HttpFunction) -> dict[str, Any]:
-    kinds: list[type[Problem]] = [*function.problems, problems.ServiceUnavailable]
+    kinds: list[type[Problem]] = [*function.problems, problems.TooManyRequests, problems.ServiceUnavailable]
     if function.authenticated:
         kinds.append(problems.Unauthenticated)
+    if function.role:
+        kinds.append(problems.Forbidden)
+    if function.role or function.recent_login:
+        kinds.append(problems.ReauthenticationRequired)
     if function.body:
         kinds.extend(_BODY_PROBLEMS)
+    elif function.query:
+        kinds.append(problems.InvalidRequest)
+    if "if_match" in function.takes:
+        kinds.append(problems.PreconditionFailed)
+    if function.keeps_answers:
+        kinds.extend(idempotency.PROBLEMS)
     responses: dict[str, Any] = {}
-    for kind in sorted(kinds, key=lambda kind: kind.status):
+    for kind in sorted(dict.fromkeys(kinds), key=lambda kind: kind.status):
         response = responses.setdefault(
             str(kind.status),
             {
                 "description": "",
-                "headers": dict(_REQUEST_ID),
+                "headers": dict(_HEADERS),
                 "content": {"application/problem+json": {"schema": _ref("ProblemDetails"), "examples": {}}},
             },
         )
@@ -105,12 +160,15 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
 
 def _schema(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     schema = TypeAdapter(model).json_schema(ref_template=_SCHEMAS)
-    schemas |= schema.pop("$defs", {})
+    _add(schemas, schema.pop("$defs", {}))
     return schema
 
 
-def _json(model: str) -> dict[str, Any]:
-    return {"application/json": {"schema": _ref(model)}}
+def _add(schemas: dict[str, Any], new: dict[str, Any]) -> None:
+    """Adds schemas under their names, of which no two may be the same."""
+    for name, schema in new.items():
+        if schemas.setdefault(name, schema) != schema:
+            raise ValueError(f"two models of different form are called {name}")
 
 
 def _ref(model: str) -> dict[str, str]:

@@ -27,15 +27,20 @@ _MIN_STRENGTH = 2
 _STRENGTH_LENGTH = 32
 
 
-def check_acceptable(password: str, *known: str | None) -> None:
+def check_acceptable(password: str, *known: str | None, pointer: str = "/password") -> None:
     """Refuses a new password that is short, common, or made of what is known about the user.
 
+    Args:
+        known: address and name of the user.
+        pointer: where in the request the password stands.
+
     Raises:
-        InvalidRequest: with a fault at /password.
+        InvalidRequest: with a fault at `pointer`.
+        ServiceUnavailable: too many passwords are being checked or hashed already.
     """
     password = _normalized(password)
     if len(password) < MIN_LENGTH:
-        raise InvalidRequest(errors=[_fault(f"A password has at least {MIN_LENGTH} characters.")])
+        raise InvalidRequest(errors=[_fault(pointer, f"A password has at least {MIN_LENGTH} characters.")])
 
     from zxcvbn import zxcvbn
 
@@ -44,7 +49,9 @@ def check_acceptable(password: str, *known: str | None) -> None:
         strength = zxcvbn(password[:_STRENGTH_LENGTH], user_inputs=["aegis", *guessable], max_length=_STRENGTH_LENGTH)
     if strength["score"] < _MIN_STRENGTH:
         raise InvalidRequest(
-            errors=[_fault("This password is common, or follows a pattern that is tried first. Choose another.")]
+            errors=[
+                _fault(pointer, "This password is common, or follows a pattern that is tried first. Choose another.")
+            ]
         )
 
 
@@ -82,8 +89,8 @@ def _unknown_hash() -> str:
     return f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${salt}${digest}"
 
 
-def _fault(detail: str) -> FieldError:
-    return {"pointer": "/password", "detail": detail}
+def _fault(pointer: str, detail: str) -> FieldError:
+    return {"pointer": pointer, "detail": detail}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 
 class FieldError(TypedDict):
-    """One fault in a request: where it is (JSON pointer, RFC 6901) and what it is."""
+    """One fault in a request: where it is (JSON pointer, RFC 6901, into the body or the query) and what it is."""
 
     pointer: str
     detail: str
@@ -33,7 +33,11 @@ class Problem(Exception):
     detail: ClassVar[str]
 
     def __init__(
-        self, detail: str = "", *, headers: Mapping[str, str] | None = None, errors: Sequence[FieldError] = ()
+        self,
+        detail: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[FieldError] = (),
     ) -> None:
         super().__init__(detail or self.detail)
         self.headers = dict(headers or {})
@@ -68,10 +72,41 @@ class Unauthenticated(Problem):
         super().__init__(headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
+class ReauthenticationRequired(Problem):
+    """The log-in is too old, or was too weak, for what is asked (RFC 9470)."""
+
+    status = 401
+    title = "Log in again for this"
+    detail = "It takes an access token of a log-in in the last ten minutes, with the second factor if there is one."
+
+    def __init__(self, detail: str = "", *, max_age: int = 600) -> None:
+        """max_age: seconds since the log-in that are allowed."""
+        challenge = f'Bearer error="insufficient_user_authentication", max_age="{max_age}"'
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class Forbidden(Problem):
+    status = 403
+    title = "This is not allowed to you"
+    detail = "The account does not have the role that is needed."
+
+
 class NotFound(Problem):
     status = 404
     title = "There is nothing at this address"
     detail = "Check the path against /openapi.json."
+
+
+class NoSuchItem(Problem):
+    status = 404
+    title = "There is no such item"
+    detail = "It never was, is gone, or belongs to somebody else."
+
+
+class PreconditionFailed(Problem):
+    status = 412
+    title = "It has changed since you read it"
+    detail = "The ETag in If-Match is not the current one. Read it again, then repeat the change."
 
 
 class MethodNotAllowed(Problem):
@@ -99,6 +134,17 @@ class InvalidRequest(Problem):
     status = 422
     title = "Some fields are not valid"
     detail = "Nothing was changed. 'errors' lists each fault with a pointer to its field."
+
+
+class TooManyRequests(Problem):
+    """A rate limit is reached (RFC 6585, 4)."""
+
+    status = 429
+    title = "Too many requests"
+    detail = "Try again after the seconds in the header Retry-After."
+
+    def __init__(self, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(headers={"Retry-After": "1", **(headers or {})})
 
 
 class InternalError(Problem):

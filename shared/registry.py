@@ -1,6 +1,6 @@
 """What is stated about each function that this process has loaded; the decorators fill it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from shared.settings import Dependency
 if TYPE_CHECKING:
     from shared.access_tokens import Caller
     from shared.events import Event
-    from shared.fields import RequestBody
+    from shared.fields import QueryParameters, RequestBody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +20,29 @@ class HttpFunction:
     name: str
     method: str
     path: str
-    """"/*" answers at any path, with any method."""
+    """A template (RFC 6570, level 1) whose parameters are UUIDs; "/*" answers at any path, with any method."""
     status: int
     handler: Callable[..., Any]
+    takes: frozenset[str]
+    """The names of the handler's parameters."""
     body: "type[RequestBody] | None"
-    returns: type
-    authenticated: bool
+    query: "type[QueryParameters] | None"
+    returns: Any
+    role: str | None
+    recent_login: bool
+    limits: Mapping[str, str]
     cached: "Callable[[Caller], str] | None"
     problems: tuple[type[Problem], ...]
     uses: frozenset[Dependency]
+
+    @property
+    def authenticated(self) -> bool:
+        return "caller" in self.takes
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether it takes an Idempotency-Key: the other methods are idempotent by themselves."""
+        return self.method == "POST"
 
 
 @dataclass(frozen=True, kw_only=True)

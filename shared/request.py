@@ -1,19 +1,21 @@
 """One request from arrival to answer: its id, its bounds, its errors, its log line, its count."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from flask import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from shared import cors, logs, metrics
-from shared.problems import BodyTooLarge, InternalError, MalformedRequest, Problem
+from shared.problems import BodyTooLarge, InternalError, MalformedRequest, PreconditionFailed, Problem
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0
@@ -23,9 +25,23 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes], Response]) -> Response:
-    """Answers one request by `work`, which takes the body and may raise any Problem.
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """What a handler returns when its answer has headers of its own."""
+
+    body: T
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def answer(
+    function: str, endpoint: str, request: Request, work: Callable[[bytes, dict[str, str]], Response]
+) -> Response:
+    """Answers one request by `work`, which may raise any Problem.
+
+    `work` takes the body, and a dictionary of headers to fill: they are on the answer whatever comes of it.
 
     Args:
         function: the name of the function, for the log and the metrics.
@@ -36,21 +52,21 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
     logs.request_id.set(request_id)
     # One more than allowed: a chunked body is cut off there, without an error.
     request.max_content_length = MAX_BODY_BYTES + 1
+    headers: dict[str, str] = {}
     try:
-        response = work(_body(request))
+        response = work(_body(request), headers)
     except RequestEntityTooLarge:
-        response = _problem(BodyTooLarge(), request_id)
+        response = problem_response(BodyTooLarge())
         # functions-framework reads the rest of the request into memory unless the answer is streamed.
         response.response = iter([response.get_data()])
     except Problem as problem:
-        response = _problem(problem, request_id)
+        response = problem_response(problem)
     except Exception:
         log.exception("unexpected error")
-        response = _problem(InternalError(), request_id)
+        response = problem_response(InternalError())
+    for name, value in {**headers, **_SECURITY_HEADERS, **cors.headers(request)}.items():
+        response.headers.setdefault(name, value)
     response.headers["X-Request-Id"] = request_id
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.update(cors.headers(request))
 
     seconds = time.perf_counter() - started
     method = request.method if request.method in METHODS else "OTHER"
@@ -73,9 +89,37 @@ def answer(function: str, endpoint: str, request: Request, work: Callable[[bytes
     return response
 
 
+# OWASP REST Security Cheat Sheet, "Security Headers"; a handler may allow the caching of what is nobody's.
+_SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def json_bytes(body: Mapping[str, Any]) -> bytes:
+    """The JSON document of a body, always the same for the same body."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def etag(representation: bytes) -> str:
+    """The strong validator of a representation (RFC 9110, 8.8.3)."""
+    return f'"{hashlib.sha256(representation).hexdigest()[:32]}"'
+
+
+def require_match(if_match: str | None, representation: Mapping[str, Any]) -> None:
+    """Raises PreconditionFailed when a caller's If-Match (RFC 9110, 13.1.1) names other states than the current one."""
+    current = etag(json_bytes(representation))
+    if if_match is not None and not {"*", current} & {part.strip() for part in if_match.split(",")}:
+        raise PreconditionFailed
+
+
 def json_response(body: Mapping[str, Any] | bytes, status: int) -> Response:
     """A JSON answer; bytes are sent as they are."""
-    content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    content = body if isinstance(body, bytes) else json_bytes(body)
     return Response(content, status, content_type="application/json")
 
 
@@ -119,8 +163,9 @@ def empty_response(status: int) -> Response:
     return response
 
 
-def _problem(problem: Problem, request_id: str) -> Response:
-    response = json_response(dict(problem.body(request_id)), problem.status)
+def problem_response(problem: Problem) -> Response:
+    """The answer that tells of a problem (RFC 9457), with the id of the request that is being answered."""
+    response = json_response(dict(problem.body(logs.request_id.get())), problem.status)
     response.content_type = "application/problem+json"
     response.headers.extend(problem.headers)
     return response

@@ -4,20 +4,27 @@ import base64
 import hashlib
 import hmac
 import secrets
-from datetime import timedelta
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
 from shared import access_tokens
 from shared.access_tokens import Caller
+from shared.clients import Client
+from shared.events import LoggedIn, UserRestored, announce
 from shared.settings import settings
-from shared.tables import refresh_token, session
+from shared.tables import account, refresh_token, session
 
 LIFETIME = timedelta(days=30)
 """From log-in; a refresh does not extend it."""
+IDLE_LIFETIME = timedelta(days=14)
+"""From the last refresh: a session that nobody uses ends before."""
+MAX_SESSIONS = 50
 
 
 class TokenPair(TypedDict):
@@ -38,22 +45,76 @@ def token_pair(caller: Caller, refresh: str) -> TokenPair:
     )
 
 
-def start(connection: Connection, user_id: UUID) -> tuple[Caller, str]:
-    """A new session of a user: the caller that they are in it, and its first refresh token."""
-    caller = Caller(user_id, uuid7())
+def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Client) -> TokenPair | None:
+    """Starts a session for a user who has proved who they are; None for an account that may have none.
+
+    An account that was withdrawn is restored. Of more than 50 live sessions the one used least lately ends.
+
+    Args:
+        amr: how they proved it (RFC 8176).
+        client: what the session shows of the program that logs in.
+    """
+    # Locked, so that whoever suspends the account at this moment ends this session as well.
+    found = connection.execute(
+        select(account.c.status, account.c.roles).where(account.c.id == user_id).with_for_update(key_share=True)
+    ).first()
+    if found is None or found.status not in ("active", "withdrawn"):
+        return None
+    if found.status == "withdrawn":
+        connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
+        announce(connection, UserRestored(user_id=user_id))
+    now = int(time.time())
+    caller = Caller(user_id=user_id, session_id=uuid7(), roles=tuple(found.roles), amr=tuple(amr), authenticated_at=now)
+    _end_surplus(connection, user_id)
     connection.execute(
-        insert(session).values(id=caller.session_id, account_id=user_id, expires_at=func.now() + LIFETIME)
+        insert(session).values(
+            id=caller.session_id,
+            account_id=user_id,
+            expires_at=func.now() + LIFETIME,
+            amr=list(amr),
+            authenticated_at=datetime.fromtimestamp(now, UTC),
+            device=client.device,
+            address=client.address,
+        )
     )
     token = _encode(secrets.token_bytes(32))
     store_refresh_token(connection, caller.session_id, token)
-    return caller, token
+    announce(connection, LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
+    return token_pair(caller, token)
+
+
+def is_live() -> ColumnElement[bool]:
+    """The condition that a session carries on: not ended, not expired, not idle for too long."""
+    return and_(
+        session.c.ended_at.is_(None),
+        session.c.expires_at > func.now(),
+        session.c.last_used_at > func.now() - IDLE_LIFETIME,
+    )
 
 
 def end(connection: Connection, session_id: UUID) -> None:
-    """Ends a session. After the commit, tell `authentication.forget`."""
+    """Ends a session. After the commit, call `authentication.refuse_tokens_of` with it."""
     connection.execute(
         update(session).where(session.c.id == session_id, session.c.ended_at.is_(None)).values(ended_at=func.now())
     )
+
+
+def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -> Sequence[UUID]:
+    """Ends a user's sessions, all or all but one. After the commit, `authentication.refuse_tokens_of` those."""
+    these = [session.c.account_id == user_id, session.c.ended_at.is_(None)]
+    if but:
+        these.append(session.c.id != but)
+    return connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
+
+
+def _end_surplus(connection: Connection, user_id: UUID) -> None:
+    least_used = (
+        select(session.c.id)
+        .where(session.c.account_id == user_id, is_live())
+        .order_by(session.c.last_used_at.desc())
+        .offset(MAX_SESSIONS - 1)
+    )
+    connection.execute(update(session).where(session.c.id.in_(least_used)).values(ended_at=func.now()))
 
 
 def store_refresh_token(connection: Connection, session_id: UUID, token: str) -> None:

@@ -6,10 +6,15 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import quote, urlsplit
 
-Dependency = Literal["database", "cache", "kafka", "access_tokens", "refresh_tokens", "email"]
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+Dependency = Literal[
+    "database", "cache", "kafka", "access_tokens", "refresh_tokens", "encryption", "email", "sms", "business_registry"
+]
 
 P256_BYTES = 32
 
@@ -19,7 +24,10 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "kafka": ("KAFKA_BOOTSTRAP_SERVERS",),
     "access_tokens": ("JWT_SECRET_KEY", "PUBLIC_URL"),
     "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
+    "encryption": ("ENCRYPTION_KEY",),
     "email": ("EMAIL_SERVICE_URL", "EMAIL_API_KEY", "EMAIL_FROM", "PUBLIC_URL"),
+    "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM"),
+    "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
 }
 
 
@@ -53,11 +61,30 @@ class Settings:
     signing_keys: tuple[SigningKey, ...]
     """The first signs; all verify, so that a key can be replaced without logging anyone out."""
     refresh_key: bytes
+    """Refresh tokens are hashed under it."""
+    encryption_key: bytes
+    """Seals what must be read again: secrets of second factors, stored answers."""
+    passkey_domain: str
+    """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
+    trusted_proxy_hops: int
+    """So many proxies before a function append to X-Forwarded-For; what stands before their entries is not believed."""
+    rate_limit_exempt: "tuple[IPv4Network | IPv6Network, ...]"
+    """Networks whose addresses share no limit: load generators, servers that call for many users."""
+    withdrawal_days: int
+    """For so long logging in restores a withdrawn account; then it is purged."""
+    breached_passwords_url: str
+    """A k-anonymity range API such as https://api.pwnedpasswords.com; none is asked when it is empty."""
     cors_allowed_origins: frozenset[str]
     """Origins whose pages may call the API from a browser, as https://app.example.com; none by default."""
     email_service_url: str
     email_api_key: str
     email_from: str
+    sms_service_url: str
+    sms_api_key: str
+    """Account SID and auth token, as SID:TOKEN."""
+    sms_from: str
+    business_registry_api_url: str
+    business_registry_api_key: str
 
 
 def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> Settings:
@@ -93,20 +120,33 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             problems.append(f"{name} is not a URL with {' or '.join(schemes)}")
         elif value and parts.query:
             problems.append(f"{name} has parameters, and none is supported: {parts.query}")
-        return value.rstrip("/")
+        return value.rstrip("/") if is_valid else ""
 
     log_level = values.get("LOG_LEVEL", "INFO").upper()
     if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         problems.append("LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR")
 
-    threads = values.get("THREADS", "4")
-    if not threads.isascii() or not threads.isdigit() or not 1 <= int(threads) <= 64:
-        problems.append("THREADS is not a number from 1 to 64")
-        threads = "1"
+    def number(name: str, default: int, least: int, most: int) -> int:
+        text = values.get(name, str(default))
+        if text.isascii() and text.isdigit() and least <= int(text) <= most:
+            return int(text)
+        problems.append(f"{name} is not a number from {least} to {most}")
+        return default
 
-    refresh_key = values.get("JWT_REFRESH_SECRET_KEY", "").encode()
-    if refresh_key and len(refresh_key) < 32:
-        problems.append("JWT_REFRESH_SECRET_KEY has fewer than 32 characters")
+    def secret(name: str) -> bytes:
+        value = values.get(name, "").encode()
+        if value and len(value) < 32:
+            problems.append(f"{name} has fewer than 32 characters")
+        return value
+
+    threads = number("THREADS", 4, 1, 64)
+    refresh_key, encryption_key = secret("JWT_REFRESH_SECRET_KEY"), secret("ENCRYPTION_KEY")
+
+    exempt: tuple[IPv4Network | IPv6Network, ...] = ()
+    try:
+        exempt = _networks(values.get("RATE_LIMIT_EXEMPT_NETWORKS", ""))
+    except ValueError:
+        problems.append("RATE_LIMIT_EXEMPT_NETWORKS is not a list of networks such as 10.0.0.0/8")
 
     origins = frozenset(origin.strip() for origin in values.get("CORS_ALLOWED_ORIGINS", "").split(",")) - {""}
     if any(urlsplit(origin)[2:] != ("", "", "") or not urlsplit(origin).hostname for origin in origins):
@@ -121,17 +161,28 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 
     settings = Settings(
         log_level=log_level,
-        threads=int(threads),
+        threads=threads,
         database_url=url("DATABASE_URL", "postgresql"),
         redis_url=url("REDIS_URL", "redis", "rediss"),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
-        public_url=url("PUBLIC_URL", "http", "https"),
+        public_url=(public_url := url("PUBLIC_URL", "http", "https")),
         signing_keys=signing_keys,
         refresh_key=refresh_key,
+        encryption_key=encryption_key,
+        passkey_domain=values.get("PASSKEY_DOMAIN") or urlsplit(public_url).hostname or "",
+        trusted_proxy_hops=number("TRUSTED_PROXY_HOPS", 0, 0, 10),
+        rate_limit_exempt=exempt,
+        withdrawal_days=number("WITHDRAWAL_DAYS", 30, 1, 3650),
+        breached_passwords_url=url("BREACHED_PASSWORDS_URL", "http", "https"),
         cors_allowed_origins=origins,
         email_service_url=url("EMAIL_SERVICE_URL", "http", "https"),
         email_api_key=values.get("EMAIL_API_KEY", ""),
         email_from=values.get("EMAIL_FROM", ""),
+        sms_service_url=url("SMS_SERVICE_URL", "http", "https"),
+        sms_api_key=values.get("SMS_API_KEY", ""),
+        sms_from=values.get("SMS_FROM", ""),
+        business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https"),
+        business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
     )
     if problems:
         raise InvalidSettings(problems)
@@ -142,6 +193,14 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 def settings() -> Settings:
     """The settings of this process."""
     return load(os.environ)
+
+
+def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":
+    if not text:
+        return ()
+    from ipaddress import ip_network
+
+    return tuple(ip_network(part.strip()) for part in text.split(","))
 
 
 def _signing_keys(jwk_set: str) -> tuple[SigningKey, ...]:

@@ -1,12 +1,15 @@
 """The tables. PostgreSQL holds the truth; what is here is created by the migrations."""
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     Table,
@@ -28,10 +31,22 @@ account = Table(
     Column("canonical_email", Text, nullable=False, unique=True),  # as compared
     Column("name", Text),
     Column("locale", Text, nullable=False),
-    Column("status", Text, nullable=False),  # pending until the address is verified, then active
+    Column("status", Text, nullable=False),  # pending until the address is verified, active, suspended, withdrawn
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("email_verified_at", DateTime(timezone=True)),
+    Column("roles", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("new_email", Text),  # takes the place of email when it is verified
+    Column("new_canonical_email", Text),
+    Column("phone", Text),  # E.164, verified
+    Column("phone_verified_at", DateTime(timezone=True)),
+    Column("withdrawn_at", DateTime(timezone=True)),
 )
+Index(
+    "account_new_canonical_email",
+    account.c.new_canonical_email,
+    postgresql_where=account.c.new_canonical_email.is_not(None),
+)
+Index("account_withdrawn_at", account.c.withdrawn_at, postgresql_where=account.c.withdrawn_at.is_not(None))
 
 credential = Table(
     "credential",
@@ -59,6 +74,11 @@ session = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("ended_at", DateTime(timezone=True)),
+    Column("amr", ARRAY(Text), nullable=False, server_default="{pwd}"),  # how the user proved who they are (RFC 8176)
+    Column("authenticated_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("last_used_at", DateTime(timezone=True), nullable=False, server_default=_now),  # at the last refresh
+    Column("device", Text, nullable=False, server_default=""),
+    Column("address", Text, nullable=False, server_default=""),
 )
 
 refresh_token = Table(
@@ -99,3 +119,95 @@ processed_event = Table(
     Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("done_at", DateTime(timezone=True)),
 )
+
+totp = Table(
+    "totp",
+    metadata,
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Column("secret", LargeBinary, nullable=False),  # sealed: it must be read again to check a code
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("confirmed_at", DateTime(timezone=True)),
+    Column("last_step", BigInteger, nullable=False, server_default="0"),  # no code of this or an earlier step counts
+)
+
+recovery_code = Table(
+    "recovery_code",
+    metadata,
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Column("code_hash", LargeBinary, primary_key=True),  # deleted when it is used
+)
+
+passkey = Table(
+    "passkey",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("credential_id", LargeBinary, nullable=False, unique=True),
+    Column("public_key", LargeBinary, nullable=False),  # COSE
+    Column("sign_count", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("last_used_at", DateTime(timezone=True)),
+)
+Index("passkey_account_id", passkey.c.account_id)
+
+challenge = Table(
+    "challenge",
+    metadata,
+    Column("token_hash", LargeBinary, primary_key=True),
+    Column("purpose", Text, nullable=False),
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE")),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+)
+Index("challenge_account_id", challenge.c.account_id)
+Index("challenge_expires_at", challenge.c.expires_at)
+
+phone_verification = Table(
+    "phone_verification",
+    metadata,
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Column("phone", Text, nullable=False),  # E.164
+    Column("code_hash", LargeBinary),  # once the text message was made
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("requested_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("expires_at", DateTime(timezone=True)),
+)
+
+business = Table(
+    "business",
+    metadata,
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Text, nullable=False),  # ten digits
+    Column("opened_on", Date, nullable=False),
+    Column("representative", Text, nullable=False),
+    Column("status", Text, nullable=False),  # pending, verified, rejected, closed
+    Column("reason", Text),  # of a rejection
+    Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("checked_at", DateTime(timezone=True)),
+)
+Index("business_number", business.c.number)
+Index("business_checked_at", business.c.checked_at)
+
+stored_answer = Table(
+    "stored_answer",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),  # made from function, caller and Idempotency-Key
+    Column("fingerprint", LargeBinary, nullable=False),  # of the request
+    Column("answer", LargeBinary),  # sealed; none while the request is under way
+    Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=_now),
+)
+Index("stored_answer_claimed_at", stored_answer.c.claimed_at)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("account_id", Uuid, nullable=False),  # no reference: it outlives the account
+    Column("type", Text, nullable=False),
+    Column("occurred_at", DateTime(timezone=True), nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("data", JSONB, nullable=False),
+)
+Index("audit_account_id", audit.c.account_id, audit.c.event_id)

@@ -1,5 +1,6 @@
 """One set of servers for all tests: `make up`'s own processes, in a folder of their own."""
 
+import importlib
 import json
 import os
 import shutil
@@ -9,13 +10,18 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import pytest
 from flask.testing import FlaskClient
+
+from shared.database import transaction
+from shared.registry import HTTP_FUNCTIONS
 
 T = TypeVar("T")
 
@@ -84,7 +90,6 @@ def create_user(address: str, status: str = "active") -> User:
     from sqlalchemy import insert
     from uuid_utils.compat import uuid7
 
-    from shared.database import transaction
     from shared.passwords import hash_password
     from shared.tables import account, credential
 
@@ -94,6 +99,14 @@ def create_user(address: str, status: str = "active") -> User:
         connection.execute(insert(account).values(status=status, **row))
         connection.execute(insert(credential).values(account_id=user.id, password_hash=hash_password(PASSWORD)))
     return user
+
+
+def load_all() -> set[str]:
+    """Imports all functions, so that the registry knows them; returns their names."""
+    names = {path.stem for path in (ROOT / "functions").glob("*.py")} - {"__init__"}
+    for name in names:
+        importlib.import_module(f"functions.{name}")
+    return names
 
 
 class BufferedClient(FlaskClient):
@@ -121,12 +134,78 @@ def post(function: str, path: str, body: Any, **headers: str) -> Any:
     return client(function).post(path, json=body, headers=headers)
 
 
+def call(
+    function: str,
+    tokens: dict[str, Any] | None = None,
+    body: Any = None,
+    *,
+    query: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+    address: str = "127.0.0.1",
+    **ids: Any,
+) -> Any:
+    """The answer of an operation, by its own method and path.
+
+    Args:
+        tokens: of the session that calls.
+        address: that the request comes from; loopback shares no limit.
+        ids: the parameters of the path.
+    """
+    client_ = client(function)
+    operation = HTTP_FUNCTIONS[function]
+    return client_.open(
+        operation.path.format(**ids),
+        method=operation.method,
+        json=body,
+        query_string=query,
+        headers={**(bearer(tokens) if tokens else {}), **(headers or {}), "X-Forwarded-For": address},
+    )
+
+
 def log_in(user: User) -> dict[str, Any]:
     """A new session of the user: the pair of tokens."""
-    response = post("login", "/api/v1/users/login", {"email": user.email, "password": user.password})
+    response = call("login", body={"email": user.email, "password": user.password})
     assert response.status_code == 200, response.text
     tokens: dict[str, Any] = response.json
     return tokens
+
+
+def session_of(user: User, *, amr: Sequence[str] = ("pwd",), ago: timedelta = timedelta(0)) -> dict[str, Any]:
+    """The tokens of a session that started without a request, so long ago, by these methods (RFC 8176)."""
+    from shared import access_tokens, sessions
+    from shared.clients import Client
+
+    with transaction() as connection:
+        tokens = sessions.log_in(connection, user.id, amr, Client("127.0.0.1", "tests"))
+        assert tokens
+    caller = access_tokens.verify(tokens["access_token"])
+    earlier = replace(caller, authenticated_at=caller.authenticated_at - int(ago.total_seconds()))
+    return {**tokens, "access_token": access_tokens.issue(earlier)}
+
+
+def create_admin(address: str) -> tuple[User, dict[str, Any]]:
+    """An administrator, and the tokens of their session with a second factor."""
+    from sqlalchemy import update
+
+    from shared.tables import account
+
+    user = create_user(address)
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user.id).values(roles=["admin"]))
+    return user, session_of(user, amr=["pwd", "otp", "mfa"])
+
+
+def events_of(user: User) -> list[str]:
+    """The types of the events about a user, in order, without com.aegis.user. before and .v1 behind."""
+    from sqlalchemy import select
+
+    from shared.tables import outbox
+
+    with transaction() as connection:
+        types = connection.scalars(
+            select(outbox.c.type).where(outbox.c.subject == user.id).order_by(outbox.c.position)
+        ).all()
+    return [type_.removeprefix("com.aegis.user.").removesuffix(".v1") for type_ in types]
 
 
 def bearer(tokens: dict[str, Any]) -> dict[str, str]:
@@ -144,9 +223,11 @@ def wait_for(find: Callable[[], T], seconds: float = 15.0) -> T:
 
 def inbox(address: str) -> list[dict[str, str]]:
     """The messages to an address, newest first, as the sandbox shows them."""
-    request = urllib.request.Request(f"{os.environ['PUBLIC_URL']}/inbox", headers={"Accept": "application/json"})
+    url = f"{os.environ['PUBLIC_URL']}/inbox?{urlencode({'to': address})}"
+    request = urllib.request.Request(url, headers={"Accept": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as response:
-        return [message for message in json.load(response) if message["to"] == address]
+        messages: list[dict[str, str]] = json.load(response)
+    return messages
 
 
 def mailed_token(address: str) -> str:

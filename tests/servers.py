@@ -12,13 +12,13 @@ from kafka import KafkaConsumer, TopicPartition
 
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
-from shared import cache, database, settings
+from shared import cache, database, rate_limits, settings
 from shared.migrate import migrate
 from tests.conftest import wait_for
 
 
 def forget_settings() -> None:
-    for remembered in (settings.settings, database.engine, cache._client):
+    for remembered in (settings.settings, database.engine, cache.client, rate_limits._shared):
         remembered.cache_clear()
 
 

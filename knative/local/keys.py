@@ -20,6 +20,11 @@ def new_signing_keys() -> str:
     return json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": secrets.token_hex(8), **key}]})
 
 
+def new_sms_key() -> str:
+    """An account SID and an auth token, as Twilio makes them."""
+    return f"AC{secrets.token_hex(16)}:{secrets.token_hex(16)}"
+
+
 def base64url(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
@@ -33,7 +38,10 @@ def write_secrets(file: Path) -> bool:
         "DB_PASSWORD": secrets.token_hex(16),
         "JWT_SECRET_KEY": new_signing_keys(),
         "JWT_REFRESH_SECRET_KEY": secrets.token_hex(32),
+        "ENCRYPTION_KEY": secrets.token_hex(32),
         "EMAIL_API_KEY": secrets.token_hex(32),
+        "SMS_API_KEY": new_sms_key(),
+        "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
     file.touch(mode=0o600)
     file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))

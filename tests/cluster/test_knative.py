@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.routes import functions
+from shared.manifests import functions
 from tests.cluster.conftest import (
     NAMESPACE,
     USERS,

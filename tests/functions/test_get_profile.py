@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import delete, update
 
 from shared import access_tokens, cache
-from shared.authentication import Caller
+from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.settings import settings
 from shared.tables import account
@@ -41,7 +41,17 @@ def test_the_profile_is_the_callers(active_user: User) -> None:
     assert response.status_code == 200
     profile: Any = response.json
     assert profile.pop("created_at").endswith("+00:00")
-    assert profile == {"id": str(active_user.id), "email": active_user.email, "name": "김민준", "locale": "ko"}
+    assert profile == {
+        "id": str(active_user.id),
+        "email": active_user.email,
+        "new_email": None,
+        "name": "김민준",
+        "locale": "ko",
+        "phone": None,
+        "roles": [],
+        "second_factor": False,
+        "business": None,
+    }
 
 
 def test_a_second_read_comes_from_the_cache_and_is_the_same(active_user: User) -> None:
@@ -57,7 +67,9 @@ def test_a_flushed_cache_logs_nobody_out(active_user: User) -> None:
     tokens = log_in(active_user)
     client("get_profile").get(PATH, headers=bearer(tokens))
     caller = access_tokens.verify(tokens["access_token"])
-    cache._try("DEL", cache.key(caller.user_id, "profile"), cache.key(caller.user_id, f"session:{caller.session_id}"))
+    cache.client().delete(
+        cache.key(caller.user_id, "profile"), cache.key(caller.user_id, f"session:{caller.session_id}")
+    )
     assert client("get_profile").get(PATH, headers=bearer(tokens)).status_code == 200
 
 
@@ -81,7 +93,7 @@ def test_a_suspended_account_is_a_401(active_user: User) -> None:
 
 
 def test_a_token_for_a_session_that_never_was_is_a_401(active_user: User) -> None:
-    assert get(access_tokens.issue(Caller(active_user.id, uuid.uuid4()))).status_code == 401
+    assert get(access_tokens.issue(Caller(user_id=active_user.id, session_id=uuid.uuid4()))).status_code == 401
 
 
 @pytest.mark.parametrize(

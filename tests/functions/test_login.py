@@ -23,8 +23,11 @@ def test_the_access_token_has_the_claims_of_rfc_9068(active_user: User) -> None:
     header = jwt.get_unverified_header(token)
     claims = jwt.decode(token, options={"verify_signature": False})
     assert (header["alg"], header["typ"]) == ("ES256", "at+jwt")
-    assert claims.keys() == {"iss", "aud", "sub", "client_id", "sid", "iat", "exp", "jti"}
+    assert claims.keys() == {
+        *("iss", "aud", "sub", "client_id", "sid", "roles", "amr", "auth_time", "iat", "exp", "jti")
+    }
     assert claims["sub"] == str(active_user.id)
+    assert (claims["roles"], claims["amr"], claims["auth_time"]) == ([], ["pwd"], claims["iat"])
     assert claims["exp"] - claims["iat"] == 600
     assert abs(claims["iat"] - time.time()) < 60
     uuid.UUID(claims["jti"])

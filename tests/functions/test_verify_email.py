@@ -6,8 +6,8 @@ from sqlalchemy import select
 
 from shared import verifications
 from shared.database import transaction
-from shared.tables import account, outbox, verification
-from tests.conftest import User, create_user, log_in, post
+from shared.tables import account, verification
+from tests.conftest import User, create_user, events_of, log_in, post
 
 PATH = "/api/v1/users/email/verify"
 
@@ -22,9 +22,8 @@ def test_the_token_activates_the_account_and_is_announced(address: str) -> None:
     assert post("verify_email", PATH, {"token": issue(user)}).status_code == 204
     log_in(user)
     with transaction() as connection:
-        events = connection.scalars(select(outbox.c.type).where(outbox.c.subject == user.id)).all()
         verified_at = connection.scalar(select(account.c.email_verified_at).where(account.c.id == user.id))
-    assert events == ["com.aegis.user.email_verified.v1"]
+    assert events_of(user) == ["email_verified", "logged_in"]
     assert verified_at
 
 

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 
 from knative import check
+from shared.manifests import function_name, functions
+from shared.registry import uses
+from tests.conftest import load_all
 
 DEVELOPMENT = check.OVERLAYS / "development"
 
@@ -60,6 +63,10 @@ def environment(item: dict[str, Any]) -> dict[str, str]:
     return {variable["name"]: variable.get("value", "") for variable in container(item)["env"]}
 
 
+def test_every_function_is_in_the_environment(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    assert {function_name(service["metadata"]["name"]) for service in knative_services(objects)} == set(functions())
+
+
 def test_the_route_of_a_function_leads_to_it(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     for service in knative_services(objects):
         name = service["metadata"]["name"]
@@ -71,7 +78,10 @@ def test_the_route_of_a_function_leads_to_it(objects: dict[tuple[str, str], dict
 
 def test_the_connections_of_all_pods_at_full_scale_fit(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     clients = 0
+    load_all()
     for service in knative_services(objects):
+        if "database" not in uses(function_name(service["metadata"]["name"])):
+            continue
         annotations = service["spec"]["template"]["metadata"]["annotations"]
         clients += int(annotations["autoscaling.knative.dev/max-scale"]) * int(environment(service)["THREADS"])
     pgbouncer = environment(objects["Deployment", "pgbouncer"])

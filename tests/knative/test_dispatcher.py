@@ -14,7 +14,7 @@ from knative import dispatcher
 from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
 from shared import kafka
-from shared.routes import Trigger, triggers
+from shared.manifests import Trigger, triggers
 from shared.settings import settings
 from tests.conftest import wait_for
 from tests.servers import Own, kill, read_topic, start_again

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -194,7 +195,10 @@ def try_until(up: Up, path: str, body: Any) -> int:
         try:
             return up.request(path, body)[0]
         except urllib.error.HTTPError as error:
-            return 0 if error.code == 503 else error.code
+            if error.code != 503:
+                return error.code
+            time.sleep(float(error.headers["Retry-After"]))  # or the limit of log-ins would be reached
+            return 0
         except OSError:
             return 0
 

@@ -24,4 +24,4 @@ def test_migrations_started_at_once_do_no_harm(own: Own, tmp_path: Path) -> None
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: migrate(), range(4)))
     with transaction() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("0001",)]
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("0002",)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from knative.local.servers import LOOPBACK, free_port, is_listening
-from shared.routes import functions
+from shared.manifests import functions
 from tests.conftest import ROOT, client, wait_for
 
 BIN = Path(sys.executable).parent
@@ -35,7 +35,7 @@ def test_ready_names_what_a_function_depends_on() -> None:
     }
 
 
-@pytest.mark.parametrize("function", functions())
+@pytest.mark.parametrize("function", ["get_profile", "login", "send_email"])
 def test_the_stock_functions_framework_starts_each_function(function: str, tmp_path: Path) -> None:
     port = free_port()
     command: list[str | Path] = [

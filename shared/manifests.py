@@ -1,10 +1,11 @@
-"""The route table and the trigger table: what the manifests in knative/functions/ say."""
+"""What the manifests in knative/functions/ say: the functions, the route table, the trigger table."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -18,10 +19,18 @@ class Route:
     function: str
     method: str | None
     path: str
-    is_prefix: bool
+    kind: Literal["Exact", "RegularExpression", "PathPrefix"]
     replaced_by: str
     """What the function sees in place of the matched prefix; empty where it sees the path as it is."""
     timeout_seconds: float
+
+    def is_at(self, path: str) -> bool:
+        """Whether the route is for this path in particular."""
+        return (
+            self.path == path
+            if self.kind == "Exact"
+            else self.kind != "PathPrefix" and bool(re.fullmatch(self.path, path))
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def routes() -> tuple[Route, ...]:
             function=function_name(route["metadata"]["name"]),
             method=match.get("method"),
             path=match["path"]["value"],
-            is_prefix=match["path"]["type"] == "PathPrefix",
+            kind=match["path"]["type"],
             replaced_by=next(
                 (
                     filter_["urlRewrite"]["path"]["replacePrefixMatch"]
@@ -78,8 +87,8 @@ def routes() -> tuple[Route, ...]:
 
 
 def methods_at(path: str) -> list[str]:
-    """The methods that are routed at exactly this path."""
-    return [route.method for route in routes() if route.method and route.path == path]
+    """The methods that are routed at this path."""
+    return [route.method for route in routes() if route.method and route.is_at(path)]
 
 
 @cache

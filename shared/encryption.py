@@ -1,0 +1,43 @@
+"""Secrets that must be read again, sealed (AES-256-GCM) under keys derived from ENCRYPTION_KEY."""
+
+import hashlib
+import hmac
+import secrets
+
+from shared.settings import settings
+
+_NONCE_BYTES = 12
+
+
+def seal(purpose: str, content: bytes, owner: bytes) -> bytes:
+    """Seals content, so that only `unseal` with the same purpose and owner opens it.
+
+    Args:
+        purpose: what it is for; each purpose has a key of its own.
+        owner: whose it is, or which row's; a sealed value that was moved to another does not open.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    return nonce + AESGCM(derive_key(purpose)).encrypt(nonce, content, owner)
+
+
+def unseal(purpose: str, sealed: bytes, owner: bytes) -> bytes:
+    """What was sealed.
+
+    Raises:
+        cryptography.exceptions.InvalidTag: under another key, for another purpose or owner, or altered since.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(derive_key(purpose)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], owner)
+
+
+def keyed_hash(purpose: str, content: bytes) -> bytes:
+    """HMAC-SHA-256: stored of a short secret, such as a code of six digits, which a plain hash would give away."""
+    return hmac.digest(derive_key(purpose), content, hashlib.sha256)
+
+
+def derive_key(purpose: str) -> bytes:
+    """The 256-bit key of a purpose."""
+    return hmac.digest(settings().encryption_key, purpose.encode(), hashlib.sha256)

@@ -1,0 +1,142 @@
+"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): a request that is sent again takes effect once.
+
+The answer is stored in the transaction of the change, sealed, for a day. So whoever lost an answer may send the
+request again, and gets that answer byte for byte.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from flask import Response
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from shared.database import last_transaction_open, transaction
+from shared.encryption import keyed_hash, seal, unseal
+from shared.problems import Problem, ServiceUnavailable
+from shared.request import problem_response
+from shared.tables import stored_answer
+
+LIFETIME = timedelta(hours=24)
+CLAIM_LIFETIME = timedelta(seconds=30)
+"""After so long a request that has not answered is taken for dead; no route gives one so much time."""
+MIN_LENGTH, MAX_LENGTH = 16, 255
+_PURPOSE = "stored answer"
+_KEPT_HEADERS = ("Content-Type", "ETag", "Link", "Location", "WWW-Authenticate")
+
+
+class InvalidIdempotencyKey(Problem):
+    status = 400
+    title = "The Idempotency-Key is not valid"
+    detail = (
+        f'Send a UUID, or other {MIN_LENGTH} to {MAX_LENGTH} printable ASCII characters, in double quotes: "8e03…".'
+    )
+
+
+class RequestInProgress(Problem):
+    status = 409
+    title = "The first request with this Idempotency-Key is not answered yet"
+    detail = "Send it again after the seconds in the header Retry-After, to get its answer."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "1"})
+
+
+class IdempotencyKeyReused(Problem):
+    status = 422
+    title = "The Idempotency-Key was used for another request"
+    detail = "Nothing was changed. Make a new key for each new request."
+
+
+PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
+
+
+def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], Response]) -> Response:
+    """The answer of `perform`, or the one that it gave to this request before.
+
+    A problem that it raises is an answer too, unless it is on our side (5xx): then nothing is stored.
+
+    Args:
+        header: the value of Idempotency-Key.
+        scope: operation and caller; the same key means something else in another.
+        request: what makes two requests the same.
+
+    Raises:
+        InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused
+    """
+    key = re.fullmatch(rf'"([\x20\x21\x23-\x5b\x5d-\x7e]{{{MIN_LENGTH},{MAX_LENGTH}}})"', header.strip())
+    if not key:
+        raise InvalidIdempotencyKey
+    id_ = keyed_hash(_PURPOSE, f"{scope}\n{key[1]}".encode())
+    fingerprint = keyed_hash(_PURPOSE, id_ + request)
+
+    claimed_at, found = _claim(id_, fingerprint)
+    if found:
+        if found.fingerprint != fingerprint:
+            raise IdempotencyKeyReused
+        if found.answer is None:
+            raise RequestInProgress
+        return _response(unseal(_PURPOSE, found.answer, id_))
+
+    this = (stored_answer.c.id == id_, stored_answer.c.claimed_at == claimed_at)
+    try:
+        with last_transaction_open() as last:
+            try:
+                response = perform()
+            except Problem as problem:
+                if problem.status >= 500:
+                    raise
+                response = problem_response(problem)
+            sealed = seal(_PURPOSE, _record(response), id_)
+            stored = last.connection.execute(update(stored_answer).where(*this).values(answer=sealed))
+            if not stored.rowcount:
+                raise ServiceUnavailable  # it took so long that another request took over: only that one may count
+    except BaseException:
+        with contextlib.suppress(ServiceUnavailable), transaction() as connection:
+            connection.execute(delete(stored_answer).where(*this))
+        raise
+    return response
+
+
+def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:
+    """Either when this request was written down as the first, or the row of the one that was."""
+    now = func.clock_timestamp()
+    age: ColumnElement[Any] = now - stored_answer.c.claimed_at
+    row = {"fingerprint": fingerprint, "answer": None, "claimed_at": now}
+    claim = (
+        insert(stored_answer)
+        .values(id=id_, **row)
+        .on_conflict_do_update(
+            index_elements=["id"],
+            set_=row,
+            where=or_(age > LIFETIME, stored_answer.c.answer.is_(None) & (age > CLAIM_LIFETIME)),
+        )
+        .returning(stored_answer.c.claimed_at)
+    )
+    with transaction() as connection:
+        if claimed_at := connection.scalar(claim):
+            return claimed_at, None
+        found = connection.execute(
+            select(stored_answer.c.fingerprint, stored_answer.c.answer).where(stored_answer.c.id == id_)
+        ).first()
+    if found is None:
+        raise RequestInProgress  # given back this moment
+    return None, found
+
+
+def _record(response: Response) -> bytes:
+    headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    return json.dumps([response.status_code, headers, response.get_data(as_text=True)]).encode()
+
+
+def _response(record: bytes) -> Response:
+    status, headers, body = json.loads(record)
+    response = Response(body, status)
+    del response.headers["Content-Type"]
+    response.headers.extend(headers)
+    response.headers["Idempotency-Replayed"] = "true"
+    return response

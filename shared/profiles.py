@@ -1,0 +1,90 @@
+"""Profiles: what users read about themselves, and its copy in the cache.
+
+Whoever changes a part of it reads the profile in the transaction of the change, and puts it when that is committed.
+"""
+
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from typing_extensions import TypedDict
+
+from shared import cache
+from shared.request import json_bytes
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+CACHE_SECONDS = 60
+
+
+class BusinessState(TypedDict):
+    number: str
+    status: Literal["pending", "verified", "rejected", "closed"]
+    reason: str | None
+
+
+class Profile(TypedDict):
+    id: str
+    email: str
+    new_email: str | None
+    name: str | None
+    locale: Literal["ko", "en"]
+    phone: str | None
+    roles: list[str]
+    second_factor: bool
+    business: BusinessState | None
+    created_at: str
+
+
+def key(user_id: UUID) -> str:
+    """The key of a profile in the cache."""
+    return cache.key(user_id, "profile")
+
+
+def put(profile: Profile) -> None:
+    """Puts a profile in the cache, after the change that it shows was committed."""
+    cache.put(key(UUID(profile["id"])), value=json_bytes(profile), seconds=CACHE_SECONDS)
+
+
+def put_if_absent(profile: Profile) -> None:
+    """Puts a profile that was only read in the cache."""
+    cache.put_if_absent(key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS)
+
+
+def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Profile | None:
+    """The profile of a user; None when there is no such account.
+
+    Args:
+        lock: whether it must not change before the transaction ends.
+    """
+    # Imported on a miss of the cache: a warm read never meets the database.
+    from sqlalchemy import select
+
+    from shared.tables import account, business, totp
+
+    query = (
+        select(
+            *account.c["id", "email", "new_email", "name", "locale", "phone", "roles", "created_at"],
+            business.c.number,
+            business.c.status,
+            business.c.reason,
+            totp.c.confirmed_at,
+        )
+        .select_from(account.outerjoin(business).outerjoin(totp))
+        .where(account.c.id == user_id)
+    )
+    row = connection.execute(query.with_for_update(of=account) if lock else query).first()
+    if row is None:
+        return None
+    return Profile(
+        id=str(row.id),
+        email=row.email,
+        new_email=row.new_email,
+        name=row.name,
+        locale=row.locale,
+        phone=row.phone,
+        roles=row.roles,
+        second_factor=row.confirmed_at is not None,
+        business=BusinessState(number=row.number, status=row.status, reason=row.reason) if row.number else None,
+        created_at=row.created_at.isoformat(),
+    )
