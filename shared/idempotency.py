@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from shared.database import last_transaction_open, transaction
 from shared.encryption import keyed_hash, seal, unseal
-from shared.problems import Problem, ServiceUnavailable
+from shared.problems import Problem, ServiceUnavailable, TooManyRequests
 from shared.request import problem_response
 from shared.tables import stored_answer
 
@@ -58,7 +58,8 @@ PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
 def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], Response]) -> Response:
     """The answer of `perform`, or the one that it gave to this request before.
 
-    A problem that it raises is an answer too, unless it is on our side (5xx): then nothing is stored.
+    A problem that it raises is an answer too, unless it is on our side (5xx) or says to come later (429): then
+    nothing is stored.
 
     Args:
         header: the value of Idempotency-Key.
@@ -88,7 +89,7 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
             try:
                 response = perform()
             except Problem as problem:
-                if problem.status >= 500:
+                if problem.status >= 500 or problem.status == TooManyRequests.status:
                     raise
                 response = problem_response(problem)
             sealed = seal(_PURPOSE, _record(response), id_)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from limits.strategies import SlidingWindowCounterRateLimiter
 
 Limits = Mapping[str, str]
-"""Whose requests are counted, and how many may come: {"address": "60/minute", "email+address": "10/minute"}."""
+"""Whose requests are counted, and how many may come: {"address": "60/minute", "account": "5/hour;10/day"}."""
 
 MAX_LOCAL_KEYS = 10_000
 _IPV6_NETWORK_BITS = 64
@@ -39,7 +39,7 @@ def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> dict
     """
     nearest: dict[str, str] = {}
     fewest = -1.0
-    for whose, rate in limits.items():
+    for whose, rate in ((whose, rate) for whose, rates in limits.items() for rate in rates.split(";")):
         names = whose.split("+")
         if not rate or not all(subjects.get(name) for name in names):
             continue
