@@ -26,7 +26,7 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
     "encryption": ("ENCRYPTION_KEY",),
     "email": ("EMAIL_SERVICE_URL", "EMAIL_API_KEY", "EMAIL_FROM", "PUBLIC_URL"),
-    "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM"),
+    "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM", "PUBLIC_URL"),
     "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
 }
 

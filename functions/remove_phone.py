@@ -1,0 +1,30 @@
+"""Take the phone number off one's account."""
+
+from sqlalchemy import delete, update
+
+from shared import profiles
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import PhoneRemoved, announce
+from shared.http_function import http_function
+from shared.tables import account, phone_verification
+
+
+@http_function("DELETE", "/api/v1/users/me/phone", status=204, recent_login=True, uses=["database"])
+def remove_phone(caller: Caller) -> None:
+    """Remove the phone number.
+
+    A code that was sent is void as well. Without a number on the account nothing changes.
+    """
+    remove = (
+        update(account)
+        .where(account.c.id == caller.user_id, account.c.phone.is_not(None))
+        .values(phone=None, phone_verified_at=None)
+    )
+    with transaction() as connection:
+        connection.execute(delete(phone_verification).where(phone_verification.c.account_id == caller.user_id))
+        if connection.execute(remove).rowcount:
+            announce(connection, PhoneRemoved(user_id=caller.user_id))
+        profile = profiles.read(connection, caller.user_id)
+    if profile:
+        profiles.put(profile)

@@ -1,0 +1,122 @@
+"""Send the text message with the code that verifies a phone number."""
+
+import base64
+import logging
+import secrets
+import tomllib
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+from sqlalchemy import func, update
+
+from shared.database import transaction
+from shared.event_function import event_function
+from shared.events import PhoneCodeRequested
+from shared.phone_numbers import hash_phone_code
+from shared.problems import Problem, ServiceUnavailable
+from shared.settings import settings
+from shared.tables import account, phone_verification
+
+CODE_LIFETIME = timedelta(minutes=5)
+PROVIDER_TIMEOUT_SECONDS = 5.0
+"""For connecting, and again for the answer: together well within the lifetime of a claim on the event."""
+
+_TEXTS = Path(__file__).parents[1] / "shared" / "mails" / "texts.toml"
+# Of the provider's error codes those that say "not now": the credentials, too many requests.
+_NOT_NOW = (20003, 20429)
+_provider = urllib3.PoolManager(timeout=PROVIDER_TIMEOUT_SECONDS, retries=False, maxsize=16)
+
+log = logging.getLogger(__name__)
+
+
+class TextRefused(Problem):
+    status = 422
+    title = "The provider of text messages refuses this one"
+    detail = "Sending it again would not help."
+
+
+@event_function(PhoneCodeRequested, uses=["sms", "encryption"])
+def send_sms(event: PhoneCodeRequested) -> None:
+    """Send the code that verifies a phone number, in the user's language."""
+    code = f"{secrets.randbelow(1_000_000):06}"
+    make = (
+        update(phone_verification)
+        .where(
+            phone_verification.c.account_id == event.user_id,
+            account.c.id == phone_verification.c.account_id,
+            account.c.status == "active",
+        )
+        .values(
+            code_hash=hash_phone_code(event.user_id, code), tries=0, expires_at=func.clock_timestamp() + CODE_LIFETIME
+        )
+        .returning(phone_verification.c.phone, account.c.locale)
+    )
+    with transaction() as connection:
+        recipient = connection.execute(make).first()
+    if recipient:
+        _send(recipient.phone, compose(recipient.locale, code))
+
+
+def compose(locale: str, code: str) -> str:
+    """The text, ending in the line by which phones offer the code to our pages alone (WICG origin-bound codes)."""
+    return f"{Template(_texts()['phone_code'][locale]).substitute(code=code)}\n\n@{settings().passkey_domain} #{code}"
+
+
+def _send(number: str, text: str) -> None:
+    """Hands a text to the provider (Twilio, POST /2010-04-01/Accounts/{Sid}/Messages.json).
+
+    Raises:
+        ServiceUnavailable: the provider is away or has too much to do; later it may take the text.
+        TextRefused: it will not take this text, such as to a number that does not exist (21211, 21614) or whose
+            owner has opted out (21610).
+    """
+    credentials = settings().sms_api_key
+    # The last part, or a text without a colon, is the token: it stands in no URL.
+    account_sid = credentials.rpartition(":")[0]
+    message = {
+        "To": number,
+        "From": settings().sms_from,
+        "Body": text,
+        # In seconds: a code that has expired must not arrive.
+        "ValidityPeriod": int(CODE_LIFETIME.total_seconds()),
+    }
+    try:
+        response = _provider.request(
+            "POST",
+            f"{settings().sms_service_url}/2010-04-01/Accounts/{account_sid}/Messages.json",
+            body=urlencode(message),
+            headers={
+                "Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}",
+                "Content-Type": "application/x-www-form-urlencoded",
+            },
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise ServiceUnavailable from error
+    if response.status < 300:
+        return
+    code = _error_code(response)
+    if response.status == 400 and code not in _NOT_NOW:
+        log.warning("text message refused", extra={"error": code})
+        raise TextRefused
+    # Also 401 and 403: a key that is being replaced must not cost a text.
+    raise ServiceUnavailable(retry_after=5)
+
+
+def _error_code(response: urllib3.BaseHTTPResponse) -> int | None:
+    """The provider's own code of an error, where its answer has one."""
+    try:
+        answer: Any = response.json()
+    except ValueError:
+        return None
+    code = answer.get("code") if isinstance(answer, dict) else None
+    return code if isinstance(code, int) else None
+
+
+@cache
+def _texts() -> dict[str, dict[str, str]]:
+    return tomllib.loads(_TEXTS.read_text("utf-8"))

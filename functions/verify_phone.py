@@ -1,0 +1,90 @@
+"""Verify a phone number with the code from the text message."""
+
+import hmac
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_core import PydanticCustomError
+from sqlalchemy import Connection, Row, delete, func, update
+
+from shared import profiles
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import PhoneVerified, announce
+from shared.fields import RequestBody
+from shared.http_function import http_function
+from shared.phone_numbers import hash_phone_code
+from shared.problems import Problem
+from shared.tables import account, phone_verification
+
+MAX_TRIES = 5
+CODE_LENGTH = 6
+
+
+def _digits(code: SecretStr) -> SecretStr:
+    text = code.get_secret_value()
+    if not (text.isascii() and text.isdigit()):
+        raise PydanticCustomError("code", "This is not a code of six digits.")
+    return code
+
+
+class PhoneCode(RequestBody):
+    code: Annotated[
+        SecretStr,
+        Field(min_length=CODE_LENGTH, max_length=CODE_LENGTH, examples=["123456"]),
+        AfterValidator(_digits),
+    ]
+
+
+class InvalidPhoneCode(Problem):
+    status = 400
+    title = "The code is not valid"
+    detail = "It is wrong, has expired, was tried five times, or a newer one was sent. Ask for a new one if need be."
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/me/phone/verify",
+    status=204,
+    uses=["database", "encryption"],
+    problems=[InvalidPhoneCode],
+)
+def verify_phone(body: PhoneCode, caller: Caller) -> None:
+    """Verify a phone number.
+
+    Takes the code from the text message, once and within five minutes; the number then stands in the profile.
+    After five wrong tries the code is void, and takes a new request.
+    """
+    profile = None
+    with transaction() as connection:
+        found = _try(connection, caller.user_id)
+        given = hash_phone_code(caller.user_id, body.code.get_secret_value())
+        if found and hmac.compare_digest(found.code_hash, given):
+            connection.execute(
+                update(account)
+                .where(account.c.id == caller.user_id)
+                .values(phone=found.phone, phone_verified_at=func.now())
+            )
+            connection.execute(delete(phone_verification).where(phone_verification.c.account_id == caller.user_id))
+            announce(connection, PhoneVerified(user_id=caller.user_id))
+            profile = profiles.read(connection, caller.user_id)
+    if profile is None:
+        # Raised after the transaction, in which the try was counted.
+        raise InvalidPhoneCode
+    profiles.put(profile)
+
+
+def _try(connection: Connection, user_id: UUID) -> Row[Any] | None:
+    """The hash of a live code and the number, one try used up; locked, so that of tries at once each is counted."""
+    return connection.execute(
+        update(phone_verification)
+        .where(
+            phone_verification.c.account_id == user_id,
+            phone_verification.c.code_hash.is_not(None),
+            phone_verification.c.expires_at > func.clock_timestamp(),
+            phone_verification.c.tries < MAX_TRIES,
+        )
+        .values(tries=phone_verification.c.tries + 1)
+        .returning(phone_verification.c.code_hash, phone_verification.c.phone)
+    ).first()

@@ -1,0 +1,85 @@
+"""Providers of a test's own, which answer as they are told."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from shared import settings as settings_module
+
+
+@dataclass
+class Asked:
+    """A request that a provider got."""
+
+    path: str
+    headers: dict[str, str]
+    body: str
+
+
+@dataclass
+class Answer:
+    status: int = 200
+    body: Any = None
+    """Sent as JSON; bytes as they are."""
+    drops: bool = False
+    """Whether the connection is closed instead."""
+
+
+class Provider(ThreadingHTTPServer):
+    """Answers with what stands in `answers`, then with what `answer` makes of a request; keeps what it was asked."""
+
+    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer = answer
+        self.answers: list[Answer] = []
+        self.asked: list[Asked] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Provider
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        self.server.asked.append(asked)
+        answer = self.server.answers.pop(0) if self.server.answers else self.server.answer(asked)
+        if answer.drops:
+            self.close_connection = True
+            return
+        content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(setting: str, answer: Callable[[Asked], Answer], monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """A provider that the functions of this process use under the name of its setting."""
+    server = Provider(answer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv(setting, server.url)
+    settings_module.settings.cache_clear()
+    try:
+        yield server
+    finally:
+        monkeypatch.undo()
+        settings_module.settings.cache_clear()
+        server.shutdown()
+        thread.join()
+        server.server_close()
