@@ -1,0 +1,85 @@
+"""Submit one's business registration."""
+
+from datetime import date, datetime, timedelta, timezone
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+
+from shared import profiles
+from shared.access_tokens import Caller
+from shared.business_numbers import BusinessNumber, check_digit
+from shared.database import transaction
+from shared.events import BusinessSubmitted, announce
+from shared.fields import Name, RequestBody
+from shared.http_function import http_function
+from shared.problems import FieldError
+from shared.profiles import BusinessState
+from shared.tables import business
+
+KOREA = timezone(timedelta(hours=9))
+EARLIEST = date(1900, 1, 1)
+
+
+def _past(day: date) -> date:
+    # By the calendar of the registry, which is hours ahead of UTC: a business may open today.
+    if not EARLIEST <= day <= datetime.now(KOREA).date():
+        raise PydanticCustomError("opened_on", "This is in the future, or before 1900.")
+    return day
+
+
+class BusinessRegistration(RequestBody):
+    number: BusinessNumber
+    opened_on: Annotated[date, AfterValidator(_past), Field(description="As registered (개업일).")]
+    representative: Annotated[Name, Field(description="As registered (대표자).")]
+
+
+class SubmittedBusiness(BusinessState):
+    warnings: list[FieldError]
+
+
+@http_function(
+    "PUT",
+    "/api/v1/users/me/business",
+    status=202,
+    # The answer of the registry tells whether a name and a date belong to a number: no place to guess them.
+    limits={"address": "60/minute", "account": "10/hour;20/day"},
+    uses=["database"],
+)
+def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusiness:
+    """Submit the business registration.
+
+    It is checked with the registry of the National Tax Service within seconds; the profile then shows `verified`,
+    or `rejected` with the reason: `not_registered_as_stated`, `unregistered`, `suspended`, `closed`. A verified
+    business is checked again each day. Submitting again replaces what was submitted, and starts over.
+
+    A number whose check digit does not fit is taken with a warning, as some that are in use have another.
+    """
+    row = {
+        "number": body.number,
+        "opened_on": body.opened_on,
+        "representative": body.representative,
+        "status": "pending",
+        "reason": None,
+        "submitted_at": func.now(),
+        "checked_at": None,
+    }
+    with transaction() as connection:
+        connection.execute(
+            insert(business)
+            .values(account_id=caller.user_id, **row)
+            .on_conflict_do_update(index_elements=["account_id"], set_=row)
+        )
+        announce(connection, BusinessSubmitted(user_id=caller.user_id))
+        profile = profiles.read(connection, caller.user_id, lock=True)
+    if profile:
+        profiles.put(profile)
+    return SubmittedBusiness(number=body.number, status="pending", reason=None, warnings=_warnings(body.number))
+
+
+def _warnings(number: str) -> list[FieldError]:
+    if check_digit(number[:-1]) == number[-1]:
+        return []
+    return [FieldError(pointer="/number", detail="The check digit does not fit: look for a typing error.")]

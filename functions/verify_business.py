@@ -1,0 +1,154 @@
+"""Check a business registration with the registry."""
+
+from datetime import date
+from typing import Any, Literal
+
+import urllib3
+from sqlalchemy import Connection, Row, func, select, update
+
+from shared import profiles
+from shared.database import transaction
+from shared.event_function import event_function
+from shared.events import (
+    BusinessCheckDue,
+    BusinessClosed,
+    BusinessRejected,
+    BusinessSubmitted,
+    BusinessVerified,
+    Event,
+    announce,
+)
+from shared.problems import Problem, ServiceUnavailable
+from shared.settings import settings
+from shared.tables import business
+
+REGISTRY_TIMEOUT = urllib3.Timeout(connect=2.0, read=4.0)
+"""In seconds. Two questions at the most: together less than a Trigger gives a delivery."""
+
+Verdict = tuple[Literal["verified", "rejected", "closed"], str | None]
+
+_ACTIVE = "01"
+_REASONS = {"02": "suspended", "03": "closed", "": "unregistered"}
+# What the registry says of a request that it will never take.
+_REFUSALS = ("BAD_JSON_REQUEST", "REQUEST_DATA_MALFORMED", "TOO_LARGE_REQUEST")
+_registry = urllib3.PoolManager(timeout=REGISTRY_TIMEOUT, retries=False, maxsize=16)
+
+
+class RegistryRefused(Problem):
+    status = 422
+    title = "The business registry refuses this question"
+    detail = "Asking it again would not help."
+
+
+@event_function(BusinessSubmitted, BusinessCheckDue, uses=["business_registry"])
+def verify_business(event: BusinessSubmitted | BusinessCheckDue) -> None:
+    """Check a business registration with the registry of the National Tax Service.
+
+    The registry is asked between two transactions. A submission that was replaced meanwhile has an event of its own,
+    and the answer on the one before is dropped.
+    """
+    query = select(*business.c["number", "opened_on", "representative", "status", "submitted_at"])
+    with transaction() as connection:
+        found = connection.execute(query.where(business.c.account_id == event.user_id)).first()
+    if found is None:
+        return
+    match event, found.status:
+        case _, "pending":
+            verdict = _examine(found.number, found.opened_on, found.representative)
+        case BusinessCheckDue(), "verified":
+            verdict = _examine_again(found.number)
+        case _:
+            return
+    with transaction() as connection:
+        changed = _write(connection, event, found, verdict)
+        profile = profiles.read(connection, event.user_id, lock=True) if changed else None
+    if profile:
+        profiles.put(profile)
+
+
+def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdict) -> bool:
+    """Writes down what the registry said, unless it was asked about what does not stand there any more.
+
+    Returns whether that is a change.
+    """
+    status, reason = verdict
+    written = connection.execute(
+        update(business)
+        .where(
+            business.c.account_id == event.user_id,
+            business.c.number == found.number,
+            business.c.submitted_at == found.submitted_at,
+            business.c.status == found.status,
+        )
+        .values(status=status, reason=reason, checked_at=func.now())
+    ).rowcount
+    if not written or status == found.status:
+        return False
+    match verdict:
+        case "verified", _:
+            announce(connection, BusinessVerified(user_id=event.user_id))
+        case "closed", _:
+            announce(connection, BusinessClosed(user_id=event.user_id))
+        case "rejected", str(reason):
+            announce(connection, BusinessRejected(user_id=event.user_id, reason=reason))
+    return True
+
+
+def _examine(number: str, opened_on: date, representative: str) -> Verdict:
+    """Whether the registry knows a business as it was submitted, and it is active."""
+    stated = {"b_no": number, "start_dt": f"{opened_on:%Y%m%d}", "p_nm": representative}
+    answer = _ask("validate", {"businesses": [stated]}, number)
+    # The registry leaves the state out where the statement is wrong.
+    state = answer.get("status") or _ask("status", {"b_no": [number]}, number)
+    match answer.get("valid"), _state_code(state):
+        case "01", "01":
+            return "verified", None
+        case ("01", ("02" | "03" | "") as code) | ("02", "" as code):
+            return "rejected", _REASONS[code]
+        case "02", _:
+            return "rejected", "not_registered_as_stated"
+    raise ServiceUnavailable(retry_after=5)
+
+
+def _examine_again(number: str) -> Verdict:
+    """Whether a business that was verified is still active."""
+    code = _state_code(_ask("status", {"b_no": [number]}, number))
+    return ("verified", None) if code == _ACTIVE else ("closed", _REASONS[code])
+
+
+def _state_code(state: Any) -> str:
+    """01 active, 02 suspended, 03 closed, none unregistered.
+
+    Raises:
+        ServiceUnavailable: it is none of these.
+    """
+    code = state.get("b_stt_cd") if isinstance(state, dict) else None
+    if isinstance(code, str) and (code == _ACTIVE or code in _REASONS):
+        return code
+    raise ServiceUnavailable(retry_after=5)
+
+
+def _ask(operation: Literal["validate", "status"], question: dict[str, Any], number: str) -> dict[str, Any]:
+    """What the registry says of one business (api.odcloud.kr, nts-businessman v1).
+
+    Raises:
+        ServiceUnavailable: it is away, has too much to do, does not know our key, or answers what makes no sense.
+        RegistryRefused: it will not take this question.
+    """
+    try:
+        response = _registry.request(
+            "POST",
+            f"{settings().business_registry_api_url}/api/nts-businessman/v1/{operation}",
+            json=question,
+            # Not as the parameter serviceKey: logs hold URLs.
+            headers={"Authorization": f"Infuser {settings().business_registry_api_key}"},
+        )
+        answer: Any = response.json()
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise ServiceUnavailable(retry_after=5) from error
+    match answer:
+        case {"status_code": "OK", "data": [{"b_no": found} as item]} if response.status == 200 and found == number:
+            return dict(item)
+        case {"status_code": code} if response.status < 500 and code in _REFUSALS:
+            raise RegistryRefused
+    raise ServiceUnavailable(retry_after=5)

@@ -1,0 +1,129 @@
+"""Submitting a business registration."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from functions.submit_business import KOREA
+from shared.database import transaction
+from shared.tables import business
+from tests.conftest import User, call, events_of, log_in, wait_for
+
+REGISTRATION = {"number": "101-01-00014", "opened_on": "2019-03-04", "representative": "김민준"}
+"""The sandbox knows it as active."""
+
+
+def submit(tokens: dict[str, Any] | None, **changes: Any) -> Any:
+    return call("submit_business", tokens, {**REGISTRATION, **changes})
+
+
+def stored(user: User) -> Any:
+    with transaction() as connection:
+        return connection.execute(select(business).where(business.c.account_id == user.id)).one_or_none()
+
+
+def test_a_submission_is_pending_in_the_answer_and_soon_verified_in_the_profile(active_user: User) -> None:
+    tokens = log_in(active_user)
+    assert call("get_profile", tokens).json["business"] is None
+    response = submit(tokens)
+    assert response.status_code == 202
+    assert response.json == {"number": "1010100014", "status": "pending", "reason": None, "warnings": []}
+    assert "business_submitted" in events_of(active_user)
+    verified = {"number": "1010100014", "status": "verified", "reason": None}
+    wait_for(lambda: call("get_profile", tokens).json["business"] == verified)
+    assert events_of(active_user)[-2:] == ["business_submitted", "business_verified"]
+
+
+def test_the_profile_shows_it_at_once(active_user: User) -> None:
+    tokens = log_in(active_user)
+    call("get_profile", tokens)
+    submit(tokens)
+    assert call("get_profile", tokens).json["business"]["number"] == "1010100014"
+
+
+def test_it_is_stored_in_one_form(active_user: User) -> None:
+    submit(log_in(active_user), number="1010100014")
+    row = stored(active_user)
+    assert (row.number, row.opened_on, row.representative) == ("1010100014", date(2019, 3, 4), "김민준")
+
+
+def test_a_check_digit_that_does_not_fit_is_a_warning(active_user: User) -> None:
+    response = submit(log_in(active_user), number="101-01-00015")
+    assert response.status_code == 202
+    (warning,) = response.json["warnings"]
+    assert warning["pointer"] == "/number"
+    assert stored(active_user).number == "1010100015"
+
+
+def test_submitting_again_replaces_and_starts_over(active_user: User) -> None:
+    tokens = log_in(active_user)
+    submit(tokens, number="101-01-00028")
+    wait_for(lambda: stored(active_user).status == "rejected")
+    first = stored(active_user)
+    assert submit(tokens).json["status"] == "pending"
+    wait_for(lambda: stored(active_user).status == "verified")
+    row = stored(active_user)
+    assert (row.number, row.reason) == ("1010100014", None)
+    assert row.submitted_at > first.submitted_at
+    assert events_of(active_user)[-4:] == [
+        "business_submitted",
+        "business_rejected",
+        "business_submitted",
+        "business_verified",
+    ]
+
+
+def test_a_verified_business_that_is_submitted_again_is_pending_until_it_is_checked(active_user: User) -> None:
+    tokens = log_in(active_user)
+    submit(tokens)
+    wait_for(lambda: stored(active_user).status == "verified")
+    with transaction() as connection:
+        connection.execute(
+            update(business).where(business.c.account_id == active_user.id).values(reason="of another time")
+        )
+    response = submit(tokens)
+    assert (response.json["status"], response.json["reason"]) == ("pending", None)
+    assert stored(active_user).reason is None
+
+
+def test_a_business_may_open_today_by_koreas_calendar(active_user: User) -> None:
+    today = datetime.now(KOREA).date()
+    assert submit(log_in(active_user), opened_on=str(today)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("number", "0000000000"),
+        ("number", "123"),
+        ("number", 1010100014),
+        ("number", None),
+        ("opened_on", str((datetime.now(UTC) + timedelta(days=2)).date())),
+        ("opened_on", "1899-12-31"),
+        ("opened_on", "2019-02-29"),
+        ("opened_on", "20190304"),
+        ("opened_on", 20190304),
+        ("opened_on", "2019-03-04T00:00:00"),
+        ("representative", ""),
+        ("representative", " "),
+        ("representative", "김\u0000"),
+        ("representative", "김" * 101),
+        ("name", "surplus"),
+    ],
+)
+def test_a_bad_field_is_named_and_nothing_is_stored(active_user: User, field: str, value: Any) -> None:
+    response = submit(log_in(active_user), **{field: value})
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json["errors"]] == [f"/{field}"]
+    assert stored(active_user) is None
+
+
+def test_an_account_submits_ten_times_an_hour(active_user: User) -> None:
+    tokens = log_in(active_user)
+    assert [submit(tokens).status_code for _ in range(11)] == [202] * 10 + [429]
+
+
+def test_without_a_token_it_is_a_401() -> None:
+    assert submit(None).status_code == 401

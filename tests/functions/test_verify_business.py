@@ -1,0 +1,295 @@
+"""Checking a business with the registry, and a registry that misbehaves."""
+
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select, update
+
+from shared.database import transaction
+from shared.tables import business
+from tests.conftest import User, call, events_of, log_in, post
+from tests.providers import Answer, Asked, Provider, serving
+
+SUBMITTED = "com.aegis.user.business_submitted.v1"
+DUE = "com.aegis.user.business_check_due.v1"
+NUMBER = "1010100014"
+STATUS, VALIDATE = "/api/nts-businessman/v1/status", "/api/nts-businessman/v1/validate"
+
+
+def found(**item: Any) -> Answer:
+    return Answer(200, {"request_cnt": 1, "status_code": "OK", "data": [{"b_no": NUMBER, **item}]})
+
+
+def state(code: str) -> dict[str, str]:
+    return {"b_no": NUMBER, "b_stt": "", "b_stt_cd": code, "tax_type": ""}
+
+
+ACTIVE = found(valid="01", status=state("01"))
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    with serving("BUSINESS_REGISTRY_API_URL", lambda _: ACTIVE, monkeypatch) as server:
+        yield server
+
+
+def store(user: User, **changes: Any) -> None:
+    """A submission whose event is still on its way."""
+    row = {"number": NUMBER, "opened_on": date(2019, 3, 4), "representative": "김민준", "status": "pending"}
+    with transaction() as connection:
+        connection.execute(insert(business).values(account_id=user.id, **(row | changes)))
+
+
+def stored(user: User) -> Any:
+    with transaction() as connection:
+        return connection.execute(select(business).where(business.c.account_id == user.id)).one()
+
+
+def outcome(user: User) -> tuple[str, str | None]:
+    row = stored(user)
+    return row.status, row.reason
+
+
+def envelope(user: User, type_: str) -> dict[str, str]:
+    attributes = {"id": str(uuid.uuid4()), "source": "/aegis/user-service", "specversion": "1.0", "type": type_}
+    return {f"ce-{name}": value for name, value in {**attributes, "subject": str(user.id)}.items()}
+
+
+def deliver(user: User, type_: str = SUBMITTED, headers: dict[str, str] | None = None) -> Any:
+    return post("verify_business", "/", {"user_id": str(user.id)}, **(headers or envelope(user, type_)))
+
+
+def test_the_registry_is_asked_as_it_wants_to_be(active_user: User, registry: Provider) -> None:
+    store(active_user)
+    assert deliver(active_user).status_code == 204
+    (asked,) = registry.asked
+    assert asked.path == VALIDATE
+    assert asked.headers["authorization"] == f"Infuser {os.environ['BUSINESS_REGISTRY_API_KEY']}"
+    assert json.loads(asked.body) == {"businesses": [{"b_no": NUMBER, "start_dt": "20190304", "p_nm": "김민준"}]}
+
+
+def test_a_business_that_is_active_as_stated_is_verified(active_user: User, registry: Provider) -> None:
+    tokens = log_in(active_user)
+    store(active_user)
+    assert call("get_profile", tokens).json["business"]["status"] == "pending"
+    deliver(active_user)
+    assert outcome(active_user) == ("verified", None)
+    assert stored(active_user).checked_at is not None
+    assert call("get_profile", tokens).json["business"] == {"number": NUMBER, "status": "verified", "reason": None}
+    assert events_of(active_user)[-1] == "business_verified"
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([found(valid="01", status=state("02"))], "suspended"),
+        ([found(valid="01", status=state("03"))], "closed"),
+        ([found(valid="01", status=state(""))], "unregistered"),
+        ([found(valid="01"), found(**state("03"))], "closed"),
+        ([found(valid="02", valid_msg="확인할 수 없습니다."), found(**state("01"))], "not_registered_as_stated"),
+        ([found(valid="02", valid_msg="확인할 수 없습니다."), found(**state("03"))], "not_registered_as_stated"),
+        ([found(valid="02", valid_msg="확인할 수 없습니다."), found(**state(""))], "unregistered"),
+    ],
+    ids=str,
+)
+def test_any_other_is_rejected_with_the_reason(
+    active_user: User, registry: Provider, answers: list[Answer], reason: str
+) -> None:
+    tokens = log_in(active_user)
+    store(active_user)
+    registry.answers = list(answers)
+    assert deliver(active_user).status_code == 204
+    assert outcome(active_user) == ("rejected", reason)
+    assert call("get_profile", tokens).json["business"]["reason"] == reason
+    assert events_of(active_user)[-1] == "business_rejected"
+    assert [asked.path for asked in registry.asked] == [VALIDATE, STATUS][: len(answers)]
+
+
+def test_the_state_is_asked_where_the_answer_leaves_it_out(active_user: User, registry: Provider) -> None:
+    store(active_user)
+    registry.answers = [found(valid="01"), found(**state("01"))]
+    deliver(active_user)
+    assert outcome(active_user) == ("verified", None)
+    assert json.loads(registry.asked[1].body) == {"b_no": [NUMBER]}
+
+
+UNCLEAR = [
+    Answer(429, {"code": -21, "msg": "too many"}),
+    Answer(401, {"code": -401, "msg": "no key"}),
+    Answer(400, {"code": -4, "msg": "unknown key"}),
+    Answer(200, {"code": -4, "msg": "unknown key"}),
+    Answer(500, {"status_code": "INTERNAL_ERROR"}),
+    Answer(503, {"status_code": "OK", "data": [{"b_no": NUMBER, "valid": "01", "status": state("01")}]}),
+    Answer(200, b"<html>maintenance</html>"),
+    Answer(200, b"\xff"),
+    Answer(200, []),
+    Answer(200, {"status_code": "OK", "data": []}),
+    Answer(200, {"status_code": "OK", "data": [1]}),
+    Answer(200, {"status_code": "OK", "data": [{"b_no": "9999999999", "valid": "01", "status": state("01")}]}),
+    Answer(200, {"status_code": "HTTP_ERROR"}),
+    Answer(302, {}),
+    Answer(drops=True),
+]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *UNCLEAR,
+        found(valid="03", status=state("01")),
+        found(status=state("01")),
+        found(valid="01", status=state("04")),
+        found(valid="01", status="active"),
+        found(valid="01", status={"b_stt_cd": None}),
+        found(valid=["01"], status=state("01")),
+    ],
+    ids=str,
+)
+def test_a_registry_that_is_away_or_unclear_changes_nothing_and_is_asked_again(
+    active_user: User, registry: Provider, answer: Answer
+) -> None:
+    store(active_user)
+    headers = envelope(active_user, SUBMITTED)
+    registry.answers = [answer]
+    failed = deliver(active_user, headers=headers)
+    assert (failed.status_code, failed.headers["Retry-After"]) == (503, "5")
+    assert outcome(active_user) == ("pending", None)
+    assert deliver(active_user, headers=headers).status_code == 204
+    assert outcome(active_user) == ("verified", None)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "BAD_JSON_REQUEST"), (411, "REQUEST_DATA_MALFORMED"), (413, "TOO_LARGE_REQUEST")]
+)
+def test_a_question_that_the_registry_refuses_is_not_asked_again(
+    active_user: User, registry: Provider, status: int, code: str
+) -> None:
+    store(active_user)
+    registry.answers = [Answer(status, {"status_code": code})]
+    assert deliver(active_user).status_code == 422
+    assert outcome(active_user) == ("pending", None)
+
+
+def test_an_answer_on_a_submission_that_was_replaced_meanwhile_is_dropped(
+    active_user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, replaced = threading.Event(), threading.Event()
+
+    def answer_late(_: Asked) -> Answer:
+        asked.set()
+        replaced.wait(3)
+        return ACTIVE
+
+    store(active_user)
+    with serving("BUSINESS_REGISTRY_API_URL", answer_late, monkeypatch):
+        delivery = threading.Thread(target=deliver, args=(active_user,))
+        delivery.start()
+        assert asked.wait(10)
+        with transaction() as connection:
+            connection.execute(
+                update(business)
+                .where(business.c.account_id == active_user.id)
+                .values(representative="이서연", submitted_at=func.now())
+            )
+        replaced.set()
+        delivery.join()
+    assert outcome(active_user) == ("pending", None)
+    assert "business_verified" not in events_of(active_user)
+
+
+def test_no_transaction_is_open_while_the_registry_is_asked(active_user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shared.database import engine
+
+    checked_out: list[int] = []
+
+    def look(_: Asked) -> Answer:
+        checked_out.append(engine().pool.checkedout())  # type: ignore[attr-defined]
+        return ACTIVE
+
+    store(active_user)
+    with serving("BUSINESS_REGISTRY_API_URL", look, monkeypatch):
+        deliver(active_user)
+    assert checked_out == [0]
+
+
+@pytest.mark.parametrize("status", ["verified", "rejected", "closed"])
+def test_a_submission_is_examined_once(active_user: User, registry: Provider, status: str) -> None:
+    store(active_user, status=status)
+    assert deliver(active_user).status_code == 204
+    assert registry.asked == []
+
+
+def test_without_a_business_nothing_happens(active_user: User, registry: Provider) -> None:
+    assert deliver(active_user).status_code == 204
+    assert registry.asked == []
+
+
+def test_a_verified_business_that_is_still_active_stays_so(active_user: User, registry: Provider) -> None:
+    store(active_user, status="verified", checked_at=func.now() - timedelta(days=1))
+    registry.answers = [found(**state("01"))]
+    before = events_of(active_user)
+    assert deliver(active_user, DUE).status_code == 204
+    (asked,) = registry.asked
+    assert (asked.path, json.loads(asked.body)) == (STATUS, {"b_no": [NUMBER]})
+    assert outcome(active_user) == ("verified", None)
+    assert events_of(active_user) == before
+
+
+@pytest.mark.parametrize(("code", "reason"), [("02", "suspended"), ("03", "closed"), ("", "unregistered")])
+def test_a_verified_business_that_is_active_no_more_is_closed(
+    active_user: User, registry: Provider, code: str, reason: str
+) -> None:
+    tokens = log_in(active_user)
+    store(active_user, status="verified")
+    assert call("get_profile", tokens).json["business"]["status"] == "verified"
+    registry.answers = [found(**state(code))]
+    deliver(active_user, DUE)
+    assert call("get_profile", tokens).json["business"] == {"number": NUMBER, "status": "closed", "reason": reason}
+    assert events_of(active_user)[-1] == "business_closed"
+
+
+@pytest.mark.parametrize("answer", [*UNCLEAR, found(**state("04")), found(valid="01")], ids=str)
+def test_no_unclear_answer_closes_a_business(active_user: User, registry: Provider, answer: Answer) -> None:
+    store(active_user, status="verified")
+    registry.answers = [answer]
+    assert deliver(active_user, DUE).status_code == 503
+    assert outcome(active_user) == ("verified", None)
+
+
+def test_a_submission_that_never_got_an_answer_is_examined_when_its_check_is_due(
+    active_user: User, registry: Provider
+) -> None:
+    store(active_user)
+    deliver(active_user, DUE)
+    assert outcome(active_user) == ("verified", None)
+    assert registry.asked[0].path == VALIDATE
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("1010100014", ("verified", None)),
+        ("1010100066", ("rejected", "not_registered_as_stated")),
+        ("1010100047", ("rejected", "suspended")),
+        ("1010100028", ("rejected", "closed")),
+        ("1010100159", ("rejected", "unregistered")),
+    ],
+)
+def test_the_sandbox_decides_by_the_number(active_user: User, number: str, expected: tuple[str, str | None]) -> None:
+    store(active_user, number=number)
+    assert deliver(active_user).status_code == 204
+    assert outcome(active_user) == expected
+
+
+def test_in_the_sandbox_some_close_after_they_were_verified(active_user: User) -> None:
+    store(active_user, number="1010100085")
+    deliver(active_user)
+    assert outcome(active_user) == ("verified", None)
+    deliver(active_user, DUE)
+    assert outcome(active_user) == ("closed", "closed")
