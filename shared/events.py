@@ -1,6 +1,7 @@
 """What the service announces. An event holds ids, never personal data or a secret."""
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -232,12 +233,20 @@ ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 
 def announce(connection: Connection, event: Event) -> None:
     """Puts the event in the outbox, in the transaction of the change that it tells of."""
-    connection.execute(
-        insert(outbox).values(
-            id=uuid7(),
-            type=event.type,
-            subject=event.user_id,
-            data=event.model_dump(mode="json"),
-            request_id=logs.request_id.get(),
-        )
-    )
+    connection.execute(insert(outbox).values(**_row(event)))
+
+
+def announce_all(connection: Connection, events: Sequence[Event]) -> None:
+    """Puts events in the outbox as `announce` does, all in one statement: some hundred at the most."""
+    if events:
+        connection.execute(insert(outbox).values([_row(event) for event in events]))
+
+
+def _row(event: Event) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "type": event.type,
+        "subject": event.user_id,
+        "data": event.model_dump(mode="json"),
+        "request_id": logs.request_id.get(),
+    }

@@ -1,0 +1,50 @@
+"""Have the business registrations checked again whose last check is a day old."""
+
+from datetime import timedelta
+
+from sqlalchemy import func, or_, select, update
+
+from shared.database import transaction
+from shared.event_function import event_function
+from shared.events import BusinessCheckDue, announce_all
+from shared.schedules import ScheduleFired
+from shared.tables import business
+
+INTERVAL = timedelta(hours=23)
+"""Less than a day, so that what was checked late one night is not left out the next."""
+BATCH = 500
+
+
+@event_function(ScheduleFired)  # type: ignore[arg-type]
+def recheck_businesses(event: ScheduleFired) -> None:
+    """Announce that checks are due: of verified businesses, and of those that the registry never gave an answer on."""
+    while _announce_batch() == BATCH:
+        pass
+
+
+def _announce_batch() -> int:
+    """Announces some checks, and marks them as made: of two runs at once each takes others. Returns how many."""
+    cutoff = func.now() - INTERVAL
+    due = (
+        select(business.c.account_id)
+        .where(
+            business.c.status.in_(("verified", "pending")),
+            or_(
+                business.c.checked_at < cutoff,
+                business.c.checked_at.is_(None) & (business.c.submitted_at < cutoff),
+            ),
+        )
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    mark = (
+        update(business)
+        .where(business.c.account_id == due.c.account_id)
+        .values(checked_at=func.now())
+        .returning(business.c.account_id)
+    )
+    with transaction() as connection:
+        user_ids = connection.scalars(mark).all()
+        announce_all(connection, [BusinessCheckDue(user_id=user_id) for user_id in user_ids])
+    return len(user_ids)
