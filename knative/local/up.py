@@ -3,6 +3,7 @@
 PORT and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the embedded server.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from knative.local import servers
+from knative.local import fork, servers
 from knative.local.keys import new_signing_keys, new_sms_key
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
@@ -31,6 +32,13 @@ TARGETS = "targets.json"
 ENVIRONMENT = "environment.json"
 """In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
 
+PRELOADED = (
+    *("knative.dispatcher", "knative.local.site", "shared.idempotency", "shared.migrate", "shared.relay"),
+    # What functions import on first use, and each has used by the time it is ready.
+    *("email_validator", "gunicorn.workers.gthread", "limits.storage", "limits.strategies", "prometheus_client"),
+    *("redis", "sqlalchemy.dialects.postgresql.pg8000"),
+)
+"""Beside the functions: what is imported once, for all of the processes that are ours."""
 
 DEFAULT_PORTS = {"DATABASE_URL": 5432, "REDIS_URL": 6379, "KAFKA_BOOTSTRAP_SERVERS": 9092}
 
@@ -62,7 +70,8 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is gone must not keep it from stopping in order
+        print(line, flush=True)
 
 
 def lock(data: Path, port: int) -> IO[str]:
@@ -125,6 +134,8 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
             supervisor.start(process)
             processes.append(process)
         addresses[name] = address
+    if fork.IS_SAFE:  # while they start
+        fork.preload((*PRELOADED, *(f"functions.{name}" for name in functions())))
     supervisor.wait_until_ready(*processes, seconds=30)
     return addresses
 
@@ -188,6 +199,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
             name,
             [sys.executable, "-m", module],
             environment | particular,
+            module=module if fork.IS_SAFE else "",
             is_ready=lambda: "PORT" not in particular or answers(f"http://{LOOPBACK}:{ports[name]}{ready_path}"),
         )
 

@@ -19,7 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
-from knative.local.servers import free_port
+from knative.local.servers import MAX_CONNECTIONS, free_port
+from knative.local.up import containers
+from shared.settings import load
 from tests.conftest import PASSWORD, ROOT, wait_for
 
 SERVERS = ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
@@ -203,6 +205,42 @@ def try_until(up: Up, path: str, body: Any) -> int:
             return 0
 
     return wait_for(attempt)
+
+
+def test_each_function_is_a_process_with_a_name_and_a_log_of_its_own(tmp_path: Path) -> None:
+    with running(tmp_path):
+        record = {name: pid for name, pid, *_ in json.loads((tmp_path / "processes.json").read_text())}
+        for name in containers():
+            process = psutil.Process(record[name])
+            assert process.name() == name[:15] or sys.platform != "linux"
+            assert os.getpgid(process.pid) == os.getsid(process.pid) == process.pid
+            assert "Booting worker" in (tmp_path / "logs" / f"{name}.log").read_text()
+
+
+def test_a_terminal_that_is_gone_does_not_keep_it_from_stopping(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "knative.local.up"],
+        cwd=ROOT,
+        env=os.environ | {"PORT": str(free_port()), "DATA_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    with process.stdout as terminal:
+        while b"Ctrl-C stops" not in terminal.readline():
+            assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 0
+    assert processes_of(tmp_path) == []
+
+
+def test_postgresql_has_a_connection_for_every_thread_of_two_services_and_their_tests() -> None:
+    """Of two, as a test starts another on the servers of the first."""
+    functions = sum(load(variables).threads for variables in containers().values())
+    default = load({}).threads
+    relay = default + 1  # one more to be notified
+    workers = 16 * default
+    reserved = 3  # superuser_reserved_connections
+    assert 2 * (functions + relay) + workers + reserved <= MAX_CONNECTIONS
 
 
 def test_two_run_side_by_side(tmp_path: Path) -> None:
