@@ -1,16 +1,19 @@
 """Log in with an e-mail address and a password."""
 
-from sqlalchemy import select
+from uuid import UUID
 
-from shared import sessions
+from sqlalchemy import Connection, select
+
+from shared import challenges, sessions
+from shared.challenges import SECOND_FACTOR
 from shared.clients import Client
 from shared.database import transaction
 from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import verify_password
-from shared.problems import Problem
+from shared.problems import Problem, ProblemDetails
 from shared.sessions import TokenPair
-from shared.tables import account, credential
+from shared.tables import account, credential, totp
 
 
 class Credentials(RequestBody):
@@ -27,33 +30,69 @@ class InvalidCredentials(Problem):
         super().__init__(headers={"WWW-Authenticate": "Bearer"})
 
 
+class SecondFactorRequired(Problem):
+    status = 401
+    title = "The second factor is needed"
+    detail = "The password is right. Send 'challenge' and a code to /api/v1/users/login/second-factor in five minutes."
+
+    def __init__(self, challenge: str = "A" * 43) -> None:
+        """challenge: from `challenges.create`."""
+        super().__init__(
+            headers={"WWW-Authenticate": "Bearer"},
+            extensions=ProblemDetails(challenge=challenge, methods=["totp", "recovery_code"]),
+        )
+
+
 @http_function(
     "POST",
     "/api/v1/users/login",
     limits={"address": "60/minute", "email+address": "10/minute", "email": "100/hour"},
     uses=["database", "access_tokens", "refresh_tokens"],
-    problems=[InvalidCredentials],
+    problems=[InvalidCredentials, SecondFactorRequired],
 )
 def login(body: Credentials, client: Client) -> TokenPair:
     """Log in.
 
     Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
     An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
+    An account with an authenticator app gets no tokens for its password, but the problem `second-factor-required`,
+    whose member `challenge` goes with a code to /api/v1/users/login/second-factor.
     """
     by_email = (
-        select(account.c.id, account.c.status, credential.c.password_hash)
-        .join(credential)
+        select(*account.c["id", "status"], credential.c.password_hash, totp.c.confirmed_at)
+        .select_from(account.join(credential).outerjoin(totp))
         .where(account.c.canonical_email == canonical_email(body.email))
     )
     with transaction() as connection:
         found = connection.execute(by_email).first()
 
     is_right = verify_password(found and found.password_hash, body.password.get_secret_value())
-    if not found or not is_right:
+    # A pending account is refused alike: whoever registers an address could else learn whether it was free.
+    if not found or not is_right or found.status not in sessions.MAY_LOG_IN:
         raise InvalidCredentials
+    if found.confirmed_at:
+        with transaction() as connection:
+            challenge = challenges.create(connection, SECOND_FACTOR, found.id)
+        raise SecondFactorRequired(challenge)
     with transaction() as connection:
         tokens = sessions.log_in(connection, found.id, ["pwd"], client)
-    if tokens is None:
-        # A pending account is refused alike: whoever registers an address could else learn whether it was free.
-        raise InvalidCredentials
+        if tokens is None or not _is_still_enough(connection, found.id, found.password_hash):
+            raise InvalidCredentials
     return tokens
+
+
+def _is_still_enough(connection: Connection, user_id: UUID, password_hash: str) -> bool:
+    """Whether neither the password was changed nor a second factor set up while the password was verified.
+
+    Asked once the account is locked, as it is by who changes these: so no session outlives the change.
+    """
+    unchanged = (
+        select(credential.c.account_id)
+        .outerjoin(totp, totp.c.account_id == credential.c.account_id)
+        .where(
+            credential.c.account_id == user_id,
+            credential.c.password_hash == password_hash,
+            totp.c.confirmed_at.is_(None),
+        )
+    )
+    return connection.execute(unchanged).first() is not None

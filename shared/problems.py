@@ -15,7 +15,10 @@ class FieldError(TypedDict):
 
 
 class ProblemDetails(TypedDict, total=False):
-    """The body of every error (RFC 9457, 3.1), as application/problem+json."""
+    """The body of every error (RFC 9457, 3.1), as application/problem+json.
+
+    challenge and methods are those of second-factor-required.
+    """
 
     type: str
     title: str
@@ -23,6 +26,8 @@ class ProblemDetails(TypedDict, total=False):
     detail: str
     request_id: str
     errors: list[FieldError]
+    challenge: str
+    methods: list[str]
 
 
 class Problem(Exception):
@@ -38,10 +43,13 @@ class Problem(Exception):
         *,
         headers: Mapping[str, str] | None = None,
         errors: Sequence[FieldError] = (),
+        extensions: ProblemDetails | None = None,
     ) -> None:
+        """extensions: members that this kind of problem has beside the usual ones (RFC 9457, 3.2)."""
         super().__init__(detail or self.detail)
         self.headers = dict(headers or {})
         self.errors = list(errors)
+        self.extensions = extensions or ProblemDetails()
 
     @classmethod
     def type_uri(cls) -> str:
@@ -54,6 +62,7 @@ class Problem(Exception):
         )
         if self.errors:
             body["errors"] = self.errors
+        body.update(self.extensions)
         return body
 
 

@@ -7,9 +7,10 @@ import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, select, update
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
@@ -25,6 +26,8 @@ LIFETIME = timedelta(days=30)
 IDLE_LIFETIME = timedelta(days=14)
 """From the last refresh: a session that nobody uses ends before."""
 MAX_SESSIONS = 50
+MAY_LOG_IN = ("active", "withdrawn")
+"""The states of an account that may start a session."""
 
 
 class TokenPair(TypedDict):
@@ -54,11 +57,8 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
         amr: how they proved it (RFC 8176).
         client: what the session shows of the program that logs in.
     """
-    # Locked, so that whoever suspends the account at this moment ends this session as well.
-    found = connection.execute(
-        select(account.c.status, account.c.roles).where(account.c.id == user_id).with_for_update(key_share=True)
-    ).first()
-    if found is None or found.status not in ("active", "withdrawn"):
+    found = lock_account(connection, user_id)
+    if found is None:
         return None
     if found.status == "withdrawn":
         connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
@@ -81,6 +81,19 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
     store_refresh_token(connection, caller.session_id, token)
     announce(connection, LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
     return token_pair(caller, token)
+
+
+def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
+    """Status and roles of an account that may log in, locked; None for one that may not.
+
+    Whoever suspends the account at this moment, or changes how its user logs in, waits, and then ends the session
+    that is about to start as well.
+    """
+    return connection.execute(
+        select(*account.c["status", "roles"])
+        .where(account.c.id == user_id, account.c.status.in_(MAY_LOG_IN))
+        .with_for_update(key_share=True)
+    ).first()
 
 
 def is_live() -> ColumnElement[bool]:

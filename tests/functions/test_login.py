@@ -6,7 +6,8 @@ import uuid
 import jwt
 import pytest
 
-from tests.conftest import PASSWORD, User, create_user, log_in, post
+from tests.authenticator import with_totp
+from tests.conftest import PASSWORD, User, call, create_user, events_of, log_in, post, session_of
 
 PATH = "/api/v1/users/login"
 
@@ -62,3 +63,43 @@ def test_a_missing_field_is_a_422(body: dict[str, str]) -> None:
 def test_tokens_are_not_to_be_stored_by_caches(active_user: User) -> None:
     response = post("login", PATH, {"email": active_user.email, "password": PASSWORD})
     assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_an_account_with_a_second_factor_gets_a_challenge_and_no_tokens(active_user: User) -> None:
+    with_totp(active_user)
+    response = call("login", body={"email": active_user.email, "password": PASSWORD})
+    assert response.status_code == 401
+    assert response.json.keys() == {"type", "title", "status", "detail", "request_id", "challenge", "methods"}
+    assert response.json["type"] == "urn:aegis:problem:second-factor-required"
+    assert response.json["methods"] == ["totp", "recovery_code"]
+    assert len(response.json["challenge"]) == 43
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert events_of(active_user) == []
+
+
+def test_a_wrong_password_says_nothing_of_the_second_factor(active_user: User) -> None:
+    with_totp(active_user)
+    response = call("login", body={"email": active_user.email, "password": PASSWORD + "!"})
+    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:invalid-credentials")
+
+
+@pytest.mark.parametrize("second_factor", [False, True])
+def test_a_suspended_user_gets_the_same_answer_as_a_wrong_password(address: str, second_factor: bool) -> None:
+    user = create_user(address, "suspended")
+    if second_factor:
+        with_totp(user)
+    response = call("login", body={"email": address, "password": PASSWORD})
+    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:invalid-credentials")
+
+
+def test_a_withdrawn_user_is_restored_by_logging_in(address: str) -> None:
+    user = create_user(address, "withdrawn")
+    tokens = log_in(user)
+    assert call("get_profile", tokens).status_code == 200
+    assert events_of(user) == ["restored", "logged_in"]
+
+
+def test_of_more_than_fifty_sessions_the_one_used_least_lately_ends(active_user: User) -> None:
+    first, *_, last = [session_of(active_user) for _ in range(51)]
+    assert call("refresh_token", body={"refresh_token": first["refresh_token"]}).status_code == 401
+    assert call("refresh_token", body={"refresh_token": last["refresh_token"]}).status_code == 200

@@ -1,0 +1,84 @@
+"""Confirm an authenticator app by one of its codes."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from sqlalchemy import func, insert, select, update
+from typing_extensions import TypedDict
+
+from shared import authentication, profiles, sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import TotpEnabled, announce
+from shared.fields import RequestBody
+from shared.http_function import http_function
+from shared.problems import InvalidRequest, Problem
+from shared.second_factors import METHODS, new_recovery_codes, recovery_code_hash, step_of
+from shared.tables import account, recovery_code, session, totp
+
+LIFETIME = timedelta(minutes=15)
+"""Of an enrolment that waits to be confirmed."""
+
+
+class TotpConfirmation(RequestBody):
+    code: Annotated[
+        SecretStr, Field(min_length=6, max_length=16, description="Six digits of the app.", examples=["123456"])
+    ]
+
+
+class RecoveryCodes(TypedDict):
+    recovery_codes: list[str]
+
+
+class NoTotpEnrolment(Problem):
+    status = 409
+    title = "No authenticator app waits to be confirmed"
+    detail = "It was confirmed already, or its 15 minutes are over. Begin to set it up first."
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/me/totp/confirm",
+    limits={"address": "60/minute", "account": "20/minute"},
+    uses=["database", "encryption"],
+    problems=[NoTotpEnrolment],
+)
+def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
+    """Confirm the authenticator app.
+
+    From now on logging in with a password takes a code as well. The ten recovery codes, each good for one log-in
+    without the app, are shown this once. The user's other sessions end, as they never passed the second factor;
+    this one has, and its tokens say so after the next refresh.
+    """
+    user_id = caller.user_id
+    # Locked with its account: no log-in slips through by the password alone while this takes effect.
+    waiting = (
+        select(totp.c.secret)
+        .select_from(account.join(totp))
+        .where(account.c.id == user_id, totp.c.confirmed_at.is_(None), totp.c.created_at > func.now() - LIFETIME)
+        .with_for_update(key_share=True)
+    )
+    codes = new_recovery_codes()
+    with transaction() as connection:
+        secret = connection.scalar(waiting)
+        if secret is None:
+            raise NoTotpEnrolment
+        step = step_of(user_id, secret, body.code.get_secret_value())
+        if step is None:
+            fault = "This is not the code that the app shows. Is the clock of its device right?"
+            raise InvalidRequest(errors=[{"pointer": "/code", "detail": fault}])
+        connection.execute(
+            update(totp).where(totp.c.account_id == user_id).values(confirmed_at=func.now(), last_step=step)
+        )
+        rows = [{"account_id": user_id, "code_hash": recovery_code_hash(user_id, code)} for code in codes]
+        connection.execute(insert(recovery_code).values(rows))
+        methods = list(dict.fromkeys([*caller.amr, *METHODS]))
+        connection.execute(update(session).where(session.c.id == caller.session_id).values(amr=methods))
+        ended = sessions.end_all(connection, user_id, but=caller.session_id)
+        announce(connection, TotpEnabled(user_id=user_id))
+        profile = profiles.read(connection, user_id)
+    authentication.refuse_tokens_of(user_id, *ended)
+    if profile:
+        profiles.put(profile)
+    return RecoveryCodes(recovery_codes=codes)

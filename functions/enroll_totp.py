@@ -1,0 +1,63 @@
+"""Begin to set up an authenticator app as a second factor."""
+
+import base64
+import secrets
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from typing_extensions import TypedDict
+
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.http_function import http_function
+from shared.problems import Problem
+from shared.second_factors import SECRET_BYTES, seal_secret
+from shared.tables import account, totp
+
+
+class TotpEnrolment(TypedDict):
+    secret: str
+    uri: str
+
+
+class TotpAlreadyEnabled(Problem):
+    status = 409
+    title = "The account has an authenticator app already"
+    detail = "Nothing was changed. Remove it first, then set up another."
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/me/totp",
+    status=201,
+    recent_login=True,
+    uses=["database", "encryption"],
+    problems=[TotpAlreadyEnabled],
+)
+def enroll_totp(caller: Caller) -> TotpEnrolment:
+    """Begin to set up an authenticator app.
+
+    Show `uri` as a QR code, or `secret` (base 32) to be typed; the app then shows six digits, new ones every 30
+    seconds (TOTP, RFC 6238). Nothing asks for them until one is confirmed, within 15 minutes. Calling this again
+    before that makes a new secret, and the earlier one is forgotten.
+    """
+    import pyotp
+
+    secret = secrets.token_bytes(SECRET_BYTES)
+    row = {
+        "secret": seal_secret(caller.user_id, secret),
+        "created_at": func.now(),
+        "last_step": 0,
+    }
+    replace_unconfirmed = (
+        insert(totp)
+        .values(account_id=caller.user_id, **row)
+        .on_conflict_do_update(index_elements=["account_id"], set_=row, where=totp.c.confirmed_at.is_(None))
+        .returning(select(account.c.email).where(account.c.id == caller.user_id).scalar_subquery())
+    )
+    with transaction() as connection:
+        email = connection.scalar(replace_unconfirmed)
+    if email is None:
+        raise TotpAlreadyEnabled
+    app = pyotp.TOTP(base64.b32encode(secret).decode(), name=email, issuer="Aegis")
+    return TotpEnrolment(secret=app.secret, uri=app.provisioning_uri())

@@ -1,0 +1,98 @@
+"""Log in: the second factor, after the password."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr
+from sqlalchemy import Connection, Row, select
+
+from shared import challenges, sessions
+from shared.challenges import SECOND_FACTOR
+from shared.clients import Client
+from shared.database import transaction
+from shared.events import RecoveryCodeUsed, announce
+from shared.fields import OpaqueToken, RequestBody
+from shared.http_function import http_function
+from shared.problems import Problem
+from shared.rate_limits import enforce
+from shared.second_factors import METHODS, recovery_code_hash, step_of, use_recovery_code, use_step
+from shared.sessions import TokenPair
+from shared.tables import challenge, totp
+
+MAX_TRIES = 5
+"""Of one challenge."""
+LIMITS_OF_ACCOUNT = {"account": "20/hour"}
+"""Over all challenges: who has stolen the password may ask for as many of those as the log-in allows."""
+
+
+class SecondFactor(RequestBody):
+    challenge: OpaqueToken
+    code: Annotated[
+        SecretStr,
+        Field(
+            min_length=6,
+            max_length=32,
+            description="Six digits of the authenticator app, or a recovery code.",
+            examples=["123456", "7K3M-QP0X-2A9D-VW5T"],
+        ),
+    ]
+
+
+class InvalidSecondFactor(Problem):
+    status = 401
+    title = "The code or the challenge is not valid"
+    detail = "The code is wrong, or was used before. Wait for the next one of the app, or send a recovery code."
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+LOG_IN_AGAIN = "The challenge is unknown, expired or used up. Log in again with the password for a new one."
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/login/second-factor",
+    limits={"address": "30/minute"},
+    uses=["database", "encryption", "access_tokens", "refresh_tokens"],
+    problems=[InvalidSecondFactor],
+)
+def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
+    """Log in with the second factor.
+
+    Takes the `challenge` of the log-in that answered `second-factor-required`, within five minutes and in at most
+    five tries, and a code: the app's current one, which is good once, or a recovery code, which is then used up.
+    Starts a session as the log-in does. An account has 20 tries in an hour.
+    """
+    token, code = body.challenge.get_secret_value(), body.code.get_secret_value()
+    with transaction() as connection:
+        found = connection.execute(
+            select(*totp.c["account_id", "secret"])
+            .join(challenge, challenge.c.account_id == totp.c.account_id)
+            .where(challenges.is_live(token, SECOND_FACTOR), totp.c.confirmed_at.is_not(None))
+        ).first()
+    if found is None:
+        raise InvalidSecondFactor(LOG_IN_AGAIN)
+    enforce("login_with_second_factor", LIMITS_OF_ACCOUNT, {"account": str(found.account_id)})
+
+    tokens = None
+    with transaction() as connection:
+        may_try = sessions.lock_account(connection, found.account_id) and challenges.count_try(
+            connection, token, SECOND_FACTOR, most=MAX_TRIES
+        )
+        if may_try and _use(connection, found, code):
+            challenges.spend(connection, token, SECOND_FACTOR, found.account_id)
+            tokens = sessions.log_in(connection, found.account_id, ["pwd", *METHODS], client)
+    if tokens is None:
+        raise InvalidSecondFactor("" if may_try else LOG_IN_AGAIN)
+    return tokens
+
+
+def _use(connection: Connection, found: Row[Any], code: str) -> bool:
+    """Whether the code is right; it is then used."""
+    if step := step_of(found.account_id, found.secret, code):
+        return use_step(connection, found.account_id, step)
+    code_hash = recovery_code_hash(found.account_id, code)
+    if code_hash is None or not use_recovery_code(connection, found.account_id, code_hash):
+        return False
+    announce(connection, RecoveryCodeUsed(user_id=found.account_id))
+    return True

@@ -1,0 +1,131 @@
+"""Confirming an authenticator app, which puts it in force."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import jwt
+import pytest
+from sqlalchemy import func, select, text, update
+
+from shared.database import transaction
+from shared.tables import account, credential, recovery_code, totp
+from tests.authenticator import App, second_factor_challenge, with_totp
+from tests.conftest import User, call, events_of, log_in, session_of, wait_for
+
+
+def enroll(tokens: dict[str, Any]) -> App:
+    return App(call("enroll_totp", tokens).json["secret"])
+
+
+def test_the_answer_is_ten_recovery_codes(active_user: User) -> None:
+    tokens = log_in(active_user)
+    response = call("confirm_totp", tokens, {"code": enroll(tokens).code()})
+    assert response.status_code == 200
+    codes = response.json["recovery_codes"]
+    assert len(set(codes)) == 10
+    assert all(re.fullmatch("([0-9A-HJKMNP-TV-Z]{4}-){3}[0-9A-HJKMNP-TV-Z]{4}", code) for code in codes)
+    assert events_of(active_user)[-1] == "totp_enabled"
+
+
+def test_recovery_codes_are_stored_hashed(active_user: User) -> None:
+    tokens = log_in(active_user)
+    codes = call("confirm_totp", tokens, {"code": enroll(tokens).code()}).json["recovery_codes"]
+    with transaction() as connection:
+        stored = connection.scalars(
+            select(recovery_code.c.code_hash).where(recovery_code.c.account_id == active_user.id)
+        ).all()
+    assert {len(each) for each in stored} == {32}
+    assert not any(code.encode() in each for code in codes for each in stored)
+
+
+def test_the_profile_shows_it_at_once(active_user: User) -> None:
+    tokens = log_in(active_user)
+    assert call("get_profile", tokens).json["second_factor"] is False
+    call("confirm_totp", tokens, {"code": enroll(tokens).code()})
+    assert call("get_profile", tokens).json["second_factor"] is True
+
+
+def test_other_sessions_end_and_this_one_has_passed_the_factor(active_user: User) -> None:
+    other, tokens = log_in(active_user), log_in(active_user)
+    assert call("get_profile", other).status_code == 200
+    call("confirm_totp", tokens, {"code": enroll(tokens).code()})
+    assert call("get_profile", other).status_code == 401
+    assert call("refresh_token", body={"refresh_token": other["refresh_token"]}).status_code == 401
+    refreshed = call("refresh_token", body={"refresh_token": tokens["refresh_token"]})
+    claims = jwt.decode(refreshed.json["access_token"], options={"verify_signature": False})
+    assert claims["amr"] == ["pwd", "otp", "mfa"]
+
+
+def test_the_code_that_confirmed_does_not_log_in(active_user: User) -> None:
+    tokens = log_in(active_user)
+    code = enroll(tokens).code()
+    assert call("confirm_totp", tokens, {"code": code}).status_code == 200
+    body = {"challenge": second_factor_challenge(active_user), "code": code}
+    assert call("login_with_second_factor", body=body).status_code == 401
+
+
+def test_a_wrong_code_changes_nothing(active_user: User) -> None:
+    other, tokens = log_in(active_user), log_in(active_user)
+    app = enroll(tokens)
+    for wrong in (app.code(steps=3), "abcdef", "١٢٣٤٥٦"):
+        response = call("confirm_totp", tokens, {"code": wrong})
+        assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, "/code")
+    assert call("get_profile", other).json["second_factor"] is False
+    assert call("confirm_totp", tokens, {"code": f"{app.code()[:3]} {app.code()[3:]}"}).status_code == 200
+
+
+@pytest.mark.parametrize("body", [{}, {"code": 123456}, {"code": "1"}, {"code": "1" * 17}])
+def test_what_cannot_be_a_code_is_a_422(active_user: User, body: dict[str, Any]) -> None:
+    response = call("confirm_totp", log_in(active_user), body)
+    assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, "/code")
+
+
+def test_an_enrolment_waits_for_15_minutes(active_user: User) -> None:
+    tokens = log_in(active_user)
+    app = enroll(tokens)
+    with transaction() as connection:
+        earlier = totp.c.created_at - timedelta(minutes=16)
+        connection.execute(update(totp).where(totp.c.account_id == active_user.id).values(created_at=earlier))
+    response = call("confirm_totp", tokens, {"code": app.code()})
+    assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:no-totp-enrolment")
+
+
+def test_it_is_confirmed_once(active_user: User) -> None:
+    tokens = log_in(active_user)
+    body = {"code": enroll(tokens).code()}
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: call("confirm_totp", tokens, body).status_code, range(8)))
+    assert sorted(answers) == [200] + [409] * 7
+    with transaction() as connection:
+        codes = select(func.count()).select_from(recovery_code).where(recovery_code.c.account_id == active_user.id)
+        assert connection.scalar(codes) == 10
+
+
+@pytest.mark.parametrize("change", ["second factor", "password"])
+def test_a_log_in_under_way_does_not_slip_through_by_the_password_alone(active_user: User, change: str) -> None:
+    password = {"email": active_user.email, "password": active_user.password}
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as connection:
+            connection.execute(
+                select(account.c.id).where(account.c.id == active_user.id).with_for_update(key_share=True)
+            )
+            log_in_under_way = pool.submit(call, "login", body=password)
+            waits = text("SELECT 1 FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+            wait_for(lambda: connection.execute(waits).first())
+            if change == "second factor":
+                with_totp(active_user)
+            else:
+                new = update(credential).where(credential.c.account_id == active_user.id)
+                connection.execute(new.values(password_hash="another"))
+        assert log_in_under_way.result().status_code == 401
+    assert events_of(active_user) == []
+
+
+def test_without_an_enrolment_there_is_nothing_to_confirm(active_user: User) -> None:
+    assert call("confirm_totp", session_of(active_user), {"code": "123456"}).status_code == 409
+
+
+def test_it_takes_an_access_token() -> None:
+    assert call("confirm_totp", body={"code": "123456"}).status_code == 401

@@ -1,0 +1,61 @@
+"""Removing the authenticator app."""
+
+from datetime import timedelta
+
+from sqlalchemy import select
+
+from shared.database import transaction
+from shared.tables import recovery_code
+from tests.authenticator import second_factor_challenge, with_totp
+from tests.conftest import User, call, events_of, log_in, session_of
+
+
+def test_the_password_alone_is_enough_again(active_user: User) -> None:
+    with_totp(active_user)
+    tokens = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    assert call("get_profile", tokens).json["second_factor"] is True
+    response = call("remove_totp", tokens)
+    assert (response.status_code, response.data) == (204, b"")
+    assert call("get_profile", tokens).json["second_factor"] is False
+    assert events_of(active_user)[-1] == "totp_removed"
+    log_in(active_user)
+
+
+def test_the_recovery_codes_go_with_it(active_user: User) -> None:
+    with_totp(active_user)
+    call("remove_totp", session_of(active_user))
+    with transaction() as connection:
+        of_user = select(recovery_code.c.code_hash).where(recovery_code.c.account_id == active_user.id)
+        assert connection.execute(of_user).all() == []
+
+
+def test_a_log_in_that_waits_for_its_code_starts_again(active_user: User) -> None:
+    app, _ = with_totp(active_user)
+    challenge = second_factor_challenge(active_user)
+    call("remove_totp", session_of(active_user))
+    response = call("login_with_second_factor", body={"challenge": challenge, "code": app.code()})
+    assert response.status_code == 401
+    assert "Log in again" in response.json["detail"]
+
+
+def test_an_enrolment_that_waits_is_forgotten_without_news(active_user: User) -> None:
+    tokens = log_in(active_user)
+    call("enroll_totp", tokens)
+    assert call("remove_totp", tokens).status_code == 204
+    assert "totp_removed" not in events_of(active_user)
+
+
+def test_without_one_there_is_nothing_to_remove(active_user: User) -> None:
+    response = call("remove_totp", session_of(active_user))
+    assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
+
+
+def test_it_takes_a_recent_log_in(active_user: User) -> None:
+    with_totp(active_user)
+    tokens = session_of(active_user, ago=timedelta(minutes=11))
+    assert call("remove_totp", tokens).status_code == 401
+    assert call("get_profile", tokens).json["second_factor"] is True
+
+
+def test_it_takes_an_access_token() -> None:
+    assert call("remove_totp").status_code == 401
