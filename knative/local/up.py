@@ -162,6 +162,9 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "HOST": LOOPBACK,
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
+        # Passkeys belong to a domain, which an IP address is not: pages make and use them under this name.
+        "PASSKEY_DOMAIN": "localhost",
+        "CORS_ALLOWED_ORIGINS": f"http://localhost:{port}",
         "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
         "ENCRYPTION_KEY": secret(data, "encryption_key"),

@@ -1,0 +1,43 @@
+"""List one's own passkeys."""
+
+from sqlalchemy import select
+from typing_extensions import TypedDict
+
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.http_function import http_function
+from shared.tables import passkey
+
+
+class Passkey(TypedDict):
+    id: str
+    name: str
+    created_at: str
+    last_used_at: str | None
+
+
+class Passkeys(TypedDict):
+    passkeys: list[Passkey]
+
+
+@http_function("GET", "/api/v1/users/me/passkeys", uses=["database"])
+def list_passkeys(caller: Caller) -> Passkeys:
+    """List the caller's passkeys, the oldest first."""
+    own = (
+        select(*passkey.c["id", "name", "created_at", "last_used_at"])
+        .where(passkey.c.account_id == caller.user_id)
+        .order_by(passkey.c.id)
+    )
+    with transaction() as connection:
+        rows = connection.execute(own).all()
+    return Passkeys(
+        passkeys=[
+            Passkey(
+                id=str(row.id),
+                name=row.name,
+                created_at=row.created_at.isoformat(),
+                last_used_at=row.last_used_at.isoformat() if row.last_used_at else None,
+            )
+            for row in rows
+        ]
+    )

@@ -1,0 +1,129 @@
+"""Register a passkey."""
+
+from typing import Annotated
+
+from pydantic import Field
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from typing_extensions import TypedDict
+from uuid_utils.compat import uuid7
+
+from shared import challenges, passkeys
+from shared.access_tokens import Caller
+from shared.challenges import PASSKEY_REGISTRATION
+from shared.database import transaction
+from shared.events import PasskeyRegistered, announce
+from shared.fields import Name, RequestBody
+from shared.http_function import http_function
+from shared.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
+from shared.problems import Problem
+from shared.settings import settings
+from shared.tables import account, passkey
+
+Transport = Annotated[str, Field(max_length=32)]
+
+
+class AttestationResponse(WebAuthnObject):
+    client_data_json: Annotated[ShortBytes, Field(alias="clientDataJSON")]
+    attestation_object: LongBytes
+    transports: Annotated[list[Transport], Field(max_length=16)] | None = None
+    authenticator_data: LongBytes | None = None
+    public_key: LongBytes | None = None
+    public_key_algorithm: int | None = None
+
+
+class NewCredential(PublicKeyCredential):
+    """RegistrationResponseJSON (WebAuthn Level 3, 5.1.7)."""
+
+    response: AttestationResponse
+
+
+class PasskeyRegistration(RequestBody):
+    name: Name
+    credential: NewCredential
+
+
+class RegisteredPasskey(TypedDict):
+    id: str
+    name: str
+    created_at: str
+
+
+class PasskeyNotVerified(Problem):
+    status = 422
+    title = "The passkey could not be verified"
+    detail = "It is not for this site, does not verify its user, or its challenge is over. Ask for new options."
+
+
+class PasskeyAlreadyRegistered(Problem):
+    status = 409
+    title = "The passkey is registered already"
+    detail = "Nothing was changed."
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/me/passkeys",
+    status=201,
+    recent_login=True,
+    uses=["database", "access_tokens"],
+    problems=[PasskeyNotVerified, PasskeyAlreadyRegistered, TooManyPasskeys],
+)
+def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPasskey:
+    """Register a passkey.
+
+    `credential` is what `toJSON()` of the browser's new credential says, made for the options that
+    /api/v1/users/me/passkeys/options gave within the last five minutes; `name` is how the user tells it from
+    others. An account may have 20.
+    """
+    with passkeys.refused_as(PasskeyNotVerified):
+        challenge, new = _verified(body.credential)
+    passkey_id, user_id = uuid7(), caller.user_id
+    add = (
+        insert(passkey)
+        .values(id=passkey_id, account_id=user_id, name=body.name, **new)
+        .on_conflict_do_nothing(index_elements=["credential_id"])
+        .returning(passkey.c.created_at)
+    )
+    with transaction() as connection:
+        # Locked, so that of two at once the second counts the first.
+        connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update(key_share=True))
+        if not challenges.spend(connection, challenge, PASSKEY_REGISTRATION, user_id):
+            raise PasskeyNotVerified
+        count = select(func.count()).select_from(passkey).where(passkey.c.account_id == user_id)
+        if connection.execute(count).scalar_one() >= passkeys.MAX_PASSKEYS:
+            raise TooManyPasskeys
+        created_at = connection.scalar(add)
+        if created_at is None:
+            raise PasskeyAlreadyRegistered
+        announce(connection, PasskeyRegistered(user_id=user_id, passkey_id=passkey_id))
+    return RegisteredPasskey(id=str(passkey_id), name=body.name, created_at=created_at.isoformat())
+
+
+def _verified(credential: NewCredential) -> tuple[str, dict[str, bytes | int]]:
+    """The challenge that a new credential answers, and what is stored of it.
+
+    Raises whatever webauthn does, for a credential that is not as the options asked for.
+    """
+    from webauthn import verify_registration_response
+    from webauthn.helpers import decode_credential_public_key, decoded_public_key_to_cryptography
+    from webauthn.helpers.cose import COSEAlgorithmIdentifier
+
+    challenge = passkeys.challenge_in(passkeys.decode(credential.response.client_data_json))
+    verified = verify_registration_response(
+        credential=credential.model_dump(by_alias=True, exclude_none=True),
+        expected_challenge=challenge,
+        expected_rp_id=settings().passkey_domain,
+        expected_origin=passkeys.origins(),
+        require_user_verification=True,
+        supported_pub_key_algs=[COSEAlgorithmIdentifier(number) for number in passkeys.ALGORITHMS],
+    )
+    if verified.credential_id != passkeys.decode(credential.raw_id):
+        raise ValueError("the authenticator made another credential than the browser says")
+    # Not looked at before the first log-in: an impossible key would be found too late.
+    decoded_public_key_to_cryptography(decode_credential_public_key(verified.credential_public_key))
+    return passkeys.encode(challenge), {
+        "credential_id": verified.credential_id,
+        "public_key": verified.credential_public_key,
+        "sign_count": verified.sign_count,
+    }

@@ -1,0 +1,34 @@
+"""Remove a passkey."""
+
+from uuid import UUID
+
+from sqlalchemy import delete
+
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import PasskeyRemoved, announce
+from shared.http_function import http_function
+from shared.problems import NoSuchItem
+from shared.tables import passkey
+
+
+@http_function(
+    "DELETE",
+    "/api/v1/users/me/passkeys/{passkey_id}",
+    status=204,
+    recent_login=True,
+    uses=["database"],
+    problems=[NoSuchItem],
+)
+def remove_passkey(passkey_id: UUID, caller: Caller) -> None:
+    """Remove a passkey.
+
+    Nobody can log in with it any more. Sessions that it started go on.
+    """
+    with transaction() as connection:
+        removed = connection.execute(
+            delete(passkey).where(passkey.c.id == passkey_id, passkey.c.account_id == caller.user_id)
+        )
+        if not removed.rowcount:
+            raise NoSuchItem
+        announce(connection, PasskeyRemoved(user_id=caller.user_id, passkey_id=passkey_id))

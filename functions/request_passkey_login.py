@@ -1,0 +1,41 @@
+"""Ask for what a browser needs to log in with a passkey."""
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from shared import challenges, passkeys
+from shared.challenges import PASSKEY_LOGIN
+from shared.database import transaction
+from shared.http_function import http_function
+from shared.passkeys import CredentialDescriptor
+from shared.settings import settings
+
+
+class PasskeyRequestOptions(TypedDict):
+    """PublicKeyCredentialRequestOptionsJSON (WebAuthn Level 3, 5.1.9)."""
+
+    challenge: str
+    timeout: int
+    rpId: str
+    allowCredentials: list[CredentialDescriptor]
+    userVerification: Literal["required"]
+
+
+@http_function("POST", "/api/v1/users/login/passkey/options", uses=["database", "access_tokens"])
+def request_passkey_login() -> PasskeyRequestOptions:
+    """Ask for what a browser needs to log in with a passkey.
+
+    Hand the answer to `PublicKeyCredential.parseRequestOptionsFromJSON` and then to `navigator.credentials.get`,
+    and send what comes of it to /api/v1/users/login/passkey within five minutes. Nobody says who they are: the
+    device offers the passkeys that it has for this site.
+    """
+    with transaction() as connection:
+        challenge = challenges.create(connection, PASSKEY_LOGIN)
+    return PasskeyRequestOptions(
+        challenge=challenge,
+        timeout=passkeys.TIMEOUT_MILLISECONDS,
+        rpId=settings().passkey_domain,
+        allowCredentials=[],
+        userVerification="required",
+    )

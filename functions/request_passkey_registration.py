@@ -1,0 +1,93 @@
+"""Ask for what a browser needs to make a passkey."""
+
+from typing import Literal
+
+from sqlalchemy import select
+from typing_extensions import TypedDict
+
+from shared import challenges, passkeys
+from shared.access_tokens import Caller
+from shared.challenges import PASSKEY_REGISTRATION
+from shared.database import transaction
+from shared.http_function import http_function
+from shared.passkeys import CredentialDescriptor, TooManyPasskeys
+from shared.problems import Unauthenticated
+from shared.settings import settings
+from shared.tables import account, passkey
+
+
+class RelyingParty(TypedDict):
+    id: str
+    name: str
+
+
+class UserEntity(TypedDict):
+    id: str
+    name: str
+    displayName: str
+
+
+class CredentialParameters(TypedDict):
+    type: Literal["public-key"]
+    alg: int
+
+
+class AuthenticatorSelection(TypedDict):
+    residentKey: Literal["required"]
+    requireResidentKey: bool
+    userVerification: Literal["required"]
+
+
+class PasskeyCreationOptions(TypedDict):
+    """PublicKeyCredentialCreationOptionsJSON (WebAuthn Level 3, 5.1.8)."""
+
+    rp: RelyingParty
+    user: UserEntity
+    challenge: str
+    pubKeyCredParams: list[CredentialParameters]
+    timeout: int
+    excludeCredentials: list[CredentialDescriptor]
+    authenticatorSelection: AuthenticatorSelection
+    attestation: Literal["none"]
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/me/passkeys/options",
+    recent_login=True,
+    uses=["database", "access_tokens"],
+    problems=[TooManyPasskeys],
+)
+def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
+    """Ask for what a browser needs to make a passkey.
+
+    Hand the answer to `PublicKeyCredential.parseCreationOptionsFromJSON` and then to
+    `navigator.credentials.create`, and send what comes of it to /api/v1/users/me/passkeys within five minutes. The
+    passkey is one that its device finds by itself and that asks for a PIN, a finger or a face.
+    """
+    with_passkeys = (
+        select(account.c.email, account.c.name, passkey.c.credential_id)
+        .select_from(account.outerjoin(passkey))
+        .where(account.c.id == caller.user_id)
+    )
+    with transaction() as connection:
+        rows = connection.execute(with_passkeys).all()
+        if not rows:
+            raise Unauthenticated
+        known = [row.credential_id for row in rows if row.credential_id]
+        if len(known) >= passkeys.MAX_PASSKEYS:
+            raise TooManyPasskeys
+        challenge = challenges.create(connection, PASSKEY_REGISTRATION, caller.user_id)
+    user = rows[0]
+    return PasskeyCreationOptions(
+        rp=RelyingParty(id=settings().passkey_domain, name="Aegis"),
+        user=UserEntity(id=passkeys.encode(caller.user_id.bytes), name=user.email, displayName=user.name or user.email),
+        challenge=challenge,
+        pubKeyCredParams=[CredentialParameters(type="public-key", alg=number) for number in passkeys.ALGORITHMS],
+        timeout=passkeys.TIMEOUT_MILLISECONDS,
+        excludeCredentials=[CredentialDescriptor(type="public-key", id=passkeys.encode(each)) for each in known],
+        authenticatorSelection=AuthenticatorSelection(
+            residentKey="required", requireResidentKey=True, userVerification="required"
+        ),
+        attestation="none",
+    )

@@ -1,0 +1,51 @@
+"""Removing a passkey."""
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from tests.authenticator import with_passkey
+from tests.conftest import User, call, create_user, events_of, session_of
+
+
+def only_passkey(tokens: dict[str, Any]) -> str:
+    (listed,) = call("list_passkeys", tokens).json["passkeys"]
+    id_: str = listed["id"]
+    return id_
+
+
+def test_nobody_logs_in_with_it_any_more(active_user: User) -> None:
+    authenticator, tokens = with_passkey(active_user), session_of(active_user)
+    response = call("remove_passkey", tokens, passkey_id=only_passkey(tokens))
+    assert (response.status_code, response.data) == (204, b"")
+    assert events_of(active_user)[-1] == "passkey_removed"
+    assert call("list_passkeys", tokens).json["passkeys"] == []
+    credential = authenticator.log_in(call("request_passkey_login").json)
+    assert call("login_with_passkey", body={"credential": credential}).status_code == 401
+
+
+def test_a_passkey_of_another_user_is_not_found(active_user: User, address: str) -> None:
+    other = create_user(f"other-{address}")
+    with_passkey(other)
+    theirs = only_passkey(session_of(other))
+    response = call("remove_passkey", session_of(active_user), passkey_id=theirs)
+    assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
+    assert only_passkey(session_of(other)) == theirs
+
+
+def test_an_unknown_passkey_is_not_found(active_user: User) -> None:
+    response = call("remove_passkey", session_of(active_user), passkey_id=uuid.uuid4())
+    assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
+    assert "passkey_removed" not in events_of(active_user)
+
+
+def test_it_takes_a_recent_log_in(active_user: User) -> None:
+    with_passkey(active_user)
+    tokens = session_of(active_user, ago=timedelta(minutes=11))
+    id_ = only_passkey(tokens)
+    assert call("remove_passkey", tokens, passkey_id=id_).status_code == 401
+    assert only_passkey(tokens) == id_
+
+
+def test_it_takes_an_access_token() -> None:
+    assert call("remove_passkey", passkey_id=uuid.uuid4()).status_code == 401
