@@ -1,0 +1,64 @@
+"""Passkeys in a real browser, with an authenticator of the browser's own."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.authenticator import site
+from tests.conftest import User, call, session_of
+from tests.test_end_to_end import needs_chromium, page
+
+__all__ = ["page"]
+
+REGISTER = """async ([tokens, name]) => {
+    const headers = {"Content-Type": "application/json", "Authorization": `Bearer ${tokens.access_token}`};
+    const options = await (await fetch("/api/v1/users/me/passkeys/options", {method: "POST", headers})).json();
+    const publicKey = PublicKeyCredential.parseCreationOptionsFromJSON(options);
+    const credential = (await navigator.credentials.create({publicKey})).toJSON();
+    const body = JSON.stringify({name, credential});
+    const response = await fetch("/api/v1/users/me/passkeys", {method: "POST", headers, body});
+    return [response.status, await response.json()];
+}"""
+LOG_IN = """async () => {
+    const headers = {"Content-Type": "application/json"};
+    const options = await (await fetch("/api/v1/users/login/passkey/options", {method: "POST", headers})).json();
+    const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(options);
+    const credential = (await navigator.credentials.get({publicKey})).toJSON();
+    const body = JSON.stringify({credential});
+    const response = await fetch("/api/v1/users/login/passkey", {method: "POST", headers, body});
+    return [response.status, await response.json()];
+}"""
+
+
+@pytest.fixture
+def with_authenticator(page: Page) -> Page:
+    """A page of the site in a browser that has an authenticator built in, whose user puts the finger on it."""
+    page.goto(f"{site()}/docs/")
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("WebAuthn.enable")
+    options: dict[str, Any] = {
+        "protocol": "ctap2",
+        "transport": "internal",
+        "hasResidentKey": True,
+        "hasUserVerification": True,
+        "isUserVerified": True,
+        "automaticPresenceSimulation": True,
+    }
+    devtools.send("WebAuthn.addVirtualAuthenticator", {"options": options})
+    return page
+
+
+@needs_chromium
+def test_a_person_makes_a_passkey_and_logs_in_with_it_alone(with_authenticator: Page, active_user: User) -> None:
+    status, registered = with_authenticator.evaluate(REGISTER, [session_of(active_user), "노트북"])
+    assert (status, registered.get("name")) == (201, "노트북"), registered
+
+    status, tokens = with_authenticator.evaluate(LOG_IN)
+    assert status == 200, tokens
+    assert call("get_profile", tokens).json["id"] == str(active_user.id)
+    (used,) = call("list_passkeys", tokens).json["passkeys"]
+    assert used["last_used_at"]
+
+    # Its counter goes up.
+    assert with_authenticator.evaluate(LOG_IN)[0] == 200
