@@ -37,7 +37,7 @@ class Caller:
     session_id: UUID
     roles: tuple[str, ...] = ()
     amr: tuple[str, ...] = ()
-    """Authentication methods (RFC 8176): pwd, otp, pop (a passkey), mfa."""
+    """Authentication methods (RFC 8176): pwd, otp, pop and user (a passkey), mfa."""
     authenticated_at: int = 0
     """Seconds since the epoch; a refresh does not change it."""
 
