@@ -19,12 +19,14 @@ class Registration(RequestBody):
     locale: Locale = "ko"
 
 
-@http_function("POST", "/api/v1/users", status=202, uses=["database"])
+@http_function(
+    "POST", "/api/v1/users", status=202, limits={"address": "60/minute", "email": "20/hour"}, uses=["database"]
+)
 def register(body: Registration) -> None:
     """Register a user.
 
     The answer is the same whether or not the address is taken. A mail follows: with a link that verifies the
-    address, or, to the owner of an active account, with word that somebody tried to register it again.
+    address, or, to the owner of an account, with word that somebody tried to register it again.
     Registering an address again before it is verified replaces password and name, and sends a new link.
     """
     password = body.password.get_secret_value()

@@ -1,113 +1,99 @@
 """Send the mail that an event calls for."""
 
-import html
-import tomllib
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
-from string import Template
 
-import urllib3
 from sqlalchemy import select
 
+from shared import events
 from shared.database import transaction
 from shared.event_function import event_function
-from shared.events import RegistrationRepeated, UserRegistered
-from shared.problems import Problem, ServiceUnavailable
+from shared.events import Event
+from shared.mail_provider import send_mail
+from shared.mails import compose
 from shared.settings import settings
 from shared.tables import account
-from shared.verifications import VERIFY_EMAIL, create
-
-LINK_LIFETIME = timedelta(hours=24)
-PROVIDER_TIMEOUT_SECONDS = 5.0
-"""For connecting, and again for the answer: together well within the lifetime of a claim on the event."""
-
-_TEXTS = Path(__file__).parents[1] / "shared" / "mails"
-_provider = urllib3.PoolManager(timeout=PROVIDER_TIMEOUT_SECONDS, retries=False, maxsize=16)
+from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, create
 
 
-class MailRefused(Problem):
-    status = 422
-    title = "The mail provider refuses this mail"
-    detail = "Sending it again would not help."
+@dataclass(frozen=True)
+class Link:
+    """What a mail asks to follow: a page that spends a token for this purpose."""
+
+    page: str
+    purpose: str
+    lifetime: timedelta
 
 
-@event_function(UserRegistered, RegistrationRepeated, uses=["email"])
-def send_email(event: UserRegistered | RegistrationRepeated) -> None:
+@dataclass(frozen=True)
+class Mail:
+    """What an event calls for: a section of shared/mails/mails.toml, to accounts in one of these states."""
+
+    event: type[Event]
+    section: str
+    states: frozenset[str]
+    link: Link | None = None
+    to_new_address: bool = False
+
+
+PENDING, ACTIVE, SUSPENDED, WITHDRAWN = (
+    frozenset({state}) for state in ("pending", "active", "suspended", "withdrawn")
+)
+VERIFIED = ACTIVE | SUSPENDED | WITHDRAWN
+"""Of accounts whose address is known to be the owner's: they are told what has happened, whatever happened since."""
+
+VERIFY = Link("verify-email", VERIFY_EMAIL, timedelta(hours=24))
+CHANGE = Link("verify-email", CHANGE_EMAIL, timedelta(hours=24))
+RESET = Link("reset-password", RESET_PASSWORD, timedelta(minutes=30))
+
+MAILS = (
+    Mail(events.UserRegistered, "registered", PENDING, VERIFY),
+    Mail(events.RegistrationRepeated, "registration_repeated", ACTIVE | WITHDRAWN),
+    Mail(events.EmailVerificationRequested, "email_verification_requested", PENDING, VERIFY),
+    Mail(events.EmailVerificationRequested, "new_email", ACTIVE, CHANGE, to_new_address=True),
+    Mail(events.EmailChangeRequested, "email_change_requested", VERIFIED),
+    Mail(events.EmailChanged, "email_changed", VERIFIED),
+    Mail(events.PasswordResetRequested, "password_reset_requested", ACTIVE | WITHDRAWN, RESET),
+    Mail(events.PasswordChanged, "password_changed", VERIFIED),
+    Mail(events.RefreshTokenReused, "refresh_token_reused", VERIFIED),
+    Mail(events.TotpEnabled, "totp_enabled", VERIFIED),
+    Mail(events.TotpRemoved, "totp_removed", VERIFIED),
+    Mail(events.RecoveryCodeUsed, "recovery_code_used", VERIFIED),
+    Mail(events.PasskeyRegistered, "passkey_registered", VERIFIED),
+    Mail(events.PasskeyRemoved, "passkey_removed", VERIFIED),
+    Mail(events.PhoneVerified, "phone_verified", VERIFIED),
+    Mail(events.PhoneRemoved, "phone_removed", VERIFIED),
+    Mail(events.BusinessVerified, "business_verified", ACTIVE),
+    Mail(events.BusinessRejected, "business_rejected", ACTIVE),
+    Mail(events.BusinessClosed, "business_closed", ACTIVE),
+    Mail(events.UserWithdrawn, "withdrawn", WITHDRAWN),
+    Mail(events.UserRestored, "restored", ACTIVE),
+    Mail(events.UserSuspended, "suspended", SUSPENDED),
+    Mail(events.RolesChanged, "roles_changed", ACTIVE),
+)
+
+
+@event_function(*dict.fromkeys(mail.event for mail in MAILS), uses=["email"])
+def send_email(event: Event) -> None:
     """Send the mail that an event calls for, in the user's language."""
+    link = ""
     with transaction() as connection:
+        # Locked: who changes an address or a password meanwhile waits, and then voids the token made here.
         recipient = connection.execute(
-            select(account.c.email, account.c.locale, account.c.status).where(account.c.id == event.user_id)
+            select(*account.c["email", "new_email", "locale", "status"])
+            .where(account.c.id == event.user_id)
+            .with_for_update(read=True)
         ).first()
-        match event:
-            case _ if recipient is None:
-                return
-            case UserRegistered() if recipient.status == "pending":
-                mail, token = "registered", create(connection, event.user_id, VERIFY_EMAIL, LINK_LIFETIME)
-                # In the fragment, which browsers keep to themselves: no server's log holds the token.
-                link = f"{settings().public_url}/verify-email#token={token}"
-            case RegistrationRepeated():
-                mail, link = "registration_repeated", ""
-            case _:
-                return
-    _send(recipient.email, *compose(mail, recipient.locale, link))
-
-
-def compose(mail: str, locale: str, link: str = "") -> tuple[str, str, str]:
-    """Subject, plain text and HTML of a mail. Texts of users have no place in it: it may reach a stranger."""
-    words = _mails()[mail][locale]
-    paragraphs = words["text"].strip().split("\n\n")
-    action = [words["action"], link] if link else []
-    text = "\n\n".join([*paragraphs, *(["\n".join(action)] if action else [])]) + "\n"
-    return (
-        words["subject"],
-        text,
-        _layout().substitute(
-            locale=locale,
-            subject=html.escape(words["subject"]),
-            paragraphs="".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs),
-            action=f'<p><a href="{html.escape(link)}">{html.escape(words["action"])}</a></p>' if link else "",
-        ),
-    )
-
-
-def _send(address: str, subject: str, text: str, html_text: str) -> None:
-    """Hands a mail to the provider (SendGrid v3, POST /v3/mail/send).
-
-    Raises:
-        ServiceUnavailable: the provider is away or has too much to do; later it may take the mail.
-        MailRefused: it will not take this mail.
-    """
-    off = {"enable": False}
-    message = {
-        "personalizations": [{"to": [{"email": address}]}],
-        "from": {"email": settings().email_from, "name": "Aegis"},
-        "subject": subject,
-        "content": [{"type": "text/plain", "value": text}, {"type": "text/html", "value": html_text}],
-        # Tracking would lead the link, and with it the token, through the provider's servers.
-        "tracking_settings": {"click_tracking": off, "open_tracking": off},
-    }
-    try:
-        response = _provider.request(
-            "POST",
-            f"{settings().email_service_url}/v3/mail/send",
-            json=message,
-            headers={"Authorization": f"Bearer {settings().email_api_key}"},
+        mail = recipient and next(
+            (mail for mail in MAILS if mail.event is type(event) and recipient.status in mail.states), None
         )
-    except urllib3.exceptions.HTTPError as error:
-        raise ServiceUnavailable from error
-    if response.status in (400, 413):
-        raise MailRefused
-    if response.status >= 300:
-        # Also 401 and 403: a key that is being replaced must not cost a mail.
-        raise ServiceUnavailable(retry_after=5)
-
-
-@cache
-def _mails() -> dict[str, dict[str, dict[str, str]]]:
-    return tomllib.loads((_TEXTS / "mails.toml").read_text("utf-8"))
-
-
-@cache
-def _layout() -> Template:
-    return Template((_TEXTS / "layout.html").read_text("utf-8"))
+        if recipient is None or mail is None:
+            return
+        address = recipient.new_email if mail.to_new_address else recipient.email
+        if address is None:
+            return
+        if mail.link:
+            token = create(connection, event.user_id, mail.link.purpose, mail.link.lifetime)
+            # In the fragment, which browsers keep to themselves: no server's log holds the token.
+            link = f"{settings().public_url}/{mail.link.page}#token={token}"
+    send_mail(address, *compose(mail.section, recipient.locale, link))

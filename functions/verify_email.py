@@ -1,14 +1,19 @@
 """Verify an e-mail address with the token from the mail."""
 
-from sqlalchemy import func, update
+from uuid import UUID
 
-from shared.database import transaction
-from shared.events import EmailVerified, announce
+from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy.exc import DBAPIError
+
+from shared import profiles, verifications
+from shared.database import is_duplicate, transaction
+from shared.events import EmailChanged, EmailVerified, UserPurged, announce
 from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
 from shared.problems import Problem
+from shared.profiles import Profile
 from shared.tables import account
-from shared.verifications import VERIFY_EMAIL, spend
+from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, spend
 
 
 class Verification(RequestBody):
@@ -18,20 +23,73 @@ class Verification(RequestBody):
 class InvalidVerificationToken(Problem):
     status = 400
     title = "The link is not valid"
-    detail = "It has been used, has expired, or a newer one was sent. Register again to get a new one."
+    detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
 
 
 @http_function("POST", "/api/v1/users/email/verify", status=204, uses=["database"], problems=[InvalidVerificationToken])
 def verify_email(body: Verification) -> None:
     """Verify an e-mail address.
 
-    Takes the token from the mail, once and within 24 hours; the account becomes active.
+    Takes the token from the mail, once and within 24 hours. A new account becomes active; the new address of a user
+    who changes theirs takes the place of the old one.
     """
-    with transaction() as connection:
-        user_id = spend(connection, body.token.get_secret_value(), VERIFY_EMAIL)
-        if user_id is None:
-            raise InvalidVerificationToken
-        connection.execute(
-            update(account).where(account.c.id == user_id).values(status="active", email_verified_at=func.now())
+    token = body.token.get_secret_value()
+    profile = None
+    try:
+        with transaction() as connection:
+            if user_id := spend(connection, token, VERIFY_EMAIL):
+                _activate(connection, user_id)
+            elif user_id := spend(connection, token, CHANGE_EMAIL):
+                profile = _replace_address(connection, user_id)
+            else:
+                raise InvalidVerificationToken
+    except DBAPIError as error:
+        if is_duplicate(error):  # the new address has become another account's since
+            raise InvalidVerificationToken from None
+        raise
+    if profile:
+        profiles.put(profile)
+
+
+def _activate(connection: Connection, user_id: UUID) -> None:
+    connection.execute(
+        update(account)
+        .where(account.c.id == user_id, account.c.status == "pending")
+        .values(status="active", email_verified_at=func.now())
+    )
+    announce(connection, EmailVerified(user_id=user_id))
+
+
+def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
+    """Puts the new address in place of the old one; the profile after that.
+
+    Raises:
+        InvalidVerificationToken: no change of address is waiting.
+        DBAPIError: a duplicate, when the address is another account's.
+    """
+    _give_way(connection, user_id)
+    replaced = connection.execute(
+        update(account)
+        .where(account.c.id == user_id, account.c.status == "active", account.c.new_email.is_not(None))
+        .values(
+            email=account.c.new_email,
+            canonical_email=account.c.new_canonical_email,
+            new_email=None,
+            new_canonical_email=None,
+            email_verified_at=func.now(),
         )
-        announce(connection, EmailVerified(user_id=user_id))
+    )
+    if not replaced.rowcount:
+        raise InvalidVerificationToken
+    # Such a link would lie in the old mailbox.
+    verifications.void(connection, user_id, RESET_PASSWORD)
+    announce(connection, EmailChanged(user_id=user_id))
+    return profiles.read(connection, user_id)
+
+
+def _give_way(connection: Connection, user_id: UUID) -> None:
+    """Removes an account that was registered for the new address and never verified: its owner is here."""
+    new_address = select(account.c.new_canonical_email).where(account.c.id == user_id).scalar_subquery()
+    pending = delete(account).where(account.c.canonical_email == new_address, account.c.status == "pending")
+    if removed := connection.scalar(pending.returning(account.c.id)):
+        announce(connection, UserPurged(user_id=removed))

@@ -156,9 +156,17 @@ def is_unavailable(error: Exception) -> bool:
     """Whether the error says that the database is away or busy, rather than that a statement is wrong."""
     if not isinstance(error, DBAPIError):
         return True
+    return isinstance(error, InterfaceError) or error.connection_invalidated or _sqlstate(error).startswith(_NOT_NOW)
+
+
+def is_duplicate(error: DBAPIError) -> bool:
+    """Whether a unique constraint refused the row; pg8000 raises no IntegrityError."""
+    return _sqlstate(error) == "23505"
+
+
+def _sqlstate(error: DBAPIError) -> str:
     details = error.orig.args[0] if error.orig and error.orig.args else None
-    sqlstate = str(details.get("C")) if isinstance(details, dict) else ""
-    return isinstance(error, InterfaceError) or error.connection_invalidated or sqlstate.startswith(_NOT_NOW)
+    return str(details.get("C")) if isinstance(details, dict) else ""
 
 
 def check() -> None:

@@ -166,7 +166,9 @@ def _perform(
             raise UnsupportedMediaType
         given["body"] = _validated(lambda model: model.model_validate_json(body), operation.body)
         if email := getattr(given["body"], "email", None):
-            subjects["email"] = email.casefold()
+            from shared.fields import canonical_email
+
+            subjects["email"] = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
     headers |= enforce(operation.name, {w: rate for w, rate in operation.limits.items() if w != "address"}, subjects)
 
     def perform() -> Response:

@@ -1,17 +1,28 @@
 """Passwords: argon2id at OWASP's parameters, the rules of NIST SP 800-63B-4, and a bound on hashing at once."""
 
 import base64
+import hashlib
+import logging
 import os
+import re
 import secrets
 import threading
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from shared.once import once
 from shared.problems import FieldError, InvalidRequest, ServiceUnavailable
+from shared.settings import settings
+
+if TYPE_CHECKING:
+    import urllib3
+    from prometheus_client import Counter
 
 MIN_LENGTH = 15
 """Unicode characters; a password is the only factor (NIST SP 800-63B-4, 3.1.1.2)."""
@@ -26,9 +37,18 @@ _slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)) if hasattr(os, 
 _MIN_STRENGTH = 2
 _STRENGTH_LENGTH = 32
 
+_BREACHED_SECONDS = 1.0
+_PREFIX_LENGTH = 5
+_RANGE_BYTES = 1024 * 1024
+_RANGE = re.compile(r"[0-9A-F]{35}:[0-9]+(\r?\n[0-9A-F]{35}:[0-9]+)*\s*", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+
 
 def check_acceptable(password: str, *known: str | None, pointer: str = "/password") -> None:
-    """Refuses a new password that is short, common, or made of what is known about the user.
+    """Refuses a new password that is short, common, breached, or made of what is known about the user.
+
+    Whether it was breached is asked where BREACHED_PASSWORDS_URL is set; call it outside of any transaction.
 
     Args:
         known: address and name of the user.
@@ -53,6 +73,8 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
                 _fault(pointer, "This password is common, or follows a pattern that is tried first. Choose another.")
             ]
         )
+    if _is_breached(password):
+        raise InvalidRequest(errors=[_fault(pointer, "This password stands in a list of stolen ones. Choose another.")])
 
 
 def hash_password(password: str) -> str:
@@ -76,6 +98,72 @@ def verify_password(password_hash: str | None, password: str) -> bool:
             return _hasher.verify(password_hash or _unknown_hash(), _normalized(password))
         except (VerificationError, InvalidHashError):
             return False
+
+
+def _is_breached(password: str) -> bool:
+    """Whether a password stands in the breached ones of BREACHED_PASSWORDS_URL; not when that cannot tell.
+
+    k-anonymity: only five digits of the SHA-1 leave, which some hundred breached passwords share, and the padding
+    hides from the size of the answer which five. It fails open: nobody is kept out because another service is away,
+    and the rules before this one have held.
+    """
+    if not settings().breached_passwords_url:
+        return False
+    digest = hashlib.sha1(password.encode(), usedforsecurity=False).hexdigest().upper()
+    prefix, suffix = digest[:_PREFIX_LENGTH], digest[_PREFIX_LENGTH:]
+    # In a thread: only so the bound holds for all of it, names to look up and bytes that trickle included.
+    answer = _askers().submit(_breached_with, prefix)
+    try:
+        outcome = "breached" if suffix in answer.result(_BREACHED_SECONDS) else "clean"
+    except Exception as error:
+        answer.cancel()
+        outcome = "unavailable"
+        log.warning("breached passwords cannot be asked for; doing without", extra={"error": type(error).__name__})
+    _breached_checks().labels(outcome).inc()
+    return outcome == "breached"
+
+
+def _breached_with(prefix: str) -> set[str]:
+    """The rest of the SHA-1 of each breached password that begins so; padding, which counts 0, left out.
+
+    Raises:
+        ValueError: the answer is not one of a range API.
+        urllib3.exceptions.HTTPError: there is none.
+    """
+    response = _range_api().request(
+        "GET",
+        f"{settings().breached_passwords_url}/range/{prefix}",
+        headers={"Add-Padding": "true", "User-Agent": "aegis-user-service"},
+        preload_content=False,
+        redirect=False,
+    )
+    try:
+        text = response.read(_RANGE_BYTES).decode("ascii")
+    finally:
+        response.release_conn()
+    if response.status != 200 or not _RANGE.fullmatch(text):
+        raise ValueError
+    rows = (line.split(":") for line in text.upper().split())
+    return {suffix for suffix, count in rows if int(count)}
+
+
+@once
+def _askers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(settings().threads, thread_name_prefix="breached-passwords")
+
+
+@once
+def _range_api() -> "urllib3.PoolManager":
+    import urllib3
+
+    return urllib3.PoolManager(timeout=_BREACHED_SECONDS, retries=False, maxsize=settings().threads)
+
+
+@once
+def _breached_checks() -> "Counter":
+    from prometheus_client import Counter
+
+    return Counter("breached_password_checks_total", "Passwords looked up among the breached ones.", ["outcome"])
 
 
 def _normalized(password: str) -> str:

@@ -6,12 +6,14 @@ import secrets
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, func
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.tables import credential, verification
+from shared.tables import account, credential, verification
 
 VERIFY_EMAIL = "verify_email"
+CHANGE_EMAIL = "change_email"
+RESET_PASSWORD = "reset_password"  # noqa: S105
 
 
 def create(connection: Connection, account_id: UUID, purpose: str, lifetime: timedelta) -> str:
@@ -26,21 +28,43 @@ def create(connection: Connection, account_id: UUID, purpose: str, lifetime: tim
     return token
 
 
+def find(connection: Connection, token: str, purpose: str, *, lock: bool = False) -> UUID | None:
+    """The account that a token is for, without spending it; None for a token that is not live.
+
+    Args:
+        lock: whether the account must not change before the transaction ends.
+    """
+    query = select(account.c.id).join(verification).where(_is_live(token, purpose))
+    return connection.scalar(query.with_for_update(of=account, key_share=True) if lock else query)
+
+
 def spend(connection: Connection, token: str, purpose: str) -> UUID | None:
     """The account that a token is for, which can then be spent no more; None for a token that is not live.
 
     Nor is one live that is older than the account's password: a link never brings a later password into force.
     """
-    return connection.scalar(
-        delete(verification)
-        .where(
-            verification.c.token_hash == _hash(token),
-            verification.c.purpose == purpose,
-            verification.c.expires_at > func.now(),
-            verification.c.account_id == credential.c.account_id,
-            verification.c.created_at >= credential.c.changed_at,
-        )
-        .returning(verification.c.account_id)
+    # The account is locked first: a password that is being changed at this moment counts as well.
+    if find(connection, token, purpose, lock=True) is None:
+        return None
+    return connection.scalar(delete(verification).where(_is_live(token, purpose)).returning(verification.c.account_id))
+
+
+def void(connection: Connection, account_id: UUID, *purposes: str) -> None:
+    """Makes the tokens of an account for these purposes worthless; call it with the account locked."""
+    connection.execute(
+        delete(verification).where(verification.c.account_id == account_id, verification.c.purpose.in_(purposes))
+    )
+
+
+def _is_live(token: str, purpose: str) -> ColumnElement[bool]:
+    return and_(
+        verification.c.token_hash == _hash(token),
+        verification.c.purpose == purpose,
+        verification.c.expires_at > func.now(),
+        ~exists().where(
+            credential.c.account_id == verification.c.account_id,
+            credential.c.changed_at > verification.c.created_at,
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The pages of one machine: the inbox, the API documentation, and the page that a verification link opens.
+"""The pages of one machine: the inbox, the API documentation, and the pages that the links in mails open.
 
 python -m knative.local.site
 """
@@ -16,12 +16,12 @@ from shared import manifests, openapi
 from shared.registry import HTTP_FUNCTIONS
 from shared.server import Server
 
-WORDS = {
+VERIFY_EMAIL_WORDS = {
     "en": {
         "title": "E-mail address",
         "working": "Confirming your e-mail address …",
         "done": "Your e-mail address is confirmed. You can log in now.",
-        "invalid": "This link has been used, has expired, or a newer one was sent. Register again to get a new one.",
+        "invalid": "This link has been used, has expired, or a newer one was sent. Ask for a new one.",
         "unavailable": "The service cannot be reached right now. Try again in a moment.",
         "again": "Try again",
     },
@@ -29,9 +29,33 @@ WORDS = {
         "title": "이메일 주소",
         "working": "이메일 주소를 확인하고 있습니다 …",
         "done": "이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.",
-        "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 다시 가입하면 새 링크를 받을 수 있습니다.",
+        "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 새 링크를 요청해 주세요.",
         "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
         "again": "다시 시도",
+    },
+}
+RESET_PASSWORD_WORDS = {
+    "en": {
+        "title": "New password",
+        "label": "At least 15 characters; a few unrelated words are easy to remember.",
+        "show": "Show the password",
+        "set": "Set the password",
+        "working": "Setting your password …",
+        "done": "Your new password is set, and all sessions have ended. Log in with it now.",
+        "refused": "Choose another password:",
+        "invalid": "This link has been used, has expired, or a newer one was sent. Ask for a new one.",
+        "unavailable": "The service cannot be reached right now. Try again in a moment.",
+    },
+    "ko": {
+        "title": "새 비밀번호",
+        "label": "15자 이상 입력해 주세요. 서로 관계없는 단어를 몇 개 이으면 기억하기 쉽습니다.",
+        "show": "비밀번호 표시",
+        "set": "비밀번호 설정",
+        "working": "비밀번호를 설정하고 있습니다 …",
+        "done": "새 비밀번호가 설정되었으며 모든 기기에서 로그아웃되었습니다. 새 비밀번호로 로그인해 주세요.",
+        "refused": "다른 비밀번호를 입력해 주세요:",
+        "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 새 링크를 요청해 주세요.",
+        "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
     },
 }
 
@@ -50,8 +74,18 @@ def show_openapi() -> Response:
 @app.get("/verify-email")
 def show_verify_email() -> str:
     """Posts the token from the link's fragment to verify_email, and says what came of it."""
-    language = request.accept_languages.best_match(list(WORDS)) or "en"
-    return render_template("verify_email.html", language=language, words=WORDS[language])
+    return _render("verify_email.html", VERIFY_EMAIL_WORDS)
+
+
+@app.get("/reset-password")
+def show_reset_password() -> str:
+    """Asks for a new password, posts it with the token from the link's fragment, and says what came of it."""
+    return _render("reset_password.html", RESET_PASSWORD_WORDS)
+
+
+def _render(page: str, words: dict[str, dict[str, str]]) -> str:
+    language = request.accept_languages.best_match(list(words)) or "en"
+    return render_template(page, language=language, words=words[language])
 
 
 @app.after_request

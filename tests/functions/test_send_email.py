@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from functions import send_email
+from shared import mails
 from shared import settings as settings_module
 from shared.database import transaction
 from shared.tables import verification
@@ -242,7 +242,7 @@ def test_get_is_a_405() -> None:
 
 @pytest.mark.parametrize("locale", ["ko", "en"])
 def test_text_and_html_say_the_same(locale: str) -> None:
-    subject, text, html = send_email.compose("registered", locale, "https://aegis.example.com/verify-email#token=a&b")
+    subject, text, html = mails.compose("registered", locale, "https://aegis.example.com/verify-email#token=a&b")
     assert "https://aegis.example.com/verify-email#token=a&b" in text
     assert 'href="https://aegis.example.com/verify-email#token=a&amp;b"' in html
     assert f'<html lang="{locale}">' in html
@@ -251,6 +251,6 @@ def test_text_and_html_say_the_same(locale: str) -> None:
 
 
 def test_every_mail_is_there_in_both_languages() -> None:
-    for languages in send_email._mails().values():
+    for languages in mails.texts().values():
         assert languages.keys() == {"ko", "en"}
         assert languages["ko"].keys() == languages["en"].keys()

@@ -20,7 +20,7 @@ async function verify() {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ token }),
     });
-    show(response.ok ? "done" : response.status < 500 ? "invalid" : "unavailable");
+    show(response.ok ? "done" : response.status < 500 && response.status !== 429 ? "invalid" : "unavailable");
   } catch {
     show("unavailable");
   }

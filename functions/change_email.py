@@ -1,0 +1,54 @@
+"""Change one's e-mail address."""
+
+from sqlalchemy import select, update
+
+from shared import credentials, profiles
+from shared.access_tokens import Caller
+from shared.credentials import WrongPassword
+from shared.database import transaction
+from shared.events import EmailChangeRequested, EmailVerificationRequested, RegistrationRepeated, announce
+from shared.fields import EmailAddress, Password, RequestBody, canonical_email
+from shared.http_function import http_function
+from shared.tables import account
+from shared.verifications import CHANGE_EMAIL, void
+
+
+class EmailChange(RequestBody):
+    email: EmailAddress
+    password: Password
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/me/email",
+    status=202,
+    limits={"address": "60/minute", "account": "10/hour", "email": "5/hour"},
+    uses=["database"],
+    problems=[WrongPassword],
+)
+def change_email(body: EmailChange, caller: Caller) -> None:
+    """Change the e-mail address.
+
+    The new address takes the place of the present one when it is verified, with the link in the mail that goes to
+    it; until then it stands in the profile as `new_email`. The present address is told. Another new address voids the
+    link to the one before, and giving the present address cancels the change. The answer is the same whether or not
+    the new address is taken; its link just never comes. Ten tries an hour.
+    """
+    credentials.require_password(caller.user_id, body.password)
+    address = canonical_email(body.email)
+    # Whoever registered an address and never verified it does not own it.
+    its_owner = select(account.c.id).where(account.c.canonical_email == address, account.c.status != "pending")
+    with transaction() as connection:
+        owner = connection.scalar(its_owner)
+        cancels = owner == caller.user_id
+        # Stored for a taken address too, or the profile would tell.
+        new = {"new_email": None if cancels else body.email, "new_canonical_email": None if cancels else address}
+        connection.execute(update(account).where(account.c.id == caller.user_id).values(new))
+        void(connection, caller.user_id, CHANGE_EMAIL)
+        if not cancels:
+            announce(connection, EmailChangeRequested(user_id=caller.user_id))
+            told = RegistrationRepeated(user_id=owner) if owner else EmailVerificationRequested(user_id=caller.user_id)
+            announce(connection, told)
+        profile = profiles.read(connection, caller.user_id)
+    if profile:
+        profiles.put(profile)

@@ -1,0 +1,48 @@
+"""Change one's password."""
+
+from shared import authentication, credentials, profiles
+from shared.access_tokens import Caller
+from shared.credentials import WrongPassword
+from shared.database import transaction
+from shared.fields import NewPassword, Password, RequestBody
+from shared.http_function import http_function
+from shared.passwords import check_acceptable, hash_password
+from shared.problems import Unauthenticated
+
+
+class PasswordChange(RequestBody):
+    current_password: Password
+    new_password: NewPassword
+
+
+@http_function(
+    "PUT",
+    "/api/v1/users/me/password",
+    status=204,
+    limits={"address": "60/minute", "account": "10/hour"},
+    uses=["database"],
+    problems=[WrongPassword],
+)
+def change_password(body: PasswordChange, caller: Caller) -> None:
+    """Change the password.
+
+    All other sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. This
+    session goes on. Ten tries an hour.
+    """
+    proved = credentials.proved_hash(caller.user_id, body.current_password)
+    with transaction() as connection:
+        profile = profiles.read(connection, caller.user_id)
+    if profile is None:
+        raise Unauthenticated
+    password = body.new_password.get_secret_value()
+    check_acceptable(password, profile["email"], profile["name"], pointer="/new_password")
+    password_hash = hash_password(password)
+
+    with transaction() as connection:
+        ended = credentials.replace_password(
+            connection, caller.user_id, password_hash, instead_of=proved, but=caller.session_id
+        )
+        profile = profiles.read(connection, caller.user_id)
+    authentication.refuse_tokens_of(caller.user_id, *ended)
+    if profile:
+        profiles.put(profile)

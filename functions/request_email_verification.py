@@ -1,0 +1,43 @@
+"""Ask for another link to verify an e-mail address."""
+
+from sqlalchemy import or_, select
+from uuid_utils.compat import uuid7
+
+from shared.database import transaction
+from shared.events import EmailVerificationRequested, announce
+from shared.fields import EmailAddress, RequestBody, canonical_email
+from shared.http_function import http_function
+from shared.tables import account
+
+
+class UnverifiedAddress(RequestBody):
+    email: EmailAddress
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/email/resend",
+    status=202,
+    limits={"address": "30/hour", "email": "5/hour"},
+    uses=["database"],
+)
+def request_email_verification(body: UnverifiedAddress) -> None:
+    """Ask for another link to verify an e-mail address.
+
+    The address is one that was registered, or the new one of a user who is changing theirs. The answer is the same
+    whether or not it waits to be verified. If it does, a mail follows; its link replaces the one before.
+    """
+    address = canonical_email(body.email)
+    is_its_own = account.c.canonical_email == address
+    waiting = (
+        select(account.c.id, account.c.status, is_its_own.label("is_its_own"))
+        .where(or_(is_its_own, account.c.new_canonical_email == address))
+        .order_by(is_its_own.desc(), account.c.id.desc())
+        .limit(1)
+    )
+    with transaction() as connection:
+        found = connection.execute(waiting).first()
+        waits = found is not None and found.status == ("pending" if found.is_its_own else "active")
+        # An address that does not wait costs the same, and its event finds nobody to write to.
+        user_id = found.id if found is not None and waits else uuid7()
+        announce(connection, EmailVerificationRequested(user_id=user_id))

@@ -1,0 +1,35 @@
+"""Ask for a link to set a new password."""
+
+from sqlalchemy import select
+from uuid_utils.compat import uuid7
+
+from shared.database import transaction
+from shared.events import PasswordResetRequested, announce
+from shared.fields import EmailAddress, RequestBody, canonical_email
+from shared.http_function import http_function
+from shared.tables import account
+
+
+class ForgottenPassword(RequestBody):
+    email: EmailAddress
+
+
+@http_function(
+    "POST",
+    "/api/v1/users/password/forgot",
+    status=202,
+    limits={"address": "30/hour", "email": "5/hour"},
+    uses=["database"],
+)
+def request_password_reset(body: ForgottenPassword) -> None:
+    """Ask for a link to set a new password.
+
+    The answer is the same whether or not the address has an account. The owner of one gets a mail with a link that
+    works once, within 30 minutes; also who has withdrawn and may still come back. An address that was never verified
+    gets none: register it again, with another password.
+    """
+    by_email = select(account.c.id).where(account.c.canonical_email == canonical_email(body.email))
+    with transaction() as connection:
+        # An address without an account costs the same, and its event finds nobody to write to.
+        user_id = connection.scalar(by_email) or uuid7()
+        announce(connection, PasswordResetRequested(user_id=user_id))

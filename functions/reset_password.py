@@ -1,0 +1,55 @@
+"""Set a new password with the token from the mail."""
+
+from sqlalchemy import select
+
+from shared import authentication, credentials, profiles
+from shared.database import transaction
+from shared.fields import NewPassword, OpaqueToken, RequestBody
+from shared.http_function import http_function
+from shared.passwords import check_acceptable, hash_password
+from shared.problems import Problem
+from shared.tables import account
+from shared.verifications import RESET_PASSWORD, find, spend
+
+
+class PasswordReset(RequestBody):
+    token: OpaqueToken
+    password: NewPassword
+
+
+class InvalidResetToken(Problem):
+    status = 400
+    title = "The link is not valid"
+    detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
+
+
+@http_function("POST", "/api/v1/users/password/reset", status=204, uses=["database"], problems=[InvalidResetToken])
+def reset_password(body: PasswordReset) -> None:
+    """Set a new password.
+
+    Takes the token from the mail, once and within 30 minutes; a password that is refused does not spend it. All
+    sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. A second factor
+    is still asked for at the next log-in.
+    """
+    token, password = body.token.get_secret_value(), body.password.get_secret_value()
+    with transaction() as connection:
+        user_id = find(connection, token, RESET_PASSWORD)
+        owner = connection.execute(
+            select(account.c.email, account.c.name).where(
+                account.c.id == user_id, account.c.status.in_(("active", "withdrawn"))
+            )
+        ).first()
+    if owner is None:
+        raise InvalidResetToken
+    check_acceptable(password, owner.email, owner.name)
+    password_hash = hash_password(password)
+
+    with transaction() as connection:
+        user_id = spend(connection, token, RESET_PASSWORD)
+        if user_id is None:
+            raise InvalidResetToken
+        ended = credentials.replace_password(connection, user_id, password_hash)
+        profile = profiles.read(connection, user_id)
+    authentication.refuse_tokens_of(user_id, *ended)
+    if profile:
+        profiles.put(profile)

@@ -1,0 +1,43 @@
+"use strict";
+
+const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
+const form = document.getElementById("form");
+const password = document.getElementById("password");
+const button = form.querySelector("button");
+const outcome = document.getElementById("outcome");
+
+// The token need not stay in the address bar and the history.
+history.replaceState(null, "", location.pathname);
+
+function show(state, details = []) {
+  outcome.textContent = [outcome.dataset[state], ...details].join(" ");
+  outcome.className = state;
+  form.hidden = state === "done" || state === "invalid";
+  button.disabled = state === "working";
+}
+
+async function reset() {
+  show("working");
+  try {
+    const response = await fetch("/api/v1/users/password/reset", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ token, password: password.value }),
+    });
+    if (response.ok) return show("done");
+    const errors = response.status === 422 ? (await response.json()).errors : [];
+    const faults = errors.filter((error) => error.pointer === "/password").map((error) => error.detail);
+    if (faults.length) show("refused", faults);
+    else show(response.status < 500 && response.status !== 429 ? "invalid" : "unavailable");
+  } catch {
+    show("unavailable");
+  }
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  reset();
+});
+document.getElementById("show").addEventListener("change", (event) => {
+  password.type = event.target.checked ? "text" : "password";
+});

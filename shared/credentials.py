@@ -1,0 +1,88 @@
+"""A user's password: asked for again before what a stolen session must not do, and replaced."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from pydantic import SecretStr
+from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from shared import sessions, verifications
+from shared.database import transaction
+from shared.events import PasswordChanged, announce
+from shared.passwords import verify_password
+from shared.problems import Problem
+from shared.tables import account, challenge, credential
+
+
+class WrongPassword(Problem):
+    """The caller is known, but may not do this without the password (RFC 9110, 15.5.4)."""
+
+    status = 403
+    title = "The password is wrong"
+    detail = "Nothing was changed. This takes the account's current password beside the access token."
+
+
+def require_password(user_id: UUID, password: SecretStr) -> None:
+    """Checks a user's current password, outside of any transaction, as it takes some 35 ms.
+
+    Raises:
+        WrongPassword: also for an account that has no password yet.
+        ServiceUnavailable: too many passwords are being checked or hashed already.
+    """
+    proved_hash(user_id, password)
+
+
+def proved_hash(user_id: UUID, password: SecretStr) -> str:
+    """`require_password`, with the stored hash that the password was checked against, for `replace_password`."""
+    with transaction() as connection:
+        stored: str | None = connection.scalar(
+            select(credential.c.password_hash).where(credential.c.account_id == user_id)
+        )
+    if not verify_password(stored, password.get_secret_value()) or stored is None:
+        raise WrongPassword
+    return stored
+
+
+def replace_password(
+    connection: Connection,
+    user_id: UUID,
+    password_hash: str,
+    *,
+    instead_of: str | None = None,
+    but: UUID | None = None,
+) -> Sequence[UUID]:
+    """Puts a new password in force, and shuts out whoever came in by the old one.
+
+    Sessions end, a log-in that waits for its second factor starts again, and a waiting change of address, which
+    may be a thief's, is cancelled. The account may have had no password.
+
+    Args:
+        password_hash: from `hash_password`, made before the transaction.
+        instead_of: the hash that must still be the stored one; any when it is not given.
+        but: a session that goes on.
+
+    Returns the sessions that ended: after the commit, `authentication.refuse_tokens_of` those.
+
+    Raises:
+        WrongPassword: another password has come into force since.
+    """
+    # Locks the account, as everybody does first who changes what belongs to it.
+    connection.execute(update(account).where(account.c.id == user_id).values(new_email=None, new_canonical_email=None))
+    row = {"password_hash": password_hash, "changed_at": func.now()}
+    stored = connection.execute(
+        insert(credential)
+        .values(account_id=user_id, **row)
+        .on_conflict_do_update(
+            index_elements=["account_id"],
+            set_=row,
+            where=credential.c.password_hash == instead_of if instead_of else None,
+        )
+    )
+    if not stored.rowcount:
+        raise WrongPassword
+    verifications.void(connection, user_id, verifications.CHANGE_EMAIL, verifications.RESET_PASSWORD)
+    connection.execute(delete(challenge).where(challenge.c.account_id == user_id))
+    ended = sessions.end_all(connection, user_id, but=but)
+    announce(connection, PasswordChanged(user_id=user_id))
+    return ended
