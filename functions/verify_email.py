@@ -52,11 +52,13 @@ def verify_email(body: Verification) -> None:
 
 
 def _activate(connection: Connection, user_id: UUID) -> None:
-    connection.execute(
+    activated = connection.execute(
         update(account)
         .where(account.c.id == user_id, account.c.status == "pending")
         .values(status="active", email_verified_at=func.now())
     )
+    if not activated.rowcount:
+        raise InvalidVerificationToken
     announce(connection, EmailVerified(user_id=user_id))
 
 

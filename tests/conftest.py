@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import Connection, text
 
 from shared.database import transaction
 from shared.registry import HTTP_FUNCTIONS
@@ -206,6 +207,12 @@ def events_of(user: User) -> list[str]:
             select(outbox.c.type).where(outbox.c.subject == user.id).order_by(outbox.c.position)
         ).all()
     return [type_.removeprefix("com.aegis.user.").removesuffix(".v1") for type_ in types]
+
+
+def somebody_waits_for(connection: Connection) -> bool:
+    """Whether another transaction waits for a lock that this one holds."""
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    return bool(connection.scalar(text(blocked)))
 
 
 def bearer(tokens: dict[str, Any]) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Events that call for a mail, and providers that misbehave."""
 
+import html
 import json
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -9,13 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from functions.send_email import MAILS, Mail
 from shared import mails
 from shared import settings as settings_module
 from shared.database import transaction
-from shared.tables import verification
-from tests.conftest import User, client, create_user, inbox, post
+from shared.events import Event
+from shared.tables import account, verification
+from tests.conftest import User, client, create_user, inbox, post, somebody_waits_for, wait_for
 
 REGISTERED = "com.aegis.user.registered.v1"
 REPEATED = "com.aegis.user.registration_repeated.v1"
@@ -241,16 +245,98 @@ def test_get_is_a_405() -> None:
 
 
 @pytest.mark.parametrize("locale", ["ko", "en"])
-def test_text_and_html_say_the_same(locale: str) -> None:
-    subject, text, html = mails.compose("registered", locale, "https://aegis.example.com/verify-email#token=a&b")
-    assert "https://aegis.example.com/verify-email#token=a&b" in text
-    assert 'href="https://aegis.example.com/verify-email#token=a&amp;b"' in html
-    assert f'<html lang="{locale}">' in html
-    assert subject in html
-    assert "$" not in html
+@pytest.mark.parametrize("section", mails.texts())
+def test_text_and_html_say_the_same(section: str, locale: str) -> None:
+    link = "https://aegis.example.com/page#token=a&b" if "action" in mails.texts()[section][locale] else ""
+    subject, text, html_text = mails.compose(section, locale, link)
+    assert f'<html lang="{locale}">' in html_text
+    assert html.escape(subject) in html_text
+    for paragraph in text.removesuffix("\n").split("\n\n"):
+        assert all(html.escape(line) in html_text for line in paragraph.split("\n"))
+    assert html_text.count("<a ") == bool(link)
+    assert "$" not in text + html_text
+    assert bool(re.search("[가-힣]", subject + text)) == (locale == "ko")
 
 
-def test_every_mail_is_there_in_both_languages() -> None:
+def test_every_mail_is_there_in_both_languages_and_sent() -> None:
     for languages in mails.texts().values():
         assert languages.keys() == {"ko", "en"}
         assert languages["ko"].keys() == languages["en"].keys()
+    assert {mail.section for mail in MAILS} == mails.texts().keys()
+
+
+@pytest.mark.parametrize("mail", MAILS, ids=lambda mail: mail.section)
+def test_a_mail_has_a_link_where_it_asks_for_something_and_says_how_long_it_works(mail: Mail) -> None:
+    for words in mails.texts()[mail.section].values():
+        assert ("action" in words) == (mail.link is not None)
+        if mail.link:
+            hours, minutes = mail.link.lifetime.seconds // 3600 or 24, mail.link.lifetime.seconds // 60
+            assert re.search(rf"{hours}( hours|시간)|{minutes}( minutes|분)", words["text"])
+
+
+def test_a_withdrawal_says_how_long_there_is_a_way_back() -> None:
+    for locale in ("ko", "en"):
+        assert str(settings_module.settings().withdrawal_days) in mails.compose("withdrawn", locale)[1]
+
+
+DATA = {
+    "locale": "ko",
+    "session_id": str(uuid.uuid4()),
+    "passkey_id": str(uuid.uuid4()),
+    "actor_id": str(uuid.uuid4()),
+    "roles": ["admin"],
+    "reason": "<b>said by somebody</b>",
+}
+
+
+@pytest.mark.parametrize("status", ["pending", "active", "suspended", "withdrawn"])
+@pytest.mark.parametrize("event", dict.fromkeys(mail.event for mail in MAILS), ids=lambda event: event.type)
+def test_each_event_leads_to_its_mail_in_the_states_that_get_one(
+    address: str, provider: Provider, event: type[Event], status: str
+) -> None:
+    user = create_user(address, status)
+    new = f"new-{address}"
+    with transaction() as connection:
+        waiting = {"new_email": new, "new_canonical_email": new, "locale": "en"}
+        connection.execute(update(account).where(account.c.id == user.id).values(waiting))
+    delivered = post("send_email", "/", DATA | {"user_id": str(user.id)}, **envelope(user, event.type))
+    assert delivered.status_code == 204
+    expected = [mail for mail in MAILS if mail.event is event and status in mail.states]
+    assert len(expected) <= 1
+    sent = [(mail["personalizations"][0]["to"][0]["email"], mail["subject"]) for mail in provider.accepted]
+    subjects = [mails.texts()[mail.section]["en"]["subject"] for mail in expected]
+    assert sent == [
+        (new if mail.to_new_address else address, subject) for mail, subject in zip(expected, subjects, strict=True)
+    ]
+    assert "said by somebody" not in json.dumps(provider.accepted)
+
+
+def test_the_links_lead_to_their_pages(address: str, provider: Provider) -> None:
+    user = create_user(address, "pending")
+    deliver(user, envelope(user, "com.aegis.user.email_verification_requested.v1"))
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user.id).values(status="active"))
+    deliver(user, envelope(user, "com.aegis.user.password_reset_requested.v1"))
+    texts = [mail["content"][0]["value"] for mail in provider.accepted]
+    links = [re.search(r"http\S+/(\S+)#token=[\w-]{43}$", text.strip()) for text in texts]
+    assert [link and link[1] for link in links] == ["verify-email", "reset-password"]
+
+
+def test_a_change_of_address_that_was_cancelled_sends_no_link(active_user: User, provider: Provider) -> None:
+    assert (
+        deliver(active_user, envelope(active_user, "com.aegis.user.email_verification_requested.v1")).status_code == 204
+    )
+    assert provider.accepted == []
+
+
+def test_a_link_that_meets_a_change_under_way_waits_for_it(active_user: User, provider: Provider) -> None:
+    """Or it would go to the address before, and verify the later one."""
+    request = envelope(active_user, "com.aegis.user.email_verification_requested.v1")
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as connection:
+            new = {"new_email": "later-" + active_user.email, "new_canonical_email": "later-" + active_user.email}
+            connection.execute(update(account).where(account.c.id == active_user.id).values(new))
+            mailing = pool.submit(deliver, active_user, request)
+            wait_for(lambda: somebody_waits_for(connection))
+        assert mailing.result().status_code == 204
+    assert [mail["personalizations"][0]["to"][0]["email"] for mail in provider.accepted] == [new["new_email"]]

@@ -1,13 +1,14 @@
 """Verifying an address with the token from the mail."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import delete, func, select, update
 
 from shared import verifications
 from shared.database import transaction
-from shared.tables import account, verification
-from tests.conftest import User, create_user, events_of, log_in, post
+from shared.tables import account, credential, verification
+from tests.conftest import User, create_user, events_of, log_in, post, somebody_waits_for, wait_for
 
 PATH = "/api/v1/users/email/verify"
 
@@ -25,6 +26,42 @@ def test_the_token_activates_the_account_and_is_announced(address: str) -> None:
         verified_at = connection.scalar(select(account.c.email_verified_at).where(account.c.id == user.id))
     assert events_of(user) == ["email_verified", "logged_in"]
     assert verified_at
+
+
+def test_a_suspended_account_does_not_become_active(address: str) -> None:
+    user = create_user(address, "pending")
+    token = issue(user)
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user.id).values(status="suspended"))
+    assert post("verify_email", PATH, {"token": token}).status_code == 400
+
+
+def test_an_account_without_a_password_can_be_verified(address: str) -> None:
+    user = create_user(address, "pending")
+    with transaction() as connection:
+        connection.execute(delete(credential).where(credential.c.account_id == user.id))
+    assert post("verify_email", PATH, {"token": issue(user)}).status_code == 204
+
+
+def test_a_change_of_address_that_nobody_waits_for_is_refused(active_user: User) -> None:
+    token = issue(active_user, purpose=verifications.CHANGE_EMAIL)
+    assert post("verify_email", PATH, {"token": token}).status_code == 400
+
+
+def test_a_link_that_meets_a_registration_under_way_never_activates_its_password(address: str) -> None:
+    user = create_user(address, "pending")
+    token = issue(user)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as connection:
+            connection.execute(update(account).where(account.c.id == user.id).values(name="Somebody"))
+            connection.execute(
+                update(credential)
+                .where(credential.c.account_id == user.id)
+                .values(password_hash="the stranger's", changed_at=func.now())
+            )
+            verifying = pool.submit(post, "verify_email", PATH, {"token": token})
+            wait_for(lambda: somebody_waits_for(connection))
+        assert verifying.result().status_code == 400
 
 
 def test_a_token_works_once(address: str) -> None:
