@@ -211,7 +211,7 @@ def events_of(user: User) -> list[str]:
 
 def somebody_waits_for(connection: Connection) -> bool:
     """Whether another transaction waits for a lock that this one holds."""
-    blocked = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     return bool(connection.scalar(text(blocked)))
 
 

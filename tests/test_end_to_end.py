@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from tests.conftest import PASSWORD, mailed_token, wait_for
+from tests.conftest import PASSWORD, inbox, mailed_token, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"width": 390, "height": 844}
@@ -77,6 +77,22 @@ def test_callers_who_never_finish_their_request_do_not_keep_others_out() -> None
             connection = stalled.enter_context(socket.create_connection((address.hostname, address.port), timeout=20))
             connection.sendall(head)
         wait_for(lambda: call("POST", "/api/v1/users/login", {"email": "a@example.com", "password": "x"})[0] == 401, 30)
+
+
+def test_change_the_address_and_the_password(address: str) -> None:
+    users, new, new_password = "/api/v1/users", f"new-{address}", "a wholly new choice of words"
+    call("POST", users, {"email": address, "password": PASSWORD})
+    call("POST", f"{users}/email/verify", {"token": mailed_token(address)})
+    _, tokens, _ = call("POST", f"{users}/login", {"email": address, "password": PASSWORD})
+    bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
+    assert call("POST", f"{users}/me/email", {"email": new, "password": PASSWORD}, **bearer)[0] == 202
+    assert call("POST", f"{users}/email/resend", {"email": new})[0] == 202
+    wait_for(lambda: len(inbox(new)) == 2)
+    assert call("POST", f"{users}/email/verify", {"token": mailed_token(new)})[0] == 204
+    change = {"current_password": PASSWORD, "new_password": new_password}
+    assert call("PUT", f"{users}/me/password", change, **bearer)[0] == 204
+    assert call("GET", f"{users}/me", **bearer)[1]["email"] == new
+    assert call("POST", f"{users}/login", {"email": new, "password": new_password})[0] == 200
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +168,53 @@ def test_a_link_that_cannot_reach_the_service_offers_to_try_again(page: Page, ad
     page.unroute("**/email/verify")
     again.click()
     page.get_by_text("이메일 주소가 확인되었습니다").wait_for()
+
+
+@needs_chromium
+def test_a_person_sets_a_new_password_with_the_link_in_the_mail(page: Page, errors: list[str], address: str) -> None:
+    users, new_password = "/api/v1/users", "a wholly new choice of words"
+    call("POST", users, {"email": address, "password": PASSWORD})
+    call("POST", f"{users}/email/verify", {"token": mailed_token(address)})
+    call("POST", f"{users}/password/forgot", {"email": address})
+    wait_for(lambda: len(inbox(address)) == 2)
+    page.goto(f"{os.environ['PUBLIC_URL']}/reset-password#token={mailed_token(address)}")
+    assert page.url == f"{os.environ['PUBLIC_URL']}/reset-password"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    field, button = page.locator("#password"), page.get_by_role("button", name="비밀번호 설정")
+    field.fill("short")
+    button.click()
+    page.get_by_text("다른 비밀번호를 입력해 주세요: A password has at least 15 characters.").wait_for()
+    field.fill(new_password)
+    page.get_by_label("비밀번호 표시").check()
+    assert field.get_attribute("type") == "text"
+    button.click()
+    page.get_by_text("새 비밀번호가 설정되었으며").wait_for()
+    assert not field.is_visible()
+    assert [error for error in errors if "422" not in error] == []
+    assert call("POST", f"{users}/login", {"email": address, "password": PASSWORD})[0] == 401
+    assert call("POST", f"{users}/login", {"email": address, "password": new_password})[0] == 200
+
+
+@needs_chromium
+def test_a_link_to_set_a_password_that_was_used_says_so(page: Page) -> None:
+    page.goto(f"{os.environ['PUBLIC_URL']}/reset-password#token={'A' * 43}")
+    page.locator("#password").fill(PASSWORD)
+    page.get_by_role("button", name="비밀번호 설정").click()
+    page.get_by_text("이미 사용했거나 만료되었거나").wait_for()
+    assert not page.locator("#password").is_visible()
+
+
+@needs_chromium
+def test_a_new_password_that_cannot_reach_the_service_can_be_sent_again(page: Page) -> None:
+    page.route("**/password/reset", lambda route: route.abort())
+    page.goto(f"{os.environ['PUBLIC_URL']}/reset-password#token={'A' * 43}")
+    page.locator("#password").fill(PASSWORD)
+    button = page.get_by_role("button", name="비밀번호 설정")
+    button.click()
+    page.get_by_text("지금은 서비스에 연결할 수 없습니다").wait_for()
+    page.unroute("**/password/reset")
+    button.click()
+    page.get_by_text("이미 사용했거나 만료되었거나").wait_for()
 
 
 @needs_chromium
