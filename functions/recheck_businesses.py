@@ -6,7 +6,7 @@ from sqlalchemy import func, or_, select, update
 
 from shared.database import transaction
 from shared.event_function import event_function
-from shared.events import BusinessCheckDue, announce_all
+from shared.events import BusinessCheckDue, announce
 from shared.schedules import ScheduleFired
 from shared.tables import business
 
@@ -15,7 +15,7 @@ INTERVAL = timedelta(hours=23)
 BATCH = 500
 
 
-@event_function(ScheduleFired)  # type: ignore[arg-type]
+@event_function(ScheduleFired)
 def recheck_businesses(event: ScheduleFired) -> None:
     """Announce that checks are due: of verified businesses, and of those that the registry never gave an answer on."""
     while _announce_batch() == BATCH:
@@ -46,5 +46,5 @@ def _announce_batch() -> int:
     )
     with transaction() as connection:
         user_ids = connection.scalars(mark).all()
-        announce_all(connection, [BusinessCheckDue(user_id=user_id) for user_id in user_ids])
+        announce(connection, *(BusinessCheckDue(user_id=user_id) for user_id in user_ids))
     return len(user_ids)

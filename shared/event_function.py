@@ -1,5 +1,10 @@
 """`event_function`: turns a handler for some types of events into a function for functions-framework.
 
+The handler's parameters say what it takes:
+
+    event: Event            the validated data of the event
+    envelope: CloudEvent    the event as it came, for its attributes
+
 It serves CloudEvents over HTTP in either content mode. It registers as an HTTP function, because
 functions-framework's own CloudEvent mode hands malformed JSON to the handler as bytes and answers 500 to a
 structured event that is no object.
@@ -9,7 +14,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_type_hints
 
 import functions_framework
 from cloudevents import exceptions as cloudevents_exceptions
@@ -26,17 +31,19 @@ from shared.events import Event
 from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, ServiceUnavailable
 from shared.registry import EVENT_FUNCTIONS, EventFunction
 from shared.request import answer, empty_response
+from shared.schedules import ScheduleFired
 from shared.settings import Dependency
 from shared.tables import processed_event
 
+GIVEN = frozenset({"event", "envelope"})
 MAX_IDENTITY_LENGTH = 512
 CLAIM_LIFETIME = timedelta(seconds=30)
 """After so long a delivery that neither succeeded nor failed is taken for dead; twice what a Trigger gives it."""
 
 
 def event_function(
-    *events: type[Event], uses: Collection[Dependency] = ()
-) -> Callable[[Callable[[Any], None]], HTTPFunction]:
+    *events: type[Event] | type[ScheduleFired], uses: Collection[Dependency] = ()
+) -> Callable[[Callable[..., None]], HTTPFunction]:
     """Registers a handler under its own name. Each event takes effect once, however often it is delivered.
 
     A delivery is claimed first and marked when the handler returns. When the handler raises, the claim is
@@ -44,15 +51,19 @@ def event_function(
     the database and the mark makes that effect happen twice.
 
     Args:
-        events: the events that the handler takes.
+        events: the events that the handler takes; `ScheduleFired` for a function that runs at fixed times.
         uses: the dependencies that must be set, and that /health/ready reports.
     """
 
-    def decorate(handler: Callable[[Any], None]) -> HTTPFunction:
+    def decorate(handler: Callable[..., None]) -> HTTPFunction:
+        takes = frozenset(get_type_hints(handler)) - {"return"}
+        if unknown := takes - GIVEN:
+            raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
         function = EVENT_FUNCTIONS[handler.__name__] = EventFunction(
             name=handler.__name__,
             handles={event.type: event for event in events},
             handler=handler,
+            takes=takes,
             uses=frozenset(uses) | {"database"},
         )
 
@@ -82,7 +93,8 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
 
     with _claimed(function.name, f"{envelope['source']} {envelope['id']}") as first:
         if first:
-            function.handler(event)
+            given: dict[str, Any] = {"event": event, "envelope": envelope}
+            function.handler(**{name: given[name] for name in function.takes})
     return empty_response(204)
 
 

@@ -1,7 +1,6 @@
 """What the service announces. An event holds ids, never personal data or a secret."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -231,22 +230,18 @@ class RolesChanged(Event):
 ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 
 
-def announce(connection: Connection, event: Event) -> None:
-    """Puts the event in the outbox, in the transaction of the change that it tells of."""
-    connection.execute(insert(outbox).values(**_row(event)))
-
-
-def announce_all(connection: Connection, events: Sequence[Event]) -> None:
-    """Puts events in the outbox as `announce` does, all in one statement: some hundred at the most."""
-    if events:
-        connection.execute(insert(outbox).values([_row(event) for event in events]))
-
-
-def _row(event: Event) -> dict[str, Any]:
-    return {
-        "id": uuid7(),
-        "type": event.type,
-        "subject": event.user_id,
-        "data": event.model_dump(mode="json"),
-        "request_id": logs.request_id.get(),
-    }
+def announce(connection: Connection, *events: Event) -> None:
+    """Puts events in the outbox, in this order, in the transaction of the change that they tell of."""
+    rows = [
+        {
+            "id": uuid7(),
+            "type": event.type,
+            "subject": event.user_id,
+            "data": event.model_dump(mode="json"),
+            "request_id": logs.request_id.get(),
+        }
+        for event in events
+    ]
+    if rows:
+        # SQLAlchemy compiles an INSERT of many rows anew each time.
+        connection.execute(insert(outbox).values(rows if len(rows) > 1 else rows[0]))

@@ -1,4 +1,4 @@
-"""What the manifests in knative/functions/ say: the functions, the route table, the trigger table."""
+"""What the manifests in knative/functions/ say: the functions, the route table, the trigger table, the schedules."""
 
 import re
 from collections.abc import Iterator
@@ -48,6 +48,17 @@ class Trigger:
     def matches(self, attributes: dict[str, str]) -> bool:
         """Whether an event with these attributes passes all filters."""
         return all(_passes(filter_, attributes) for filter_ in self.filters)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A PingSource (Knative Eventing v1): when an event goes to which function."""
+
+    name: str
+    service: str
+    schedule: str
+    """Five fields, as cron takes them."""
+    timezone: str
 
 
 @cache
@@ -104,6 +115,19 @@ def triggers() -> tuple[Trigger, ...]:
             timeout_seconds=seconds(trigger["spec"]["delivery"]["timeout"]),
         )
         for trigger in _of_kind("Trigger")
+    )
+
+
+@cache
+def schedules() -> tuple[Schedule, ...]:
+    return tuple(
+        Schedule(
+            name=source["metadata"]["name"],
+            service=source["spec"]["sink"]["ref"]["name"],
+            schedule=source["spec"]["schedule"],
+            timezone=source["spec"]["timezone"],
+        )
+        for source in _of_kind("PingSource")
     )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shared.access_tokens import Caller
     from shared.events import Event
     from shared.fields import QueryParameters, RequestBody
+    from shared.schedules import ScheduleFired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +48,13 @@ class HttpFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class EventFunction:
-    """One function behind a Trigger."""
+    """One function behind a Trigger or a schedule."""
 
     name: str
-    handles: "dict[str, type[Event]]"
-    handler: Callable[[Any], None]
+    handles: "dict[str, type[Event] | type[ScheduleFired]]"
+    handler: Callable[..., None]
+    takes: frozenset[str]
+    """The names of the handler's parameters."""
     uses: frozenset[Dependency]
 
 
