@@ -22,6 +22,7 @@ from shared import logs
 from shared.database import is_unavailable
 from shared.settings import InvalidSettings, load, settings
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 60
 _LOCK = 7_253_417_909
 
@@ -29,7 +30,7 @@ _LOCK = 7_253_417_909
 def migrate() -> None:
     engine = create_engine(make_url(settings().database_url).set(drivername="postgresql+pg8000"), hide_parameters=True)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         config.attributes["connection"] = connection

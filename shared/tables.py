@@ -47,6 +47,7 @@ Index(
     postgresql_where=account.c.new_canonical_email.is_not(None),
 )
 Index("account_withdrawn_at", account.c.withdrawn_at, postgresql_where=account.c.withdrawn_at.is_not(None))
+Index("account_pending", account.c.created_at, postgresql_where=account.c.status == text("'pending'"))
 
 credential = Table(
     "credential",
@@ -65,6 +66,7 @@ verification = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )
+Index("verification_expires_at", verification.c.expires_at)
 
 session = Table(
     "session",
@@ -80,6 +82,8 @@ session = Table(
     Column("device", Text, nullable=False, server_default=""),
     Column("address", Text, nullable=False, server_default=""),
 )
+Index("session_expires_at", session.c.expires_at)
+Index("session_ended_at", session.c.ended_at, postgresql_where=session.c.ended_at.is_not(None))
 
 refresh_token = Table(
     "refresh_token",
@@ -88,6 +92,7 @@ refresh_token = Table(
     Column("session_id", Uuid, ForeignKey("session.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("used_at", DateTime(timezone=True)),
 )
+Index("refresh_token_used_at", refresh_token.c.used_at, postgresql_where=refresh_token.c.used_at.is_not(None))
 
 outbox = Table(
     "outbox",
@@ -103,6 +108,7 @@ outbox = Table(
 )
 Index("outbox_occurred_at", outbox.c.occurred_at, postgresql_using="brin")
 Index("outbox_unsent", outbox.c.position, postgresql_where=outbox.c.sent_at.is_(None))
+Index("outbox_subject", outbox.c.subject, outbox.c.position)
 
 relayed_topic = Table(
     "relayed_topic",
@@ -119,6 +125,7 @@ processed_event = Table(
     Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("done_at", DateTime(timezone=True)),
 )
+Index("processed_event_claimed_at", processed_event.c.claimed_at)
 
 totp = Table(
     "totp",
@@ -129,6 +136,7 @@ totp = Table(
     Column("confirmed_at", DateTime(timezone=True)),
     Column("last_step", BigInteger, nullable=False, server_default="0"),  # no code of this or an earlier step counts
 )
+Index("totp_unconfirmed", totp.c.created_at, postgresql_where=totp.c.confirmed_at.is_(None))
 
 recovery_code = Table(
     "recovery_code",
@@ -174,6 +182,7 @@ phone_verification = Table(
     Column("requested_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True)),
 )
+Index("phone_verification_requested_at", phone_verification.c.requested_at)
 
 business = Table(
     "business",
