@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 CACHE_SECONDS = 60
+CONTENDED_SECONDS = 5
+"""Longer than anybody takes from the commit of a change to putting it, or from a read to putting that."""
 
 
 class BusinessState(TypedDict):
@@ -42,8 +44,18 @@ def key(user_id: UUID) -> str:
 
 
 def put(profile: Profile) -> None:
-    """Puts a profile in the cache, after the change that it shows was committed."""
-    cache.put(key(UUID(profile["id"])), value=json_bytes(profile), seconds=CACHE_SECONDS)
+    """Puts a profile in the cache, after the change that it shows was committed.
+
+    Another change within the last seconds may be the later one: then PostgreSQL answers for as many seconds.
+    """
+    cache.put_unless_contended(
+        key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS, apart=CONTENDED_SECONDS
+    )
+
+
+def forget(*user_ids: UUID) -> None:
+    """Empties the entries of users in the cache, after their accounts were deleted."""
+    cache.put(*map(key, user_ids), value="", seconds=CONTENDED_SECONDS)
 
 
 def put_if_absent(profile: Profile) -> None:
