@@ -1,5 +1,6 @@
 """One set of servers for all tests: `make up`'s own processes, in a folder of their own."""
 
+import fcntl
 import importlib
 import json
 import os
@@ -163,6 +164,12 @@ def call(
     )
 
 
+def fire(function: str) -> Any:
+    """The answer of a scheduled function to the event of its schedule."""
+    event = {"specversion": "1.0", "id": str(uuid.uuid4()), "source": "/tests", "type": "dev.knative.sources.ping"}
+    return post(function, "/", {}, **{f"ce-{name}": value for name, value in event.items()})
+
+
 def log_in(user: User) -> dict[str, Any]:
     """A new session of the user: the pair of tokens."""
     response = call("login", body={"email": user.email, "password": user.password})
@@ -241,6 +248,14 @@ def mailed_token(address: str) -> str:
     """The token in the newest mail to an address, once there is one."""
     text = wait_for(lambda: inbox(address))[0]["text"]
     return text.partition("#token=")[2].strip()
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """No other test that asks for this deletes what is due in the meantime."""
+    with (DATA / "alone.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from shared.database import transaction
-from shared.sessions import hash_refresh_token
+from shared.sessions import IDLE_LIFETIME, hash_refresh_token
 from shared.tables import account, session
 from shared.tables import refresh_token as tokens_table
 from tests.conftest import User, bearer, client, log_in, post
@@ -86,6 +86,16 @@ def test_a_session_is_not_extended_beyond_its_end(active_user: User) -> None:
     with transaction() as connection:
         connection.execute(update(session).where(session.c.account_id == active_user.id).values(expires_at=func.now()))
     assert refresh(token).status_code == 401
+
+
+def test_a_session_that_nobody_used_for_two_weeks_is_over(active_user: User) -> None:
+    used, idle = log_in(active_user)["refresh_token"], log_in(active_user)["refresh_token"]
+    for token, ago in ((used, IDLE_LIFETIME - timedelta(minutes=1)), (idle, IDLE_LIFETIME)):
+        of_token = select(tokens_table.c.session_id).where(tokens_table.c.token_hash == hash_refresh_token(token))
+        with transaction() as connection:
+            connection.execute(update(session).where(session.c.id.in_(of_token)).values(last_used_at=func.now() - ago))
+    assert refresh(used).status_code == 200
+    assert refresh(idle).status_code == 401
 
 
 def test_an_account_that_is_not_active_cannot_refresh(active_user: User) -> None:

@@ -1,0 +1,55 @@
+"""List the sessions that are open on one's account."""
+
+from sqlalchemy import select
+from typing_extensions import TypedDict
+
+from shared import sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.http_function import http_function
+from shared.tables import session
+
+
+class LiveSession(TypedDict):
+    id: str
+    device: str
+    address: str
+    methods: list[str]
+    created_at: str
+    last_used_at: str
+    current: bool
+
+
+class LiveSessions(TypedDict):
+    sessions: list[LiveSession]
+
+
+@http_function("GET", "/api/v1/users/me/sessions", uses=["database"])
+def list_sessions(caller: Caller) -> LiveSessions:
+    """List the sessions.
+
+    Those that are open on the account, the one refreshed last first: the program that logged in (its User-Agent),
+    its address then, and how the user proved who they are (RFC 8176). At most 50, as a log-in beyond that ends the
+    one used least lately. `current` marks the session of this request.
+    """
+    of_caller = (
+        select(session)
+        .where(session.c.account_id == caller.user_id, sessions.is_live())
+        .order_by(session.c.last_used_at.desc(), session.c.id.desc())
+    )
+    with transaction() as connection:
+        rows = connection.execute(of_caller).all()
+    return LiveSessions(
+        sessions=[
+            LiveSession(
+                id=str(row.id),
+                device=row.device,
+                address=row.address,
+                methods=row.amr,
+                created_at=row.created_at.isoformat(),
+                last_used_at=row.last_used_at.isoformat(),
+                current=row.id == caller.session_id,
+            )
+            for row in rows
+        ]
+    )

@@ -1,0 +1,20 @@
+"""End all of one's sessions but the one in use."""
+
+from shared import authentication, sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import LoggedOut, announce
+from shared.http_function import http_function
+
+
+@http_function("DELETE", "/api/v1/users/me/sessions", status=204, uses=["database"])
+def revoke_other_sessions(caller: Caller) -> None:
+    """End all other sessions.
+
+    Every session of the account ends but the one of this request. Their refresh tokens and access tokens are refused
+    from the next request on (at the latest after a minute, should Redis just then not take the news).
+    """
+    with transaction() as connection:
+        ended = sessions.end_all(connection, caller.user_id, but=caller.session_id)
+        announce(connection, *(LoggedOut(user_id=caller.user_id, session_id=session_id) for session_id in ended))
+    authentication.refuse_tokens_of(caller.user_id, *ended)
