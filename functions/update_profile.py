@@ -1,0 +1,50 @@
+"""Change one's own name or language."""
+
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy import update
+
+from shared import profiles
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import ProfileUpdated, announce
+from shared.fields import Locale, Name, RequestBody
+from shared.http_function import http_function
+from shared.problems import Unauthenticated
+from shared.profiles import Profile
+from shared.request import require_match
+from shared.tables import account
+
+_ABSENT: Any = Field(default_factory=lambda: None)  # a plain default would be in the schema, as if it were applied
+
+
+class ProfilePatch(RequestBody):
+    """A JSON merge patch (RFC 7396): what is absent stays; a name that is null is removed."""
+
+    name: Name | None = _ABSENT
+    locale: Locale = _ABSENT
+
+
+@http_function("PATCH", "/api/v1/users/me", uses=["database"])
+def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> Profile:
+    """Change the caller's profile.
+
+    Takes a JSON merge patch (RFC 7396) of name and locale: a member that is absent stays as it is, and a name that
+    is null is removed. Answers with the new profile. With the ETag of a profile in If-Match, the change is made to
+    that state or not at all, so that of two who change it at once neither overwrites the other unseen.
+    """
+    given: dict[str, Any] = body.model_dump(exclude_unset=True)
+    with transaction() as connection:
+        before = profiles.read(connection, caller.user_id, lock=True)
+        if before is None:
+            raise Unauthenticated
+        require_match(if_match, before)
+        changes = {field: value for field, value in given.items() if dict(before)[field] != value}
+        if not changes:
+            return before
+        connection.execute(update(account).where(account.c.id == caller.user_id).values(changes))
+        announce(connection, ProfileUpdated(user_id=caller.user_id, fields=sorted(changes)))
+    profile: Profile = {**before, **changes}  # type: ignore[typeddict-item]  # validated by the model
+    profiles.put(profile)
+    return profile
