@@ -1,0 +1,220 @@
+"""Read all that is stored on oneself."""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Select, exists, func, select, text
+from typing_extensions import TypedDict
+
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import DataExported, announce
+from shared.http_function import http_function
+from shared.problems import Unauthenticated
+from shared.tables import (
+    account,
+    audit,
+    business,
+    challenge,
+    credential,
+    outbox,
+    passkey,
+    phone_verification,
+    recovery_code,
+    refresh_token,
+    session,
+    totp,
+    verification,
+)
+
+MAX_ITEMS = 5000
+"""Of each kind, newest first; a user who has more of one gets the others on request."""
+
+
+class ExportedAccount(TypedDict):
+    id: str
+    email: str
+    canonical_email: str
+    new_email: str | None
+    new_canonical_email: str | None
+    name: str | None
+    locale: str
+    status: str
+    roles: list[str]
+    phone: str | None
+    phone_verified_at: str | None
+    created_at: str
+    email_verified_at: str | None
+    withdrawn_at: str | None
+
+
+class ExportedSession(TypedDict):
+    id: str
+    device: str
+    address: str
+    amr: list[str]
+    created_at: str
+    authenticated_at: str
+    last_used_at: str
+    expires_at: str
+    ended_at: str | None
+
+
+class ExportedPhone(TypedDict):
+    phone: str
+    tries: int
+    requested_at: str
+    expires_at: str | None
+
+
+class ExportedBusiness(TypedDict):
+    number: str
+    opened_on: str
+    representative: str
+    status: str
+    reason: str | None
+    submitted_at: str
+    checked_at: str | None
+
+
+class ExportedPasskey(TypedDict):
+    id: str
+    name: str
+    sign_count: int
+    created_at: str
+    last_used_at: str | None
+
+
+class ExportedSecondFactor(TypedDict):
+    created_at: str
+    confirmed_at: str | None
+
+
+class ExportedEvent(TypedDict):
+    id: str
+    type: str
+    occurred_at: str
+    request_id: str
+    data: dict[str, Any]
+
+
+class ExportedSecrets(TypedDict):
+    """Which secrets are stored. They are not shown: who has them could act as the user."""
+
+    password_changed_at: str | None
+    second_factor: bool
+    recovery_codes: int
+    passkey_public_keys: int
+    refresh_tokens: bool
+    mailed_links: bool
+    texted_code: bool
+    unfinished_log_ins: bool
+
+
+class PersonalData(TypedDict):
+    exported_at: str
+    account: ExportedAccount
+    waiting_phone: ExportedPhone | None
+    business: ExportedBusiness | None
+    second_factor: ExportedSecondFactor | None
+    passkeys: list[ExportedPasskey]
+    sessions: list[ExportedSession]
+    audit: list[ExportedEvent]
+    events: list[ExportedEvent]
+    secrets: ExportedSecrets
+    complete: bool
+
+
+@http_function(
+    "GET", "/api/v1/users/me/export", limits={"address": "60/minute", "account": "10/hour"}, uses=["database"]
+)
+def export_data(caller: Caller) -> PersonalData:
+    """Read all that is stored on the caller.
+
+    One document, as it was at one moment (PIPA, art. 35; GDPR, art. 15 and 20): account, waiting phone number,
+    business, second factor, passkeys, sessions with those that have ended, the audit trail, and the events that are
+    still kept for delivery. Of passwords, keys, codes and tokens it says only that they are there. `complete` is
+    false where there were more than 5,000 sessions, audit entries or events, of which the newest are given.
+    """
+    # A GET that writes: the caller asks for no change (RFC 9110, 9.2.1), but must be able to see who took their data.
+    with transaction() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))  # one snapshot for all that follows
+        data = _personal_data(connection, caller.user_id)
+        announce(connection, DataExported(user_id=caller.user_id))
+    return data
+
+
+def _personal_data(connection: Connection, user_id: UUID) -> PersonalData:
+    found = _one(connection, _columns(ExportedAccount, account).where(account.c.id == user_id))
+    if found is None:
+        raise Unauthenticated
+
+    def one(shown: Any, table: Any) -> Any:
+        return _one(connection, _columns(shown, table).where(table.c.account_id == user_id))
+
+    def newest(query: Select[Any], order: Any) -> list[Any]:
+        rows = connection.execute(query.order_by(order.desc()).limit(MAX_ITEMS + 1))
+        return [_plain(row) for row in rows.mappings()]
+
+    sessions = newest(_columns(ExportedSession, session).where(session.c.account_id == user_id), session.c.id)
+    entries = newest(
+        select(audit.c.event_id.label("id"), *audit.c["type", "occurred_at", "request_id", "data"]).where(
+            audit.c.account_id == user_id
+        ),
+        audit.c.event_id,
+    )
+    events = newest(_columns(ExportedEvent, outbox).where(outbox.c.subject == user_id), outbox.c.position)
+    return PersonalData(
+        exported_at=datetime.now(UTC).isoformat(),
+        account=found,
+        waiting_phone=one(ExportedPhone, phone_verification),
+        business=one(ExportedBusiness, business),
+        second_factor=one(ExportedSecondFactor, totp),
+        passkeys=newest(_columns(ExportedPasskey, passkey).where(passkey.c.account_id == user_id), passkey.c.id),
+        sessions=sessions[:MAX_ITEMS],
+        audit=entries[:MAX_ITEMS],
+        events=events[:MAX_ITEMS],
+        secrets=_secrets(connection, user_id),
+        complete=max(len(sessions), len(entries), len(events)) <= MAX_ITEMS,
+    )
+
+
+def _secrets(connection: Connection, user_id: UUID) -> ExportedSecrets:
+    def any_of(table: Any, *conditions: Any) -> Any:
+        return exists().where(table.c.account_id == user_id, *conditions)
+
+    def count(table: Any) -> Any:
+        return select(func.count()).select_from(table).where(table.c.account_id == user_id).scalar_subquery()
+
+    changed_at = select(credential.c.changed_at).where(credential.c.account_id == user_id).scalar_subquery()
+    kept = {
+        "password_changed_at": changed_at,
+        "second_factor": any_of(totp),
+        "recovery_codes": count(recovery_code),
+        "passkey_public_keys": count(passkey),
+        "refresh_tokens": any_of(session, refresh_token.c.session_id == session.c.id),
+        "mailed_links": any_of(verification),
+        "texted_code": any_of(phone_verification, phone_verification.c.code_hash.is_not(None)),
+        "unfinished_log_ins": any_of(challenge),
+    }
+    return _one(connection, select(*(value.label(name) for name, value in kept.items())))  # type: ignore[no-any-return]
+
+
+def _columns(shown: Any, table: Any) -> Select[Any]:
+    """A query for what a part of the document shows of a table."""
+    return select(*(table.c[name] for name in shown.__annotations__))
+
+
+def _one(connection: Connection, query: Select[Any]) -> Any:
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _plain(row)
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row as JSON has it."""
+    return {
+        name: value.isoformat() if isinstance(value, date) else str(value) if isinstance(value, UUID) else value
+        for name, value in row.items()
+    }
