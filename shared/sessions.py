@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, selec
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import access_tokens
+from shared import access_tokens, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
 from shared.events import LoggedIn, UserRestored, announce
@@ -51,7 +51,8 @@ def token_pair(caller: Caller, refresh: str) -> TokenPair:
 def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Client) -> TokenPair | None:
     """Starts a session for a user who has proved who they are; None for an account that may have none.
 
-    An account that was withdrawn is restored. Of more than 50 live sessions the one used least lately ends.
+    An account that was withdrawn is restored, unless its days are over. Of more than 50 live sessions the one used
+    least lately ends.
 
     Args:
         amr: how they proved it (RFC 8176).
@@ -91,7 +92,7 @@ def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
     """
     return connection.execute(
         select(*account.c["status", "roles"])
-        .where(account.c.id == user_id, account.c.status.in_(MAY_LOG_IN))
+        .where(account.c.id == user_id, account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
         .with_for_update(key_share=True)
     ).first()
 

@@ -1,0 +1,14 @@
+"""Withdrawal: the account of a user who left is kept for some days, in which logging in restores it."""
+
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, and_, func
+
+from shared.settings import settings
+from shared.tables import account
+
+
+def is_over() -> ColumnElement[bool]:
+    """The condition that those days of an account are over, so that it is purged and never restored."""
+    days = timedelta(days=settings().withdrawal_days)
+    return and_(account.c.withdrawn_at.is_not(None), account.c.withdrawn_at <= func.now() - days)
