@@ -68,7 +68,11 @@ def _against_schema(item: dict[str, Any]) -> Iterator[str]:
 def _pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The pod specifications in an object."""
     spec = item.get("spec", {})
-    if item["kind"] in ("Deployment", "StatefulSet", "Job") or item["apiVersion"].startswith("serving.knative.dev/"):
+    if item["kind"] == "CronJob":
+        spec = spec["jobTemplate"]["spec"]
+    if item["kind"] in ("Deployment", "StatefulSet", "Job", "CronJob") or item["apiVersion"].startswith(
+        "serving.knative.dev/"
+    ):
         yield spec["template"]["spec"]
 
 

@@ -219,6 +219,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     supervisor.start(python("relay", "shared.relay"))
     function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
     supervisor.start(python("dispatcher", "knative.dispatcher", FUNCTION_URL=function_url))
+    supervisor.start(python("scheduler", "knative.local.scheduler", FUNCTION_URL=function_url))
     targets = [
         {"targets": [f"{LOOPBACK}:{ports[name]}"], "labels": {"url": environment["PUBLIC_URL"]}} for name in functions()
     ]

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from knative import check, ping
 from knative.local.up import containers
 from shared import openapi
 from shared.http_function import path_pattern
-from shared.manifests import function_name, functions, manifests, routes, triggers
+from shared.manifests import function_name, functions, manifests, routes, schedules, triggers
 from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
+from shared.schedules import ScheduleFired
 from tests.conftest import ROOT, load_all
 
 
@@ -69,8 +71,34 @@ def test_triggers_and_decorators_say_the_same() -> None:
     types = {type_ for function in EVENT_FUNCTIONS.values() for type_ in function.handles}
     for trigger in triggers():
         taken = {type_ for type_ in types if trigger.matches({"type": type_})}
-        assert taken == EVENT_FUNCTIONS[function_name(trigger.service)].handles.keys()
-    assert {function_name(trigger.service) for trigger in triggers()} == EVENT_FUNCTIONS.keys()
+        handled = EVENT_FUNCTIONS[function_name(trigger.service)].handles.keys()
+        assert taken == handled - {ScheduleFired.type}
+
+
+def test_schedules_and_decorators_say_the_same() -> None:
+    load_all()
+    scheduled = {name for name, function in EVENT_FUNCTIONS.items() if ScheduleFired.type in function.handles}
+    assert {function_name(schedule.service) for schedule in schedules()} == scheduled
+    assert ScheduleFired.type == ping.TYPE
+
+
+def test_every_event_function_has_a_trigger_or_a_schedule() -> None:
+    load_all()
+    services = {trigger.service for trigger in triggers()} | {schedule.service for schedule in schedules()}
+    assert {function_name(service) for service in services} == EVENT_FUNCTIONS.keys()
+
+
+def test_where_eventing_is_absent_cron_jobs_fire_at_the_same_times() -> None:
+    rendered = check.render(check.OVERLAYS / "development")
+    assert not [item for item in rendered if item["kind"] in ("PingSource", "Trigger")]
+    fired = {
+        (pod["containers"][0]["args"][0], item["spec"]["schedule"], item["spec"]["timeZone"])
+        for item in rendered
+        if item["kind"] == "CronJob"
+        for pod in [item["spec"]["jobTemplate"]["spec"]["template"]["spec"]]
+        if pod["containers"][0]["command"][-1] == "knative.ping"
+    }
+    assert fired == {(schedule.service, schedule.schedule, schedule.timezone) for schedule in schedules()}
 
 
 def test_a_trigger_states_all_of_its_delivery() -> None:

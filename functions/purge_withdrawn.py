@@ -1,0 +1,48 @@
+"""Delete the accounts of those who left and did not come back in time."""
+
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import delete, select
+
+from shared import profiles, withdrawals
+from shared.database import transaction
+from shared.event_function import event_function
+from shared.events import UserPurged, announce
+from shared.schedules import ScheduleFired
+from shared.tables import account
+
+BATCH = 200
+WORK_SECONDS = 20.0
+"""Within the lifetime of a claim on the event. What is left then is done the next time."""
+
+
+@event_function(ScheduleFired, uses=["cache"])
+def purge_withdrawn(event: ScheduleFired) -> None:
+    """Delete accounts that were withdrawn more than WITHDRAWAL_DAYS ago, with all that belongs to them.
+
+    The audit trail stays, under an id that then leads to nobody.
+    """
+    deadline = time.monotonic() + WORK_SECONDS
+    while len(_purge()) == BATCH and time.monotonic() < deadline:
+        pass
+
+
+def _purge() -> Sequence[UUID]:
+    """Deletes one batch. Whoever logs in at this moment has the account locked: it is passed over, and restored."""
+    due = (
+        select(account.c.id)
+        .where(account.c.status == "withdrawn", withdrawals.is_over())
+        .order_by(account.c.withdrawn_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+        .cte()
+    )
+    with transaction() as connection:
+        purged = connection.scalars(
+            delete(account).where(account.c.id.in_(select(due.c.id))).returning(account.c.id)
+        ).all()
+        announce(connection, *(UserPurged(user_id=user_id) for user_id in purged))
+    profiles.forget(*purged)
+    return purged

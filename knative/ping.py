@@ -1,0 +1,46 @@
+"""Sends a function the event of its schedule, where Knative Eventing and its PingSources are not: a CronJob's work.
+
+    FUNCTION_URL=http://{service}.aegis-user-service.svc.cluster.local python -m knative.ping purge-withdrawn
+
+Ends with 1, and the reason, when the function did not take it.
+"""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+import uuid
+
+TYPE = "dev.knative.sources.ping"
+TIMEOUT_SECONDS = 60.0
+"""Of a function's revision, which may have to start first."""
+
+
+def ping(service: str, function_url: str) -> str | None:
+    """POSTs the event, as a binary CloudEvent. Returns None when the function took it, else the reason."""
+    headers = {
+        "Content-Type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": str(uuid.uuid4()),
+        "ce-source": f"/aegis/schedules/{service}",
+        "ce-type": TYPE,
+    }
+    url = function_url.format(service=service)
+    try:
+        request = urllib.request.Request(url, b"{}", headers, method="POST")  # noqa: S310  # set by who deploys it
+        urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"{url} answered {error.code}"
+    except (OSError, ValueError) as error:
+        return f"{url} cannot be reached: {error}"
+    return None
+
+
+def main() -> None:
+    if reason := ping(sys.argv[1], os.environ["FUNCTION_URL"]):
+        sys.exit(reason)
+
+
+if __name__ == "__main__":
+    main()

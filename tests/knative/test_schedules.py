@@ -1,0 +1,145 @@
+"""Schedules where Knative Eventing is not: what fires when, and what becomes of a function that does not take it."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from knative.local import scheduler
+from knative.local.servers import free_port
+from knative.ping import ping
+from shared.manifests import Schedule, schedules
+from tests.conftest import ROOT, wait_for
+
+
+class Function(ThreadingHTTPServer):
+    """A function that answers with one status, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status = 204
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{{service}}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Function
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.path, headers, body))
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def function() -> Iterator[Function]:
+    server = Function()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ended(url: str) -> tuple[int, str]:
+    """The exit code and the reason of the CronJob's command."""
+    command = [sys.executable, "-m", "knative.ping", "clean-up"]
+    done = subprocess.run(command, cwd=ROOT, env={"FUNCTION_URL": url}, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_function_is_sent_a_binary_cloud_event(function: Function) -> None:
+    assert ended(function.url) == (0, "")
+    ((path, headers, body),) = function.requests
+    assert (path, body, headers["content-type"]) == ("/clean-up", b"{}", "application/json")
+    assert (headers["ce-specversion"], headers["ce-type"]) == ("1.0", "dev.knative.sources.ping")
+    assert headers["ce-source"] == "/aegis/schedules/clean-up"
+    assert headers["ce-id"]
+
+
+def test_each_firing_is_an_event_of_its_own(function: Function) -> None:
+    ping("clean-up", function.url)
+    ping("clean-up", function.url)
+    assert len({headers["ce-id"] for _, headers, _ in function.requests}) == 2
+
+
+@pytest.mark.parametrize("status", [404, 422, 500, 503])
+def test_a_function_that_refuses_is_a_failure_with_the_reason(function: Function, status: int) -> None:
+    function.status = status
+    code, reason = ended(function.url)
+    assert code == 1
+    assert f"answered {status}" in reason
+
+
+def test_a_function_that_is_not_there_is_a_failure_with_the_reason() -> None:
+    code, reason = ended(f"http://127.0.0.1:{free_port()}/{{service}}")
+    assert code == 1
+    assert "cannot be reached" in reason
+
+
+@pytest.mark.parametrize(
+    ("now", "due"),
+    [
+        ("2026-01-01T00:00:00+00:00", "2026-01-01T18:07:00+00:00"),
+        ("2026-01-01T18:06:59+00:00", "2026-01-01T18:07:00+00:00"),
+        ("2026-01-01T18:07:00+00:00", "2026-01-02T18:07:00+00:00"),
+    ],
+)
+def test_a_schedule_is_read_in_its_own_time_zone(now: str, due: str) -> None:
+    nightly = Schedule(name="tested", service="tested", schedule="7 3 * * *", timezone="Asia/Seoul")
+    assert scheduler.next_time(nightly, datetime.fromisoformat(now)) == datetime.fromisoformat(due)
+
+
+def test_every_schedule_can_be_read() -> None:
+    now = datetime.now(UTC)
+    assert all(scheduler.next_time(schedule, now) > now for schedule in schedules())
+
+
+def test_a_schedule_fires_when_its_time_comes_and_stops_when_told(function: Function) -> None:
+    every_minute = Schedule(name="tested", service="tested", schedule="* * * * *", timezone="Etc/UTC")
+    clock = [datetime(2026, 1, 1, 0, 0, 59, 900_000, UTC)]
+    stopped = threading.Event()
+
+    def now() -> datetime:
+        clock[0] += timedelta(milliseconds=10)
+        return clock[0]
+
+    thread = threading.Thread(target=scheduler.run, args=(every_minute, function.url, stopped, now))
+    thread.start()
+    wait_for(lambda: function.requests)
+    stopped.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [path for path, _, _ in function.requests] == ["/tested"]
+
+
+def test_a_function_that_fails_does_not_end_its_schedule(function: Function) -> None:
+    function.status = 500
+    every_minute = Schedule(name="tested", service="tested", schedule="* * * * *", timezone="Etc/UTC")
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    stopped = threading.Event()
+
+    def now() -> datetime:
+        clock[0] += timedelta(seconds=61)
+        return clock[0]
+
+    thread = threading.Thread(target=scheduler.run, args=(every_minute, function.url, stopped, now))
+    thread.start()
+    wait_for(lambda: len(function.requests) > 2)
+    stopped.set()
+    thread.join(10)
+    assert not thread.is_alive()
