@@ -57,6 +57,8 @@ EmailAddress = Annotated[
     Field(description="An e-mail address; compared case-insensitively, kept as typed.", examples=["kim@example.com"]),
 ]
 Name = Annotated[str, StringConstraints(max_length=100), AfterValidator(_printable), Field(examples=["김민준"])]
+Prefix = Annotated[str, StringConstraints(min_length=1, max_length=254), AfterValidator(_printable)]
+"""The beginning of a text that is searched for."""
 Locale = Annotated[Literal["ko", "en"], Field(description="The language of mails to the user.")]
 Password = Annotated[SecretStr, Field(min_length=1, max_length=256, examples=["correct horse battery staple"])]
 NewPassword = Annotated[

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -48,6 +49,14 @@ Index(
 )
 Index("account_withdrawn_at", account.c.withdrawn_at, postgresql_where=account.c.withdrawn_at.is_not(None))
 Index("account_pending", account.c.created_at, postgresql_where=account.c.status == text("'pending'"))
+# For the search of administrators. By id, as each page is; text_pattern_ops, which prefixes need in any collation.
+Index(
+    "account_canonical_email_prefix", account.c.canonical_email, postgresql_ops={"canonical_email": "text_pattern_ops"}
+)
+Index("account_name_prefix", func.lower(account.c.name).label("name"), postgresql_ops={"name": "text_pattern_ops"})
+Index("account_phone", account.c.phone, postgresql_where=account.c.phone.is_not(None))
+Index("account_status", account.c.status, account.c.id)
+Index("account_with_roles", account.c.id, postgresql_where=account.c.roles != text("'{}'"))
 
 credential = Table(
     "credential",

@@ -1,0 +1,115 @@
+"""Suspend or reinstate a user, or change their roles, for administrators."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field
+from sqlalchemy import Connection, select, update
+
+from shared import authentication, profiles, sessions, users
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import RolesChanged, UserReinstated, UserSuspended, announce
+from shared.fields import RequestBody
+from shared.http_function import http_function
+from shared.problems import FieldError, Forbidden, InvalidRequest, NoSuchItem, Problem
+from shared.request import require_match
+from shared.tables import account
+from shared.users import UserDetails
+
+ADMIN: Literal["admin"] = "admin"
+
+
+class UserUpdate(RequestBody):
+    status: Annotated[
+        Literal["active", "suspended"],
+        Field(default_factory=lambda: None, description="Active also ends a withdrawal."),
+    ]
+    roles: Annotated[
+        list[Literal["admin"]],
+        Field(default_factory=lambda: None, max_length=10, description="All that the user is to have."),
+    ]
+
+
+class OwnAccount(Problem):
+    status = 409
+    title = "Administrators cannot lock themselves out"
+    detail = "Nothing was changed. Another administrator can suspend you or take the role from you."
+
+
+@http_function(
+    "PATCH", "/api/v1/users/{user_id}", role="admin", uses=["database", "cache"], problems=[NoSuchItem, OwnAccount]
+)
+def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: Caller) -> UserDetails:
+    """Suspend or reinstate a user, or change their roles.
+
+    For administrators. A JSON merge patch (RFC 7396). Suspending a user and changing their roles end all of their
+    sessions at once: access tokens carry the roles. An account whose address is not verified keeps its status.
+    """
+    ended: Sequence[UUID] = ()
+    with transaction() as connection:
+        _lock(connection, caller, user_id)
+        user = users.read(connection, user_id)
+        if user is None:
+            raise NoSuchItem
+        require_match(if_match, user)
+        changes = _changes(user, body)
+        if caller.user_id == user_id and (changes.get("status") or ADMIN not in changes.get("roles", [ADMIN])):
+            raise OwnAccount
+        if changes:
+            connection.execute(update(account).where(account.c.id == user_id).values(changes))
+            if changes.get("status") == "suspended" or "roles" in changes:
+                ended = sessions.end_all(connection, user_id)
+            _announce(connection, user_id, changes, caller.user_id)
+            user = users.read(connection, user_id) or user
+        profile = profiles.read(connection, user_id) if changes else None
+    if profile:
+        profiles.put(profile)
+    authentication.refuse_tokens_of(user_id, *ended)
+    return user
+
+
+def _lock(connection: Connection, caller: Caller, user_id: UUID) -> None:
+    """Locks both accounts, in one order, so that of two administrators who disarm each other only one succeeds.
+
+    Raises:
+        Forbidden: the caller has been disarmed since the request began.
+    """
+    rows = connection.execute(
+        select(account.c.id, account.c.status, account.c.roles)
+        .where(account.c.id.in_([caller.user_id, user_id]))
+        .order_by(account.c.id)
+        .with_for_update()
+    )
+    if not any(row.id == caller.user_id and row.status == "active" and ADMIN in row.roles for row in rows):
+        raise Forbidden
+
+
+def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:
+    """The columns that the patch gives another value.
+
+    Raises:
+        InvalidRequest: the user's status cannot be changed.
+    """
+    changes: dict[str, Any] = {}
+    if body.status and body.status != user["status"]:
+        if user["status"] == "pending":
+            detail = "The address is not verified yet. Only its owner can make the account active."
+            raise InvalidRequest(errors=[FieldError(pointer="/status", detail=detail)])
+        changes["status"] = body.status
+        if body.status == "active":
+            changes["withdrawn_at"] = None
+    if body.roles is not None and (roles := sorted(set(body.roles))) != user["roles"]:
+        changes["roles"] = roles
+    return changes
+
+
+def _announce(connection: Connection, user_id: UUID, changes: dict[str, Any], actor_id: UUID) -> None:
+    match changes.get("status"):
+        case "suspended":
+            announce(connection, UserSuspended(user_id=user_id, actor_id=actor_id))
+        case "active":
+            announce(connection, UserReinstated(user_id=user_id, actor_id=actor_id))
+    if "roles" in changes:
+        announce(connection, RolesChanged(user_id=user_id, roles=changes["roles"], actor_id=actor_id))
