@@ -1,0 +1,59 @@
+"""Read what happened to a user, for administrators."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select
+from typing_extensions import TypedDict
+
+from shared import pages
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.http_function import http_function
+from shared.pages import PageQuery
+from shared.request import Reply
+from shared.tables import audit
+
+
+class AuditEntry(TypedDict):
+    """An event; `data` holds ids and no personal data."""
+
+    id: str
+    type: str
+    occurred_at: str
+    request_id: str
+    data: dict[str, Any]
+
+
+class AuditPage(TypedDict):
+    entries: list[AuditEntry]
+
+
+@http_function("GET", "/api/v1/users/{user_id}/audit", role="admin", uses=["encryption"])
+def list_audit(user_id: UUID, query: PageQuery, caller: Caller) -> Reply[AuditPage]:
+    """Read the audit trail of a user.
+
+    For administrators. All events about the user, newest first; also after the account was purged, and empty for an
+    id that never was one. The header Link leads to the next page where there is one (RFC 8288, rel="next").
+    """
+    with transaction() as connection:
+        rows = connection.execute(_trail(user_id, query)).all()
+    page, link = pages.split(rows, f"/api/v1/users/{user_id}/audit", query)
+    entries = [
+        AuditEntry(
+            id=str(row.id),
+            type=row.type,
+            occurred_at=row.occurred_at.isoformat(),
+            request_id=row.request_id,
+            data=row.data,
+        )
+        for row in page
+    ]
+    return Reply(AuditPage(entries=entries), link)
+
+
+def _trail(user_id: UUID, query: PageQuery) -> Select[Any]:
+    """One row more than the page has, so that it shows whether there is a next one."""
+    entries = select(audit.c.event_id.label("id"), *audit.c["type", "occurred_at", "request_id", "data"])
+    wanted = entries.where(audit.c.account_id == user_id).order_by(audit.c.event_id.desc()).limit(query.limit + 1)
+    return wanted.where(audit.c.event_id < query.cursor) if query.cursor else wanted
