@@ -1,0 +1,118 @@
+"""The command of those who run the service: `python -m knative.release.aegis --help`."""
+
+import argparse
+import json
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from knative.release import admins, signing_keys
+from knative.release.refused import Refused
+from shared import logs
+from shared.problems import ServiceUnavailable
+from shared.settings import InvalidSettings, load, settings
+
+ROOT = Path(__file__).parents[2]
+
+_ADVICE = {
+    "42P01": "The tables are not there yet: python -m shared.migrate makes them.",
+    "42703": "The tables are older than this program: python -m shared.migrate brings them up to date.",
+    "28P01": "Check the user and the password in DATABASE_URL.",
+    "28000": "Check the user and the password in DATABASE_URL.",
+    "3D000": "Check the name of the database in DATABASE_URL.",
+}
+"""By SQLSTATE."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; ends with 1 and what, why and what to do when it cannot be done, with 2 on a wrong call."""
+    called = _parser().parse_args(arguments)
+    logs.request_id.set(f"aegis-{uuid.uuid4()}")
+    data = (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()
+    try:
+        match called.command:
+            case "admin create":
+                _load_settings(data)
+                print(admins.create(called.email, called.locale))
+            case "keys rotate":
+                file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
+                print(signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted))
+    except Refused as error:
+        sys.exit(str(error))
+    except InvalidSettings as error:
+        sys.exit("\n".join(["Nothing was changed. The settings are not complete:", *error.problems]))
+    except ServiceUnavailable:
+        sys.exit(
+            f"The database at {_database()} cannot be reached, or takes no more connections.\n"
+            "Check DATABASE_URL and that the server runs, then repeat the command: it does no harm twice."
+        )
+    except DBAPIError as error:
+        details = error.orig.args[0] if error.orig and error.orig.args else {}
+        code, text = (details.get("C", ""), details.get("M", "")) if isinstance(details, dict) else ("", str(details))
+        advice = _ADVICE.get(code, "Look into the log of PostgreSQL.")
+        sys.exit(f"Nothing was changed. The database at {_database()} refuses: {text} ({code}).\n{advice}")
+    except OSError as error:
+        sys.exit(f"Nothing was changed. {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aegis", description="What those who run the Aegis user service need.")
+    groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    admin = groups.add_parser("admin", help="administrators").add_subparsers(required=True, metavar="COMMAND")
+    create = admin.add_parser(
+        "create",
+        help="make the first administrator",
+        description=admins.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    create.add_argument("email", metavar="EMAIL", help="the administrator's address")
+    create.add_argument("--locale", choices=("ko", "en"), default="ko", help="language of the mails (ko)")
+    create.set_defaults(command="admin create")
+
+    keys = groups.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="COMMAND")
+    rotate = keys.add_parser(
+        "rotate",
+        help="replace the key that signs access tokens, step by step",
+        description=signing_keys.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    rotate.add_argument(
+        "--file", metavar="FILE", help="a secrets.env, or the secrets.json of a data folder (default: of DATA_DIR)"
+    )
+    proof = rotate.add_mutually_exclusive_group()
+    proof.add_argument("--cluster", metavar="FILE", help="what kubectl says of Secret and pods; - for standard input")
+    proof.add_argument(
+        "--restarted",
+        action="store_true",
+        help="say that each process was started again since the last step, where neither make up nor kubectl can tell",
+    )
+    rotate.set_defaults(command="keys rotate")
+    return parser
+
+
+def _load_settings(data: Path) -> None:
+    """Takes the settings of the environment; where it names no database, those of the running local service."""
+    if not (os.environ.get("DATABASE_URL") or os.environ.get("DB_HOST")):
+        try:
+            local = json.loads((data / signing_keys.ENVIRONMENT).read_text())
+        except FileNotFoundError:
+            raise Refused(
+                f"Nothing was changed. DATABASE_URL is not set, and no service runs on {data}.\n"
+                "Start it with make up (DATA_DIR names another folder), or set DATABASE_URL and REDIS_URL."
+            ) from None
+        os.environ.update({name: value for name, value in local.items() if not os.environ.get(name)})
+    load(os.environ, ["database", "cache"])
+
+
+def _database() -> str:
+    """Where the database is, without the password."""
+    return settings().database_url.rpartition("@")[2]
+
+
+if __name__ == "__main__":
+    main()

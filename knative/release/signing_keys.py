@@ -1,0 +1,292 @@
+"""Replaces the key that signs access tokens without logging anyone out: `aegis keys rotate`.
+
+Of the keys in JWT_SECRET_KEY (a JWK Set, RFC 7517) the first signs and all verify. A process reads them when it
+starts, and processes start again one by one. So a key is known to all before it signs, and for as long as a token of
+it is valid. Each key carries the times that this takes, in seconds since the epoch:
+
+    iat     when it was made
+    nbf     since when it is the first
+    exp     from when on no token of it is valid any more
+"""
+
+import base64
+import fcntl
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from knative.local.keys import new_signing_keys
+from knative.release.refused import Refused
+from shared.access_tokens import CLOCK_SKEW_SECONDS, LIFETIME_SECONDS
+from shared.settings import InvalidSettings, load
+
+LOCAL_FILE = "secrets.json"
+ENVIRONMENT = "environment.json"
+"""In the data folder of `make up` while it runs: the settings that its processes have read."""
+NAME, LOCAL_NAME = "JWT_SECRET_KEY", "signing_keys"
+SECRET = "user-service-secrets"  # noqa: S105
+TOKEN_SECONDS = LIFETIME_SECONDS + CLOCK_SKEW_SECONDS
+
+EVIDENCE = "kubectl -n aegis-user-service get secrets,pods -o json --show-managed-fields"
+
+Key = dict[str, Any]
+
+HELP = r"""Replaces the key that signs access tokens, and logs nobody out. Each call makes the next safe step
+and says what comes after it; a step that is not safe yet is refused, and then nothing changes:
+
+  1. makes a new key, with which all processes verify once they are started again
+  2. when all were: lets the new key sign, while the old one still verifies
+  3. when all were again, and the last token of the old key has expired (after ten and a half
+     minutes): drops the old key
+
+Next to make up: run it, start make up again, and so on. It sees for itself what make up has read.
+
+In a cluster, with the file that make secrets has made:
+
+  F=knative/overlays/development/data/secrets.env
+  aegis keys rotate --file $F
+  kubectl apply -k knative/overlays/development/data
+  for f in $(kubectl -n aegis-user-service get ksvc -o name); do
+    kubectl -n aegis-user-service patch $f --type merge -p '{"spec": {"template": {"metadata":
+      {"annotations": {"client.knative.dev/updateTimestamp": "'$(date -u +%FT%TZ)'"}}}}}'
+  done
+
+The loop rolls out new pods, which read the Secret anew. Then the next step, which is refused as
+long as the Secret has other keys than the file, or a pod is older than its last change:
+
+  kubectl -n aegis-user-service get secrets,pods -o json --show-managed-fields |
+    aegis keys rotate --file $F --cluster -
+
+Without the file, make one of the Secret first, and apply the Secret of the file after each step:
+
+  kubectl -n aegis-user-service get secret user-service-secrets -o go-template='
+    {{- range $k, $v := .data}}{{$k}}={{$v | base64decode}}{{"\n"}}{{end}}' > secrets.env
+  kubectl -n aegis-user-service create secret generic user-service-secrets \
+    --from-env-file secrets.env --dry-run=client -o yaml | kubectl apply -f -"""
+
+
+class NotYet(Exception):
+    """The step is safe only when all processes have read the keys as they are."""
+
+
+@dataclass(frozen=True)
+class Step:
+    keys: list[Key]
+    done: str
+    next: str
+
+
+def next_step(keys: list[Key], now: int, since: int | None) -> Step:
+    """The keys after the next step.
+
+    Args:
+        now: seconds since the epoch.
+        since: from when on every process has had exactly these keys; None while that is not so, or not known.
+
+    Raises:
+        NotYet
+        Refused: the last token of an old key is still valid.
+    """
+    signing, *others = keys
+    waiting = next((key for key in others if "iat" in key and "nbf" not in key), None)
+    if waiting:
+        if since is None:
+            raise NotYet
+        rest = [key for key in keys if key is not waiting]
+        return Step(
+            [{**waiting, "nbf": now}, *rest],
+            f"The key {waiting['kid']} signs from the next start on; {signing['kid']} still verifies.",
+            f"run this again, to drop {signing['kid']}",
+        )
+    if not others:
+        (made,) = json.loads(new_signing_keys())["keys"]
+        return Step(
+            [signing, {**made, "iat": now}],
+            f"Made the key {made['kid']}. It signs nothing yet; {signing['kid']} still does.",
+            f"run this again, to let {made['kid']} sign",
+        )
+    if any("exp" not in key for key in others) and since is None:
+        raise NotYet
+    dated = [{"exp": (since or now) + TOKEN_SECONDS, **key} for key in others]
+    names = ", ".join(key["kid"] for key in others)
+    if (last := max(key["exp"] for key in dated)) <= now:
+        return Step([signing], f"Dropped {names}. The rotation is complete.", "")
+    if dated == others:
+        raise Refused(f"Nothing was changed. Tokens of {names} are valid until {_utc(last)}: run this again then.")
+    return Step(
+        [signing, *dated],
+        f"No process signs with {names} any more; the last token of it expires at {_utc(last)}.",
+        "",
+    )
+
+
+def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -> str:
+    """Makes the next step in a file of secrets. Returns what was done, and what comes next.
+
+    Args:
+        file: a dotenv file with JWT_SECRET_KEY, or the secrets.json of a data folder.
+        cluster: a file with what EVIDENCE prints; - for standard input.
+        restarted: the operator's word that all processes were started again since the last step.
+
+    Raises:
+        Refused: and nothing was changed.
+    """
+    file = file.resolve()
+    if not file.is_file():
+        raise Refused(
+            f"Nothing was changed. There is no file {file}.\n"
+            "make up makes the secrets of a data folder (DATA_DIR), make secrets those of a cluster (--file)."
+        )
+    is_local = file.suffix == ".json"
+    with _held(file.parent):
+        content = file.read_text()
+        keys = _keys(file, _value_in(content, is_local))
+        now = int(time.time())
+        if is_local and not restarted:
+            since = _since_start(file.parent, keys, now)
+        elif cluster:
+            _check_cluster(sys.stdin.read() if cluster == "-" else Path(cluster).read_text(), keys)
+            since = now
+        else:
+            since = now if restarted else None
+        try:
+            step = next_step(keys, now, since)
+        except NotYet:
+            raise Refused(_not_yet(file, is_local)) from None
+        _write(file, _with_value(content, is_local, json.dumps({"keys": step.keys})))
+    return "\n".join([step.done, _next(step, is_local)])
+
+
+def _next(step: Step, is_local: bool) -> str:
+    if not step.next and len(step.keys) > 1:
+        return "Next: run this again after that time, to drop it. Nothing needs to be started again before."
+    start = "start make up again" if is_local else "bring the file to all processes and start them again (see --help)"
+    return f"Next: {start}{', then ' * bool(step.next)}{step.next}."
+
+
+def _not_yet(file: Path, is_local: bool) -> str:
+    if is_local:
+        return (
+            "Nothing was changed. The service that runs has not read the last step yet, and would refuse tokens.\n"
+            "Start make up again, then repeat the command."
+        )
+    return (
+        "Nothing was changed. This step is safe only when all processes have read the last one, which this file "
+        f"cannot tell.\nIn a cluster: {EVIDENCE} | aegis keys rotate --file {file} --cluster -\n"
+        "Elsewhere: start all of them again, then say so with --restarted."
+    )
+
+
+def _keys(file: Path, value: str | None) -> list[Key]:
+    if not value:
+        raise Refused(f"Nothing was changed. {file} has no {NAME}: is it the file that make secrets or make up wrote?")
+    try:
+        load({NAME: value})
+    except InvalidSettings as error:
+        raise Refused(f"Nothing was changed. In {file}: {error}.") from None
+    keys: list[Key] = json.loads(value)["keys"]
+    return keys
+
+
+def _value_in(content: str, is_json: bool) -> str | None:
+    if is_json:
+        value = json.loads(content or "{}").get(LOCAL_NAME)
+        return str(value) if value else None
+    lines = [line for line in content.splitlines() if line.startswith(f"{NAME}=")]
+    return lines[-1].partition("=")[2] if lines else None
+
+
+def _with_value(content: str, is_json: bool, value: str) -> str:
+    if is_json:
+        return json.dumps({**json.loads(content), LOCAL_NAME: value}, indent=1)
+    lines = [f"{NAME}={value}" if line.startswith(f"{NAME}=") else line for line in content.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _since_start(data: Path, keys: list[Key], now: int) -> int | None:
+    """From when on the local service has had these keys; now, where it does not run and so will read them."""
+    environment = data / ENVIRONMENT
+    with (data / "lock").open("a+") as lock:
+        try:
+            # Held by make up from before it reads the keys until all of its processes have ended.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            try:
+                started, read = int(environment.stat().st_mtime), json.loads(environment.read_text())[NAME]
+            except FileNotFoundError:
+                raise Refused("Nothing was changed. The service is starting or stopping: try again.") from None
+            return started if json.loads(read)["keys"] == keys else None
+        return now
+
+
+def _check_cluster(evidence: str, keys: list[Key]) -> None:
+    """Checks that the cluster has these keys, and that every pod has read them.
+
+    Raises:
+        Refused
+    """
+    try:
+        items = json.loads(evidence)["items"]
+        secret = next(item for item in items if (item["kind"], item["metadata"]["name"]) == ("Secret", SECRET))
+        applied = json.loads(base64.b64decode(secret["data"][NAME]))["keys"]
+        changed = max(_seconds(entry["time"]) for entry in secret["metadata"]["managedFields"])
+        # Relay, dispatcher and servers neither sign nor verify: only Knative's pods count.
+        pods = {
+            item["metadata"]["name"]: item["status"].get("startTime")
+            for item in items
+            if item["kind"] == "Pod" and "serving.knative.dev/revision" in item["metadata"].get("labels", {})
+        }
+    except (ValueError, KeyError, TypeError, StopIteration):
+        raise Refused(
+            f"Nothing was changed. This does not tell of the Secret {SECRET} and the pods. It takes what this prints:\n"
+            f"{EVIDENCE}"
+        ) from None
+    if applied != keys:
+        raise Refused(f"Nothing was changed. The Secret {SECRET} has other keys than the file: apply it, and roll out.")
+    # A pod that has no start time yet will read the Secret as it is.
+    if old := [name for name, start in pods.items() if start and _seconds(start) <= changed]:
+        raise Refused(
+            f"Nothing was changed. {len(old)} pods are older than the last change of the Secret {SECRET}, as "
+            f"{old[0]}:\nroll out (see --help), wait until they are gone, then repeat the command."
+        )
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds a folder, so that of two commands at once one waits."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(file: Path, content: str) -> None:
+    """Replaces a file in one step, readable by its owner alone."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as unfinished:
+        try:
+            os.fchown(unfinished.fileno(), file.stat().st_uid, -1)
+            unfinished.write(content)
+            unfinished.flush()
+            os.fsync(unfinished.fileno())
+            os.replace(unfinished.name, file)  # noqa: PTH105
+        except BaseException:
+            Path(unfinished.name).unlink()
+            raise
+
+
+def _seconds(time_: str) -> int:
+    return int(datetime.fromisoformat(time_).timestamp())
+
+
+def _utc(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
