@@ -34,15 +34,17 @@ def client_of(request: Request) -> Client:
     address = forwarded[-hops] if 0 < hops <= len(forwarded) else peer
     device = request.headers.get("User-Agent", "")
     return Client(
-        address=address if parse_address(address) else peer,
+        address=str(parse_address(address) or parse_address(peer) or peer),
         device="".join(character for character in device if character.isprintable())[:MAX_DEVICE_LENGTH],
     )
 
 
 def parse_address(text: str) -> "IPv4Address | IPv6Address | None":
-    from ipaddress import ip_address
+    """An address; that of IPv4 where IPv6 carries one (RFC 4291, 2.5.5.2)."""
+    from ipaddress import IPv6Address, ip_address
 
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

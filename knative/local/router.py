@@ -105,12 +105,18 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
         "@type": _HTTP,
         "stat_prefix": name,
         "use_remote_address": True,
+        "skip_xff_append": True,  # it would name this machine's own address for who calls over loopback
         "preserve_external_request_id": True,
         "normalize_path": True,
         "always_set_request_id_in_response": True,
         "request_timeout": "10s",  # for the request to arrive; a route's timeout starts after that
         "max_request_headers_kb": 8,
-        "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}]},
+        "route_config": {
+            "virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}],
+            "request_headers_to_add": [
+                {"header": {"key": "X-Forwarded-For", "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}}
+            ],
+        },
         "http_filters": [
             # A request goes on when it is complete: a caller who never finishes one holds no thread of a function.
             {
