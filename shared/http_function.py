@@ -28,7 +28,7 @@ import functions_framework
 from flask import Request, Response
 from functions_framework import HTTPFunction
 
-from shared import authentication
+from shared import authentication, rate_limits
 from shared.access_tokens import SECOND_FACTOR, Caller
 from shared.clients import client_of
 from shared.problems import (
@@ -42,7 +42,7 @@ from shared.problems import (
     ReauthenticationRequired,
     UnsupportedMediaType,
 )
-from shared.rate_limits import address_subject, enforce
+from shared.rate_limits import address_subject, enforce, nearest
 from shared.registry import HTTP_FUNCTIONS, HttpFunction
 from shared.request import Reply, answer, empty_response, etag, json_response
 from shared.settings import Dependency
@@ -96,6 +96,7 @@ def http_function(
         takes = frozenset(hints) - {"return"}
         if unknown := takes - GIVEN - set(re.findall(r"\{(\w+)\}", path)):
             raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
+        rate_limits.check(limits or {})
         needs: set[Dependency] = {"cache", *uses}
         if "caller" in takes:
             needs |= authentication.USES
@@ -151,7 +152,9 @@ def _perform(
         given |= _path_parameters(operation, template, request)
 
     subjects = {"address": address_subject(client.address)}
-    headers |= enforce(operation.name, {"address": operation.limits.get("address", "")}, subjects)
+    by_address = {whose: rate for whose, rate in operation.limits.items() if whose == "address"}
+    standings = enforce(operation.name, by_address, subjects)
+    headers |= nearest(standings)
     if operation.authenticated:
         caller, given["cached"] = authentication.authenticate(
             request.headers.get("Authorization", ""), operation.cached
@@ -169,7 +172,8 @@ def _perform(
             from shared.fields import canonical_email
 
             subjects["email"] = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
-    headers |= enforce(operation.name, {w: rate for w, rate in operation.limits.items() if w != "address"}, subjects)
+    others = {whose: rate for whose, rate in operation.limits.items() if whose != "address"}
+    headers |= nearest([*standings, *enforce(operation.name, others, subjects)])
 
     def perform() -> Response:
         result = operation.handler(**{name: given[name] for name in operation.takes})
@@ -182,7 +186,7 @@ def _perform(
     from shared.idempotency import answer_once
 
     scope = f"{operation.name} {subjects.get('account', '')}"
-    return answer_once(key, scope, request.path.encode() + b"\n" + body, perform)
+    return answer_once(key, scope, request.full_path.encode() + b"\n" + body, perform)
 
 
 def _path_parameters(operation: HttpFunction, template: re.Pattern[str], request: Request) -> dict[str, UUID]:

@@ -1,59 +1,100 @@
 """Rate limits: so many requests in a window of time for one address, account or mailbox, counted in Redis.
 
 Without Redis each process counts for itself: callers then get a little more, never nothing and never all.
+
+A window starts with the first request in it, and all of its requests may come again when it is over.
 """
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import math
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from shared import cache
 from shared.clients import parse_address
-from shared.once import once
 from shared.problems import TooManyRequests
 from shared.settings import settings
 
 if TYPE_CHECKING:
-    from limits.strategies import SlidingWindowCounterRateLimiter
+    import redis
 
 Limits = Mapping[str, str]
 """Whose requests are counted, and how many may come: {"address": "60/minute", "account": "5/hour;10/day"}."""
 
+SUBJECTS = frozenset({"address", "account", "email"})
 MAX_LOCAL_KEYS = 10_000
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _IPV6_NETWORK_BITS = 64
 """A subscriber has a network of so many bits, and may call from any address in it."""
 
 
-def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> dict[str, str]:
-    """Counts one request of an operation against its limits.
+class Standing(NamedTuple):
+    """How a caller stands with a limit after a request that was counted."""
+
+    whose: str
+    amount: int
+    seconds: int
+    remaining: int
+    """How many more may come in this window; fewer than none where this request was too many."""
+    reset: int
+    """Seconds until the next window."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10)."""
+        return {
+            "RateLimit-Policy": f'"{self.whose}";q={self.amount};w={self.seconds}',
+            "RateLimit": f'"{self.whose}";r={max(0, self.remaining)};t={self.reset}',
+        }
+
+
+def nearest(standings: Sequence[Standing]) -> dict[str, str]:
+    """The headers that tell of the limit that is nearest; none where nothing is counted."""
+    return min(standings, key=lambda standing: standing.remaining / standing.amount).headers if standings else {}
+
+
+def check(limits: Limits) -> None:
+    """Raises TypeError for limits that would not be counted as they are written."""
+    for whose, rates in limits.items():
+        if unknown := set(whose.split("+")) - SUBJECTS:
+            raise TypeError(f"a limit is for {', '.join(sorted(unknown))}, which nobody counts")
+        for rate in rates.split(";"):
+            if not re.fullmatch(rf"[1-9]\d*/({'|'.join(_SECONDS)})", rate):
+                raise TypeError(f"{rate} is not a rate such as 60/minute")
+
+
+def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list[Standing]:
+    """Counts one request of an operation against its limits, in one round trip to Redis.
 
     Args:
         limits: those whose subjects are all known are counted, the others left alone.
         subjects: the value behind each name; none for a subject that shares no limit.
 
-    Returns the headers RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10) of the limit that
-    is nearest.
-
     Raises:
-        TooManyRequests: one of the limits is reached; this request counts against those before it alone.
+        TooManyRequests: one of the limits is reached; this request then counts against none of them.
     """
-    nearest: dict[str, str] = {}
-    fewest = -1.0
-    for whose, rate in ((whose, rate) for whose, rates in limits.items() for rate in rates.split(";")):
-        names = whose.split("+")
-        if not rate or not all(subjects.get(name) for name in names):
-            continue
-        policy = rate_policy(rate)
-        allowed, remaining, reset = _count(rate, operation, whose, _digest(*(subjects[name] for name in names)))
-        headers = {
-            "RateLimit-Policy": f'"{whose}";q={policy[0]};w={policy[1]}',
-            "RateLimit": f'"{whose}";r={remaining};t={reset}',
-        }
-        if not allowed:
-            raise TooManyRequests(headers | {"Retry-After": str(max(1, reset))})
-        if fewest < 0 or remaining / policy[0] < fewest:
-            nearest, fewest = headers, remaining / policy[0]
-    return nearest
+    windows = [
+        _Window(whose, *rate_policy(rate), _key(operation, whose, rate, subjects))
+        for whose, rates in limits.items()
+        if all(subjects.get(name) for name in whose.split("+"))
+        for rate in rates.split(";")
+    ]
+    if not windows:
+        return []
+    counts = cache.attempt(lambda client: _count(client, windows))
+    if counts is None:
+        counts = _count_here(windows)
+    standings = [
+        Standing(window.whose, window.amount, window.seconds, window.amount - count, max(1, math.ceil(left)))
+        for window, (count, left) in zip(windows, counts, strict=True)
+    ]
+    if refused := [standing for standing in standings if standing.remaining < 0]:
+        slowest = max(refused, key=lambda standing: standing.reset)
+        raise TooManyRequests(slowest.headers | {"Retry-After": str(slowest.reset)})
+    return standings
 
 
 def address_subject(address: str) -> str:
@@ -64,61 +105,69 @@ def address_subject(address: str) -> str:
     if any(parsed in network for network in settings().rate_limit_exempt):
         return ""
     if parsed.version == 4:
-        return address
+        return str(parsed)
     shift = parsed.max_prefixlen - _IPV6_NETWORK_BITS
     return f"{int(parsed) >> shift:x}"
 
 
 def rate_policy(rate: str) -> tuple[int, int]:
     """Requests and seconds of a rate such as "60/minute"."""
-    from limits import parse
-
-    item = parse(rate)
-    return item.amount, item.get_expiry()
+    amount, _, unit = rate.partition("/")
+    return int(amount), _SECONDS[unit]
 
 
-def _count(rate: str, *subject: str) -> tuple[bool, int, int]:
-    """Whether one more may come, how many after it, and in how many seconds the window has moved on."""
-    import time
+class _Window(NamedTuple):
+    """What is counted for one limit."""
 
-    from limits import parse
-
-    item = parse(rate)
-
-    def hit(limiter: "SlidingWindowCounterRateLimiter") -> tuple[bool, int, int]:
-        allowed = limiter.hit(item, *subject)
-        stats = limiter.get_window_stats(item, *subject)
-        return allowed, stats.remaining, max(0, round(stats.reset_time - time.time()))
-
-    counted = cache.attempt(lambda _client: hit(_shared()))
-    return counted if counted is not None else hit(_local())
+    whose: str
+    amount: int
+    seconds: int
+    key: str
 
 
-@once
-def _shared() -> "SlidingWindowCounterRateLimiter":
-    from limits.storage import RedisStorage
-    from limits.strategies import SlidingWindowCounterRateLimiter
-
-    pool = cache.client().connection_pool
-    return SlidingWindowCounterRateLimiter(
-        RedisStorage(settings().redis_url, connection_pool=pool, key_prefix="aegis:limit")
-    )
-
-
-_local_limiters: list[Any] = []
-
-
-def _local() -> "SlidingWindowCounterRateLimiter":
-    """This process's own counts. They start anew before they fill its memory."""
-    from limits.storage import MemoryStorage
-    from limits.strategies import SlidingWindowCounterRateLimiter
-
-    if not _local_limiters or len(_local_limiters[0].storage.storage) > MAX_LOCAL_KEYS:
-        _local_limiters[:] = [SlidingWindowCounterRateLimiter(MemoryStorage())]
-    limiter: SlidingWindowCounterRateLimiter = _local_limiters[0]
-    return limiter
-
-
-def _digest(*parts: str) -> str:
+def _key(operation: str, whose: str, rate: str, subjects: Mapping[str, str]) -> str:
     # No address of a person stands in a key of Redis.
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    subject = "\n".join(subjects[name] for name in whose.split("+"))
+    return f"aegis:limit:{operation}:{whose}:{rate}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+
+
+# Counts a request in all windows, and takes it back when one of them is full.
+_COUNT = """
+local answer, full = {}, false
+for number, key in ipairs(KEYS) do
+  local count = redis.call('INCR', key)
+  if redis.call('PTTL', key) < 0 then redis.call('EXPIRE', key, ARGV[2 * number]) end
+  answer[number] = {count, redis.call('PTTL', key)}
+  full = full or count > tonumber(ARGV[2 * number - 1])
+end
+for _, key in ipairs(full and KEYS or {}) do redis.call('DECR', key) end
+return answer
+"""
+
+
+def _count(client: "redis.Redis", windows: Sequence[_Window]) -> list[tuple[int, float]]:
+    """Counts a request. Returns for each window how many there are with it, and how many seconds are left."""
+    limits = [number for window in windows for number in (window.amount, window.seconds)]
+    answer = client.execute_command("EVAL", _COUNT, len(windows), *(window.key for window in windows), *limits)
+    return [(count, milliseconds / 1000) for count, milliseconds in answer]
+
+
+_here: dict[str, tuple[int, float]] = {}
+"""Of each key, how many there are and when the window ends."""
+_lock = threading.Lock()
+
+
+def _count_here(windows: Sequence[_Window]) -> list[tuple[int, float]]:
+    """As `_count`, for this process alone. The counts start anew before they fill its memory."""
+    now = time.monotonic()
+    with _lock:
+        if len(_here) > MAX_LOCAL_KEYS:
+            _here.clear()
+        before = [_here.get(window.key, (0, now)) for window in windows]
+        counts = [
+            (count + 1, end) if end > now else (1, now + window.seconds)
+            for window, (count, end) in zip(windows, before, strict=True)
+        ]
+        if all(count <= window.amount for window, (count, _) in zip(windows, counts, strict=True)):
+            _here.update((window.key, count) for window, count in zip(windows, counts, strict=True))
+    return [(count, end - now) for count, end in counts]

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask, request
+from flask.testing import FlaskClient
 from kafka import KafkaConsumer, TopicPartition
 
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
-from shared import cache, database, rate_limits, settings
+from shared import cache, database, settings
 from shared.migrate import migrate
-from tests.conftest import wait_for
+from shared.registry import HTTP_FUNCTIONS
+from shared.request import METHODS
+from tests.conftest import BufferedClient, wait_for
 
 
 def forget_settings() -> None:
-    for remembered in (settings.settings, database.engine, cache.client, rate_limits._shared):
+    for remembered in (settings.settings, database.engine, cache.client):
         remembered.cache_clear()
 
 
@@ -59,6 +63,31 @@ def own_database(own: Own, tmp_path: Path) -> Process:
 @pytest.fixture
 def own_redis(own: Own, tmp_path: Path) -> Process:
     return own("REDIS_URL", *servers.redis(tmp_path))
+
+
+Serve = Callable[[Callable[[Any], Any]], FlaskClient]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serves an operation that only this test has, at every path."""
+    names: set[str] = set()
+
+    def serve(function: Callable[[Any], Any]) -> FlaskClient:
+        names.add(function.__name__)
+        app = Flask(function.__name__)
+        app.test_client_class = BufferedClient
+
+        @app.route("/", defaults={"path": ""}, methods=sorted(METHODS))
+        @app.route("/<path:path>", methods=sorted(METHODS))
+        def answer(path: str) -> Any:
+            return function(request)
+
+        return app.test_client()
+
+    yield serve
+    for name in names:
+        del HTTP_FUNCTIONS[name]
 
 
 def kill(process: Process) -> None:

@@ -35,8 +35,8 @@ ENVIRONMENT = "environment.json"
 PRELOADED = (
     *("knative.dispatcher", "knative.local.site", "shared.idempotency", "shared.migrate", "shared.relay"),
     # What functions import on first use, and each has used by the time it is ready.
-    *("email_validator", "gunicorn.workers.gthread", "limits.storage", "limits.strategies", "prometheus_client"),
-    *("redis", "sqlalchemy.dialects.postgresql.pg8000"),
+    *("email_validator", "gunicorn.workers.gthread", "prometheus_client", "redis"),
+    "sqlalchemy.dialects.postgresql.pg8000",
 )
 """Beside the functions: what is imported once, for all of the processes that are ours."""
 
