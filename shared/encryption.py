@@ -19,7 +19,7 @@ def seal(purpose: str, content: bytes, owner: bytes) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    return nonce + AESGCM(derive_key(purpose)).encrypt(nonce, content, owner)
+    return nonce + AESGCM(_key("seal", purpose)).encrypt(nonce, content, owner)
 
 
 def unseal(purpose: str, sealed: bytes, owner: bytes) -> bytes:
@@ -30,14 +30,14 @@ def unseal(purpose: str, sealed: bytes, owner: bytes) -> bytes:
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    return AESGCM(derive_key(purpose)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], owner)
+    return AESGCM(_key("seal", purpose)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], owner)
 
 
 def keyed_hash(purpose: str, content: bytes) -> bytes:
     """HMAC-SHA-256: stored of a short secret, such as a code of six digits, which a plain hash would give away."""
-    return hmac.digest(derive_key(purpose), content, hashlib.sha256)
+    return hmac.digest(_key("hash", purpose), content, hashlib.sha256)
 
 
-def derive_key(purpose: str) -> bytes:
-    """The 256-bit key of a purpose."""
-    return hmac.digest(settings().encryption_key, purpose.encode(), hashlib.sha256)
+def _key(use: str, purpose: str) -> bytes:
+    """The 256-bit key of a purpose; no two uses share one (NIST SP 800-57, 5.2)."""
+    return hmac.digest(settings().encryption_key, f"{use} {purpose}".encode(), hashlib.sha256)
