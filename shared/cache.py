@@ -6,7 +6,9 @@ overwrites what a writer has put since.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -47,7 +49,7 @@ def put(*names: str, value: bytes | str, seconds: int) -> None:
         pipeline.execute()
 
     if names:
-        _try(set_all)
+        _write(set_all)
 
 
 def put_unless_contended(name: str, value: bytes | str, *, seconds: int, apart: int) -> None:
@@ -71,6 +73,19 @@ def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
     _run("SET", name, value, "EX", seconds, "NX")
 
 
+@contextmanager
+def puts_after_commit() -> Iterator[None]:
+    """Keeps back what is put in the block until its end, for a block that commits there; drops it when that fails."""
+    waiting: list[Callable[[redis.Redis], object]] = []
+    token = _waiting.set(waiting)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+    for write in waiting:
+        _try(write)
+
+
 def is_up() -> bool:
     """Whether Redis answers."""
     return _try(lambda redis: redis.ping()) is not None
@@ -79,6 +94,17 @@ def is_up() -> bool:
 def attempt(work: Callable[["redis.Redis"], T]) -> T | None:
     """What `work` gets from Redis; None when Redis is away, or was within the last second."""
     return None if time.monotonic() < _pause.until else _try(work)
+
+
+def _write(work: "Callable[[redis.Redis], object]") -> None:
+    waiting = _waiting.get()
+    if waiting is None:
+        _try(work)
+    else:
+        waiting.append(work)
+
+
+_waiting: "ContextVar[list[Callable[[redis.Redis], object]] | None]" = ContextVar("waiting", default=None)
 
 
 def _run(*command: Any) -> Any:

@@ -9,10 +9,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import pg8000.dbapi
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, CursorResult, Engine, Executable, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -100,10 +101,10 @@ class LastTransaction:
         self._begun = ExitStack()
         self._connection: Connection | None = None
 
-    @property
-    def connection(self) -> Connection:
-        """That of the last transaction; of a new one where none is open."""
-        return self._connection or self.begin()
+    def execute(self, statement: Executable) -> CursorResult[Any]:
+        """Executes a statement in the last transaction, or in a new one where none is open."""
+        with _errors_as_problems():
+            return (self._connection or self.begin()).execute(statement)
 
     def begin(self) -> Connection:
         """Commits the transaction before and begins another."""
@@ -125,6 +126,9 @@ def last_transaction_open() -> Iterator[LastTransaction]:
     """Leaves the last `transaction()` of the block open, so that what came of it can be written in it as well.
 
     It is committed at the end of the block, and rolled back when the block raises.
+
+    Raises:
+        ServiceUnavailable: as `transaction` does.
     """
     last = LastTransaction()
     token = _last_transaction.set(last)
@@ -133,7 +137,8 @@ def last_transaction_open() -> Iterator[LastTransaction]:
         with _errors_as_problems():
             last.commit()
     except BaseException as error:
-        last.roll_back(error)
+        with _errors_as_problems():
+            last.roll_back(error)
         raise
     finally:
         _last_transaction.reset(token)

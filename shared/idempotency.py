@@ -15,9 +15,10 @@ from flask import Response
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from shared import cache
 from shared.database import last_transaction_open, transaction
 from shared.encryption import keyed_hash, seal, unseal
-from shared.problems import Problem, ServiceUnavailable, TooManyRequests
+from shared.problems import Problem, ServiceUnavailable
 from shared.request import problem_response
 from shared.tables import stored_answer
 
@@ -58,8 +59,8 @@ PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
 def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], Response]) -> Response:
     """The answer of `perform`, or the one that it gave to this request before.
 
-    A problem that it raises is an answer too, unless it is on our side (5xx) or says to come later (429): then
-    nothing is stored.
+    A problem that it raises is an answer too. None is stored of one that is on our side (5xx), which changes
+    nothing, nor of one that says to come again later.
 
     Args:
         header: the value of Idempotency-Key.
@@ -85,22 +86,34 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
 
     this = (stored_answer.c.id == id_, stored_answer.c.claimed_at == claimed_at)
     try:
-        with last_transaction_open() as last:
-            try:
-                response = perform()
-            except Problem as problem:
-                if problem.status >= 500 or problem.status == TooManyRequests.status:
-                    raise
-                response = problem_response(problem)
-            sealed = seal(_PURPOSE, _record(response), id_)
-            stored = last.connection.execute(update(stored_answer).where(*this).values(answer=sealed))
-            if not stored.rowcount:
+        with cache.puts_after_commit(), last_transaction_open() as last:
+            response, is_final = _perform(perform)
+            if is_final:
+                mark = last.execute(
+                    update(stored_answer).where(*this).values(answer=seal(_PURPOSE, _record(response), id_))
+                )
+            else:
+                mark = last.execute(delete(stored_answer).where(*this))
+            if not mark.rowcount:
                 raise ServiceUnavailable  # it took so long that another request took over: only that one may count
     except BaseException:
+        # Unless it has an answer: then the commit came through, and only word of it was lost.
+        unanswered = delete(stored_answer).where(*this, stored_answer.c.answer.is_(None))
         with contextlib.suppress(ServiceUnavailable), transaction() as connection:
-            connection.execute(delete(stored_answer).where(*this))
+            connection.execute(unanswered)
         raise
     return response
+
+
+def _perform(perform: Callable[[], Response]) -> tuple[Response, bool]:
+    """The answer, and whether it would be the same another time."""
+    try:
+        return perform(), True
+    except Problem as problem:
+        if problem.status >= 500:
+            raise
+        # What the handler has written, as a try that counts, stands in either case.
+        return problem_response(problem), "Retry-After" not in problem.headers
 
 
 def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:
