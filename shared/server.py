@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import functions_framework
-from flask import Flask, Response
+from flask import Flask, Response, request
 from gunicorn.app.base import BaseApplication
 
 from shared import cache, logs, metrics
-from shared.problems import ServiceUnavailable
+from shared.problems import NotFound, ServiceUnavailable
 from shared.registry import uses
-from shared.request import json_response
+from shared.request import answer, json_response, problem_response
 from shared.settings import Dependency, InvalidSettings, load
 
 _MAIN = Path(__file__).parents[1] / "main.py"
@@ -48,6 +48,11 @@ def create_app(function: str) -> Flask:
     checks = {use: CHECKS[use] for use in sorted(uses(function)) if use in CHECKS}
     last_check = -READY_SECONDS
     states: dict[Dependency, str] = {}
+
+    # What the framework takes for no path of the function: a line break in it, or /robots.txt.
+    @app.errorhandler(404)
+    def not_found(_: Exception) -> Response:
+        return answer(function, "/*", request, lambda *_: problem_response(NotFound()))
 
     @app.get("/health/live")
     def live() -> Response:
