@@ -14,6 +14,9 @@ test: setup  ## run the tests
 	@$(BIN)/python -m pytest --cov=functions --cov=shared --cov-report=term-missing:skip-covered
 	@$(BIN)/python -m pytest tests/loadtests -n 2
 
+tour: setup  ## call every operation once, step by step (URL=http://127.0.0.1:8080)
+	@$(BIN)/python -m tests.tour
+
 fuzz: setup  ## send what nobody expects to every operation (EXAMPLES=300 for each)
 	@EXAMPLES=$${EXAMPLES:-300} $(BIN)/python -m pytest tests/contract -n 0
 
@@ -39,4 +42,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test fuzz test-cluster loadtest check secrets setup lock
+.PHONY: help up test tour fuzz test-cluster loadtest check secrets setup lock

@@ -9,13 +9,15 @@ Against `make up` it needs nothing else. On a cluster name the command that make
 import json
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 import pyotp
 import urllib3
@@ -29,8 +31,8 @@ T = TypeVar("T")
 URL = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
-PASSWORD = "correct horse battery staple"  # noqa: S105
-NEW_PASSWORD = "a staple for every battery horse"  # noqa: S105
+PASSWORD = "correct horse battery staple"
+NEW_PASSWORD = "a staple for every battery horse"
 PATIENCE_SECONDS = 60.0
 
 http = urllib3.PoolManager(timeout=35.0, retries=False)
@@ -43,7 +45,7 @@ class Failed(Exception):
 class Person:
     """Somebody who uses the API: an address, and the tokens of the session that they are in."""
 
-    called: set[str] = set()
+    called: ClassVar[set[str]] = set()
     """The operations that anybody has called."""
 
     def __init__(self, name: str) -> None:
@@ -71,39 +73,43 @@ class Person:
         started = time.perf_counter()
         answer = http.request(operation.method, URL + path, json=body, headers=headers)
         milliseconds = (time.perf_counter() - started) * 1000
-        print(f"{self.name:>8}  {function:30} {operation.method:6} {path[:70]:70} {answer.status} {milliseconds:6.0f} ms")
+        print(
+            f"{self.name:>8}  {function:30} {operation.method:6} {path[:70]:70} {answer.status} {milliseconds:6.0f} ms"
+        )
         if answer.status != (expect or operation.status):
-            raise Failed(f"{function} answered {answer.status} instead of {expect or operation.status}: {answer.data!r}")
+            raise Failed(
+                f"{function} answered {answer.status} instead of {expect or operation.status}: {answer.data!r}"
+            )
         Person.called.add(function)
         return json.loads(answer.data) if answer.data else None
 
     def logs_in(self, password: str = PASSWORD) -> None:
         self.tokens = self.does("login", {"email": self.email, "password": password})
 
-    def mail(self, subject: str) -> str:
-        """The text of the newest mail to this person whose subject has these words, once it is there."""
-        return self._message(self.email, lambda message: subject in message["subject"])
+    def mail(self, subject: str, count: int = 1) -> str:
+        """The text of this person's newest mail with these words in its subject, once there are so many of them."""
+        return messages(self.email, count, lambda message: subject in message["subject"])[0]
 
-    def link_token(self, subject: str) -> str:
-        return self.mail(subject).partition("#token=")[2].split()[0]
-
-    def text_code(self, phone: str) -> str:
-        """The six digits in the newest text message to a number."""
-        found = re.search(r"\b\d{6}\b", self._message(phone, lambda _message: True))
-        return found[0] if found else ""
-
-    def _message(self, to: str, fits: Callable[[dict[str, str]], bool]) -> str:
-        def find() -> str | None:
-            address = urllib3.request.urlencode({"to": to})
-            answer = http.request("GET", f"{URL}/inbox?{address}", headers={"Accept": "application/json", **HOST})
-            return next((message["text"] for message in json.loads(answer.data) if fits(message)), None)
-
-        return wait_for(find, f"a message to {to}")
+    def mailed_token(self, subject: str, count: int = 1) -> str:
+        return self.mail(subject, count).partition("#token=")[2].split()[0]
 
 
-def wait_for(find: Callable[[], T | None], what: str) -> T:
+def messages(to: str, count: int, fits: Callable[[dict[str, str]], bool] = lambda _message: True) -> list[str]:
+    """The texts of the messages to an address or number, newest first, once there are so many that fit."""
+
+    def find() -> list[str]:
+        query = urlencode({"to": to})
+        answer = http.request("GET", f"{URL}/inbox?{query}", headers={"Accept": "application/json", **HOST})
+        found = [message["text"] for message in json.loads(answer.data) if fits(message)]
+        return found if len(found) >= count else []
+
+    return wait_for(find, f"a message to {to}")
+
+
+def wait_for(find: Callable[[], T], what: str) -> T:
+    """What `find` returns, as soon as that is true."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (found := find()) is None:
+    while not (found := find()):
         if time.monotonic() > deadline:
             raise Failed(f"{what} did not come within {PATIENCE_SECONDS:.0f} s")
         time.sleep(0.1)
@@ -135,11 +141,105 @@ def main() -> None:
 def joins() -> Person:
     kim = Person("kim")
     kim.does("register", {"email": kim.email, "password": PASSWORD, "name": "Kim", "locale": "en"})
-    kim.link_token("Confirm")
+    kim.mailed_token("Confirm")
     kim.does("request_email_verification", {"email": kim.email})
-    kim.does("verify_email", {"token": kim.newest_token("Confirm", 2)})
+    kim.does("verify_email", {"token": kim.mailed_token("Confirm", 2)})
     kim.logs_in()
     kim.does("get_profile")
     kim.does("update_profile", {"name": "Kim Minjun"})
-    kim.does("refresh_token", {"refresh_token": kim.tokens["refresh_token"]})
+    kim.tokens = kim.does("refresh_token", {"refresh_token": kim.tokens["refresh_token"]})
     return kim
+
+
+def changes_password_and_address(kim: Person) -> None:
+    kim.does("change_password", {"current_password": PASSWORD, "new_password": NEW_PASSWORD})
+    kim.does("request_password_reset", {"email": kim.email})
+    kim.does("reset_password", {"token": kim.mailed_token("password", 2), "password": PASSWORD})
+    kim.logs_in()
+    new_email = f"new-{kim.email}"
+    kim.does("change_email", {"email": new_email, "password": PASSWORD})
+    kim.email = new_email
+    kim.does("verify_email", {"token": kim.mailed_token("Confirm")})
+
+
+def verifies_phone_and_business(kim: Person) -> None:
+    phone = f"+8210{secrets.randbelow(10**8):08}"
+    kim.does("request_phone_code", {"phone": phone})
+    code = re.search(r"\b\d{6}\b", messages(phone, 1)[0])
+    kim.does("verify_phone", {"code": code and code[0]})
+    kim.does("remove_phone")
+    kim.does("submit_business", {"number": "123-45-67891", "opened_on": "2020-01-02", "representative": "김민준"})
+    wait_for(lambda: kim.does("get_profile")["business"]["status"] == "verified", "the registry's word")
+
+
+def uses_a_second_factor(person: Person) -> None:
+    app = pyotp.TOTP(person.does("enroll_totp")["secret"])
+    codes = person.does("confirm_totp", {"code": app.now()})["recovery_codes"]
+    person.does("logout")
+    credentials = {"email": person.email, "password": PASSWORD}
+    challenge = person.does("login", credentials, expect=401)["challenge"]
+    person.tokens = person.does("login_with_second_factor", {"challenge": challenge, "code": codes[0]})
+
+
+def uses_a_passkey(kim: Person) -> None:
+    kim.does("remove_totp")
+    options = kim.does("request_passkey_registration")
+    user_id, site = kim.does("get_profile")["id"], urlsplit(URL)
+    origin = f"{site.scheme}://{options['rp']['id']}" + (f":{site.port}" if site.port else "")
+    passkey = Authenticator(uuid.UUID(user_id).bytes, rp_id=options["rp"]["id"], origin=origin)
+    kim.does("register_passkey", {"name": "Phone", "credential": passkey.register(options)})
+    options = kim.does("request_passkey_login")
+    kim.tokens = kim.does("login_with_passkey", {"credential": passkey.log_in(options)})
+    (listed,) = kim.does("list_passkeys")["passkeys"]
+    kim.does("remove_passkey", passkey_id=listed["id"])
+
+
+def looks_after_sessions(kim: Person) -> None:
+    elsewhere = Person("kim")
+    elsewhere.email = kim.email
+    elsewhere.logs_in()
+    listed = kim.does("list_sessions")["sessions"]
+    kim.does("revoke_session", session_id=next(session["id"] for session in listed if not session["current"]))
+    elsewhere.logs_in()
+    kim.does("revoke_other_sessions")
+    elsewhere.does("get_profile", expect=401)
+    kim.does("export_data")
+
+
+def administrator_looks_after(kim: Person) -> None:
+    admin = Person("admin")
+    created = subprocess.run([*shlex.split(ADMIN_CREATE), admin.email, "--locale", "en"], check=False)
+    if created.returncode:
+        raise Failed(f"no administrator could be made with: {ADMIN_CREATE}")
+    admin.does("reset_password", {"token": admin.mailed_token("password"), "password": PASSWORD})
+    admin.logs_in()
+    uses_a_second_factor(admin)
+    (found,) = admin.does("list_users", query="?" + urlencode({"email": kim.email}))["users"]
+    admin.does("get_user", user_id=found["id"])
+    admin.does("revoke_user_sessions", user_id=found["id"])
+    admin.does("update_user", {"status": "suspended"}, user_id=found["id"])
+    kim.does("login", {"email": kim.email, "password": PASSWORD}, expect=401)
+    admin.does("update_user", {"status": "active"}, user_id=found["id"])
+    wait_for(lambda: len(admin.does("list_audit", user_id=found["id"])["entries"]) > 10, "the audit trail")
+
+
+def leaves_and_comes_back(kim: Person) -> None:
+    kim.logs_in()
+    kim.does("withdraw", {"password": PASSWORD})
+    kim.does("get_profile", expect=401)
+    kim.logs_in()
+    kim.does("logout")
+
+
+def keys_are_public_and_the_rest_is_a_404() -> None:
+    anyone = Person("anyone")
+    anyone.does("jwks")
+    answer = http.request("GET", f"{URL}/api/v1/users/nothing", headers=HOST)
+    print(f"{'anyone':>8}  {'fallback':30} GET    {'/api/v1/users/nothing':70} {answer.status}")
+    if answer.status != 404:
+        raise Failed(f"fallback answered {answer.status} instead of 404")
+    Person.called.add("fallback")
+
+
+if __name__ == "__main__":
+    main()
