@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 
 from shared.database import transaction
 from shared.tables import account, credential, outbox
-from tests.conftest import PASSWORD, User, client, inbox, log_in, mailed_token, post, wait_for
+from tests.conftest import PASSWORD, User, client, create_user, inbox, log_in, mailed_token, post, wait_for
 
 PATH = "/api/v1/users"
 
@@ -84,6 +84,18 @@ def test_many_at_once_make_one_account(address: str) -> None:
         statuses = list(pool.map(lambda _: urllib.request.urlopen(request, timeout=30).status, range(16)))
     assert statuses == [202] * 16
     assert accounts(address) == 1
+
+
+def test_nobody_floods_a_mailbox(address: str) -> None:
+    statuses = [register(address).status_code for _ in range(21)]
+    assert statuses == [202] * 20 + [429]
+
+
+def test_a_withdrawn_user_is_told_of_the_account_that_logging_in_restores(address: str) -> None:
+    create_user(address, "withdrawn")
+    register(address)
+    (mail,) = wait_for(lambda: inbox(address))
+    assert mail["subject"] == "이미 이지스 계정이 있습니다"
 
 
 def test_an_earlier_link_never_activates_a_later_password(address: str) -> None:

@@ -8,6 +8,8 @@ const outcome = document.getElementById("outcome");
 
 // The token need not stay in the address bar and the history.
 history.replaceState(null, "", location.pathname);
+// Another link that is opened in this tab changes the fragment alone.
+addEventListener("hashchange", () => location.reload());
 
 function show(state, details = []) {
   outcome.textContent = [outcome.dataset[state], ...details].join(" ");

@@ -6,6 +6,8 @@ const again = document.getElementById("again");
 
 // The token is spent here; it need not stay in the address bar and the history.
 history.replaceState(null, "", location.pathname);
+// Another link that is opened in this tab changes the fragment alone.
+addEventListener("hashchange", () => location.reload());
 
 function show(state) {
   outcome.textContent = outcome.dataset[state];
