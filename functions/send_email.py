@@ -84,16 +84,18 @@ def send_email(event: Event) -> None:
             .where(account.c.id == event.user_id)
             .with_for_update(read=True)
         ).first()
-        mail = recipient and next(
-            (mail for mail in MAILS if mail.event is type(event) and recipient.status in mail.states), None
-        )
+        mail = _mail(event, recipient.status) if recipient else None
         if recipient is None or mail is None:
             return
         address = recipient.new_email if mail.to_new_address else recipient.email
         if address is None:
-            return
+            return  # the change was cancelled
         if mail.link:
             token = create(connection, event.user_id, mail.link.purpose, mail.link.lifetime)
             # In the fragment, which browsers keep to themselves: no server's log holds the token.
             link = f"{settings().public_url}/{mail.link.page}#token={token}"
     send_mail(address, *compose(mail.section, recipient.locale, link))
+
+
+def _mail(event: Event, status: str) -> Mail | None:
+    return next((mail for mail in MAILS if mail.event is type(event) and status in mail.states), None)
