@@ -7,12 +7,13 @@ from shared.events import LoggedOut, announce
 from shared.http_function import http_function
 
 
-@http_function("DELETE", "/api/v1/users/me/sessions", status=204, uses=["database"])
+@http_function("DELETE", "/api/v1/users/me/sessions", status=204, recent_login=True, uses=["database"])
 def revoke_other_sessions(caller: Caller) -> None:
     """End all other sessions.
 
     Every session of the account ends but the one of this request. Their refresh tokens and access tokens are refused
-    from the next request on (at the latest after a minute, should Redis just then not take the news).
+    from the next request on (at the latest after a minute, should Redis just then not take the news). Takes a recent
+    log-in (ASVS 5.0, 7.5.2).
     """
     with transaction() as connection:
         ended = sessions.end_all(connection, caller.user_id, but=caller.session_id)

@@ -58,7 +58,7 @@ def put_unless_contended(name: str, value: bytes | str, *, seconds: int, apart: 
     Two who change one thing may come here in the other order than they committed in: then no value is right.
     """
     arguments = (_PUT_UNLESS_CONTENDED, 2, name, f"{name}:put", value, seconds, apart)
-    _try(lambda redis: redis.execute_command("EVAL", *arguments))
+    _write(lambda redis: redis.execute_command("EVAL", *arguments))
 
 
 _PUT_UNLESS_CONTENDED = """

@@ -7,7 +7,7 @@ from shared.settings import settings
 MAX_AGE_SECONDS = 600
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id"
-_RESPONSE_HEADERS = "ETag, Link, Retry-After, X-Request-Id"
+_RESPONSE_HEADERS = "ETag, Idempotency-Replayed, Link, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
 
 
 def is_preflight(request: Request) -> bool:

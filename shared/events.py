@@ -156,9 +156,17 @@ class TotpEnabled(Event):
 
 
 class TotpRemoved(Event):
-    """A second factor was removed."""
+    """A second factor was removed; by an administrator, where one is named."""
 
     type = "com.aegis.user.totp_removed.v1"
+    actor_id: UUID | None = None
+
+
+class SessionsEnded(Event):
+    """An administrator ended all sessions of an account."""
+
+    type = "com.aegis.user.sessions_ended.v1"
+    actor_id: UUID
 
 
 class RecoveryCodeUsed(Event):

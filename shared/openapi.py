@@ -137,6 +137,8 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
         kinds.extend(_BODY_PROBLEMS)
     elif function.query:
         kinds.append(problems.InvalidRequest)
+    if "{" in function.path:
+        kinds.append(problems.NotFound)
     if "if_match" in function.takes:
         kinds.append(problems.PreconditionFailed)
     if function.keeps_answers:

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, update
 
 from shared.encryption import keyed_hash, seal, unseal
+from shared.events import TotpRemoved, announce
 from shared.tables import recovery_code, totp
 
 SECRET_BYTES = 20
@@ -23,8 +24,8 @@ _DRIFT = 1
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MISREAD = str.maketrans("OIL", "011", " -")
-_RECOVERY_CODE_LENGTH = 16
-"""Characters of 5 bits each: 80 bits, too many to guess."""
+_RECOVERY_CODE_LENGTH = 24
+"""Characters of 5 bits each: 120 bits, so that a plain keyed hash of them will do (ASVS 5.0, 6.5.2)."""
 
 
 def seal_secret(user_id: UUID, secret: bytes) -> bytes:
@@ -79,3 +80,20 @@ def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -
         delete(recovery_code).where(recovery_code.c.account_id == user_id, recovery_code.c.code_hash == code_hash)
     )
     return used.rowcount > 0
+
+
+def remove(connection: Connection, user_id: UUID, *, actor_id: UUID | None = None) -> bool:
+    """Removes the authenticator app and the recovery codes of a user; False when there is none.
+
+    Args:
+        actor_id: the administrator who does it.
+    """
+    removed = connection.execute(
+        delete(totp).where(totp.c.account_id == user_id).returning(totp.c.confirmed_at)
+    ).first()
+    if removed is None:
+        return False
+    connection.execute(delete(recovery_code).where(recovery_code.c.account_id == user_id))
+    if removed.confirmed_at:
+        announce(connection, TotpRemoved(user_id=user_id, actor_id=actor_id))
+    return True

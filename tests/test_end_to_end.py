@@ -60,7 +60,7 @@ def test_register_verify_log_in_read_refresh_log_out(address: str) -> None:
 def test_an_unknown_address_and_a_wrong_method_are_problems() -> None:
     assert call("GET", "/nowhere")[0] == 404
     status, problem, headers = call("DELETE", "/api/v1/users/me")
-    assert (status, problem["status"], headers["Allow"]) == (405, 405, "GET, HEAD")
+    assert (status, problem["status"], headers["Allow"]) == (405, 405, "GET, HEAD, PATCH")
 
 
 def test_health_and_metrics_of_functions_are_not_public() -> None:

@@ -37,6 +37,8 @@ from shared.server import Server
 
 KEPT = 1000
 """So many messages are kept; older ones are forgotten."""
+SHOWN = 50
+"""So many of them the page shows."""
 
 sandbox = Blueprint("sandbox", __name__)
 
@@ -142,14 +144,14 @@ def show_states() -> tuple[Response, int]:
 
 @sandbox.get("/inbox")
 def show_inbox() -> Response | str:
-    """The messages, newest first: a page, or with `Accept: application/json` a list of objects.
+    """The messages, newest first: a page of the newest, or with `Accept: application/json` a list of all.
 
     With `?to=ADDRESS` only those to an address.
     """
     found = messages(request.args.get("to"))
     if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
         return jsonify(found)
-    return render_template("inbox.html", messages=found)
+    return render_template("inbox.html", messages=found[:SHOWN])
 
 
 def store(messages: list[Message]) -> None:

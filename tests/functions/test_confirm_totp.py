@@ -25,7 +25,7 @@ def test_the_answer_is_ten_recovery_codes(active_user: User) -> None:
     assert response.status_code == 200
     codes = response.json["recovery_codes"]
     assert len(set(codes)) == 10
-    assert all(re.fullmatch("([0-9A-HJKMNP-TV-Z]{4}-){3}[0-9A-HJKMNP-TV-Z]{4}", code) for code in codes)
+    assert all(re.fullmatch("([0-9A-HJKMNP-TV-Z]{4}-){5}[0-9A-HJKMNP-TV-Z]{4}", code) for code in codes)
     assert events_of(active_user)[-1] == "totp_enabled"
 
 

@@ -15,7 +15,9 @@ def test_an_unknown_address_is_a_404(path: str) -> None:
     assert response.json["type"] == "urn:aegis:problem:not-found"  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("path", "allow"), [("/api/v1/users", "GET, HEAD, POST"), ("/api/v1/users/me", "GET, HEAD")])
+@pytest.mark.parametrize(
+    ("path", "allow"), [("/api/v1/users", "GET, HEAD, POST"), ("/api/v1/users/me", "GET, HEAD, PATCH")]
+)
 def test_a_known_address_with_another_method_is_a_405_that_names_the_right_ones(path: str, allow: str) -> None:
     response = client("fallback").delete("/unrouted" + path)
     assert (response.status_code, response.headers["Allow"]) == (405, allow)

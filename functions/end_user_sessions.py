@@ -1,0 +1,36 @@
+"""End all sessions of a user, for administrators."""
+
+from uuid import UUID
+
+from sqlalchemy import select
+
+from shared import authentication, sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import SessionsEnded, announce
+from shared.http_function import http_function
+from shared.problems import NoSuchItem
+from shared.tables import account
+
+
+@http_function(
+    "DELETE",
+    "/api/v1/users/{user_id}/sessions",
+    status=204,
+    role="admin",
+    uses=["database"],
+    problems=[NoSuchItem],
+)
+def end_user_sessions(user_id: UUID, caller: Caller) -> None:
+    """End all sessions of a user.
+
+    For administrators. Refresh tokens and access tokens of the user are refused from the next request on; logging in
+    starts a new session.
+    """
+    with transaction() as connection:
+        # Locked, so that a session which is about to start ends as well.
+        if connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update()).first() is None:
+            raise NoSuchItem
+        ended = sessions.end_all(connection, user_id)
+        announce(connection, SessionsEnded(user_id=user_id, actor_id=caller.user_id))
+    authentication.refuse_tokens_of(user_id, *ended)

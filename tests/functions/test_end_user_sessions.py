@@ -1,0 +1,44 @@
+"""Ending a user's sessions as an administrator."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.conftest import User, call, create_admin, events_of, log_in, session_of
+
+
+@pytest.fixture
+def admin(address: str) -> dict[str, Any]:
+    return create_admin(f"admin-{address}")[1]
+
+
+def test_all_sessions_of_the_user_end_from_the_next_request_on(active_user: User, admin: dict[str, Any]) -> None:
+    sessions = [session_of(active_user) for _ in range(3)]
+    assert [call("get_profile", tokens).status_code for tokens in sessions] == [200] * 3
+    assert call("end_user_sessions", admin, user_id=active_user.id).status_code == 204
+    assert [call("get_profile", tokens).status_code for tokens in sessions] == [401] * 3
+    refreshed = call("refresh_token", body={"refresh_token": sessions[0]["refresh_token"]})
+    assert refreshed.status_code == 401
+    assert events_of(active_user)[-1] == "sessions_ended"
+
+
+def test_the_user_may_log_in_again(active_user: User, admin: dict[str, Any]) -> None:
+    call("end_user_sessions", admin, user_id=active_user.id)
+    assert call("get_profile", log_in(active_user)).status_code == 200
+
+
+def test_the_administrators_own_session_goes_on(active_user: User, admin: dict[str, Any]) -> None:
+    call("end_user_sessions", admin, user_id=active_user.id)
+    assert call("get_profile", admin).status_code == 200
+
+
+def test_an_unknown_user_is_a_404(admin: dict[str, Any]) -> None:
+    response = call("end_user_sessions", admin, user_id=uuid.uuid4())
+    assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
+
+
+def test_it_is_for_administrators(active_user: User) -> None:
+    tokens = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    assert call("end_user_sessions", tokens, user_id=active_user.id).status_code == 403
+    assert call("get_profile", tokens).status_code == 200
