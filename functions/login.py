@@ -12,8 +12,12 @@ from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import verify_password
 from shared.problems import Problem, ProblemDetails
+from shared.rate_limits import address_subject, forgive
 from shared.sessions import TokenPair
 from shared.tables import account, credential, totp
+
+GUESSES = {"email+address": "10/minute", "email": "100/hour"}
+"""Whoever guesses from one address is stopped soon; from many, before NIST's 100 (SP 800-63B-4, 3.2.2) in an hour."""
 
 
 class Credentials(RequestBody):
@@ -46,7 +50,7 @@ class SecondFactorRequired(Problem):
 @http_function(
     "POST",
     "/api/v1/users/login",
-    limits={"address": "60/minute", "email+address": "10/minute", "email": "100/hour"},
+    limits={"address": "60/minute", **GUESSES},
     uses=["database", "access_tokens", "refresh_tokens"],
     problems=[InvalidCredentials, SecondFactorRequired],
 )
@@ -55,6 +59,7 @@ def login(body: Credentials, client: Client) -> TokenPair:
 
     Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
     An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
+    Guesses at a password are counted: ten a minute from an address, a hundred an hour from all, until one is right.
     An account with an authenticator app gets no tokens for its password, but the problem `second-factor-required`,
     whose member `challenge` goes with a code to /api/v1/users/login/second-factor.
     """
@@ -70,6 +75,7 @@ def login(body: Credentials, client: Client) -> TokenPair:
     # A pending account is refused alike: whoever registers an address could else learn whether it was free.
     if not found or not is_right or found.status not in sessions.MAY_LOG_IN:
         raise InvalidCredentials
+    forgive("login", GUESSES, {"email": canonical_email(body.email), "address": address_subject(client.address)})
     if found.confirmed_at:
         with transaction() as connection:
             challenge = challenges.create(connection, SECOND_FACTOR, found.id)

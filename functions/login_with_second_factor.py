@@ -13,7 +13,7 @@ from shared.events import RecoveryCodeUsed, announce
 from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
 from shared.problems import Problem
-from shared.rate_limits import enforce
+from shared.rate_limits import enforce, forgive
 from shared.second_factors import METHODS, recovery_code_hash, step_of, use_recovery_code, use_step
 from shared.sessions import TokenPair
 from shared.tables import challenge, totp
@@ -61,7 +61,7 @@ def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
 
     Takes the `challenge` of the log-in that answered `second-factor-required`, within five minutes and in at most
     five tries, and a code: the app's current one, which is good once, or a recovery code, which is then used up.
-    Starts a session as the log-in does. An account has 20 tries in an hour.
+    Starts a session as the log-in does. An account has 20 tries in an hour; a right code starts anew.
     """
     token, code = body.challenge.get_secret_value(), body.code.get_secret_value()
     with transaction() as connection:
@@ -72,7 +72,8 @@ def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
         ).first()
     if found is None:
         raise InvalidSecondFactor(LOG_IN_AGAIN)
-    enforce("login_with_second_factor", LIMITS_OF_ACCOUNT, {"account": str(found.account_id)})
+    counted = ("login_with_second_factor", LIMITS_OF_ACCOUNT, {"account": str(found.account_id)})
+    enforce(*counted)
 
     tokens = None
     with transaction() as connection:
@@ -84,6 +85,7 @@ def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
             tokens = sessions.log_in(connection, found.account_id, ["pwd", *METHODS], client)
     if tokens is None:
         raise InvalidSecondFactor("" if may_try else LOG_IN_AGAIN)
+    forgive(*counted)
     return tokens
 
 

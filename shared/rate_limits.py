@@ -76,12 +76,7 @@ def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list
     Raises:
         TooManyRequests: one of the limits is reached; this request then counts against none of them.
     """
-    windows = [
-        _Window(whose, *rate_policy(rate), _key(operation, whose, rate, subjects))
-        for whose, rates in limits.items()
-        if all(subjects.get(name) for name in whose.split("+"))
-        for rate in rates.split(";")
-    ]
+    windows = _windows(operation, limits, subjects)
     if not windows:
         return []
     counts = cache.attempt(lambda client: _count(client, windows))
@@ -95,6 +90,16 @@ def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list
         slowest = max(refused, key=lambda standing: standing.reset)
         raise TooManyRequests(slowest.headers | {"Retry-After": str(slowest.reset)})
     return standings
+
+
+def forgive(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
+    """Starts the counts anew that `enforce` made with the same arguments: whoever was right was not guessing."""
+    keys = [window.key for window in _windows(operation, limits, subjects)]
+    if keys:
+        cache.attempt(lambda client: client.delete(*keys))
+        with _lock:
+            for key in keys:
+                _here.pop(key, None)
 
 
 def address_subject(address: str) -> str:
@@ -123,6 +128,15 @@ class _Window(NamedTuple):
     amount: int
     seconds: int
     key: str
+
+
+def _windows(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list[_Window]:
+    return [
+        _Window(whose, *rate_policy(rate), _key(operation, whose, rate, subjects))
+        for whose, rates in limits.items()
+        if all(subjects.get(name) for name in whose.split("+"))
+        for rate in rates.split(";")
+    ]
 
 
 def _key(operation: str, whose: str, rate: str, subjects: Mapping[str, str]) -> str:

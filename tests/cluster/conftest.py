@@ -1,6 +1,7 @@
 """The development overlay on the current kube context, with the image that IMAGE names."""
 
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,8 +113,8 @@ def mailed_token(address: str, seconds: float = 60) -> str:
     """The token in the mail to an address, once it is there."""
 
     def find() -> str:
-        messages = call("GET", "/inbox", Accept="application/json")[1] or []
-        texts = [message["text"] for message in messages if message["to"] == address]
+        messages = call("GET", f"/inbox?to={address}", Accept="application/json")[1] or []
+        texts = [message["text"] for message in messages]
         return texts[0].partition("#token=")[2].strip() if texts else ""
 
     return wait_for(find, seconds)
@@ -131,11 +133,20 @@ def credentials(deployed: None) -> dict[str, str]:
     return found
 
 
-@pytest.fixture
-def bearer(credentials: dict[str, str]) -> dict[str, str]:
-    status, tokens, _ = call("POST", f"{USERS}/login", credentials)
-    assert status == 200
-    return {"Authorization": f"Bearer {tokens['access_token']}"}
+@pytest.fixture(scope="session")
+def bearers(deployed: None) -> list[dict[str, str]]:
+    """Of several users, as one alone may not ask as often as a load does."""
+
+    def join(_number: int) -> dict[str, str]:
+        body = {"email": new_address(), "password": PASSWORD}
+        assert call("POST", USERS, body)[0] == 202
+        assert call("POST", f"{USERS}/email/verify", {"token": mailed_token(body["email"])})[0] == 204
+        status, tokens, _ = call("POST", f"{USERS}/login", body)
+        assert status == 200
+        return {"Authorization": f"Bearer {tokens['access_token']}"}
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(join, range(24)))
 
 
 def pods(service: str) -> int:
@@ -183,9 +194,11 @@ def load(callers: int, send: Callable[[http.client.HTTPConnection], int]) -> Ite
             thread.join()
 
 
-def get_profile(bearer: dict[str, str], pause: float = 0.0) -> Callable[[http.client.HTTPConnection], int]:
+def get_profile(bearers: list[dict[str, str]], pause: float = 0.0) -> Callable[[http.client.HTTPConnection], int]:
+    in_turn = itertools.cycle(bearers)
+
     def send(connection: http.client.HTTPConnection) -> int:
-        connection.request("GET", f"{USERS}/me", headers={"Host": HOST, **bearer})
+        connection.request("GET", f"{USERS}/me", headers={"Host": HOST, **next(in_turn)})
         response = connection.getresponse()
         response.read()
         time.sleep(pause)

@@ -2,18 +2,25 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
+import uuid
 from typing import Any
 
 import pytest
 
 from shared.manifests import functions
+from shared.registry import HTTP_FUNCTIONS
 from tests.cluster.conftest import (
+    HOST,
     NAMESPACE,
     USERS,
     call,
+    gateway,
     get_profile,
     kubectl,
     load,
@@ -23,7 +30,7 @@ from tests.cluster.conftest import (
     new_address,
     pods,
 )
-from tests.conftest import PASSWORD, wait_for
+from tests.conftest import PASSWORD, ROOT, load_all, wait_for
 
 # The window, and the 30 s that Knative waits before the last pod goes, and as much again.
 TO_ZERO_SECONDS = 240.0
@@ -49,7 +56,7 @@ def test_what_has_no_route_is_a_problem() -> None:
     status, problem, _ = call("GET", "/nowhere")
     assert (status, problem["type"]) == (404, "urn:aegis:problem:not-found")
     status, _, headers = call("DELETE", f"{USERS}/me")
-    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+    assert (status, headers["Allow"]) == (405, "GET, HEAD, PATCH")
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "//metrics", "/./metrics"])
@@ -92,8 +99,8 @@ def test_pods_grow_under_load_and_shrink_after(credentials: dict[str, str]) -> N
     print(f"no pods {time.monotonic() - started:.0f} s after the load ended")
 
 
-def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearer: dict[str, str]) -> None:
-    with load(4, get_profile(bearer, pause=0.05)) as running:
+def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearers: list[dict[str, str]]) -> None:
+    with load(4, get_profile(bearers, pause=0.05)) as running:
         wait_for(lambda: running.statuses[200] > 50, seconds=60)
         before = revision("get-profile")
         patch = {"spec": {"template": {"metadata": {"annotations": {"rolled-out-at": str(time.time())}}}}}
@@ -107,8 +114,8 @@ def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearer: di
     assert running.failed == {}
 
 
-def test_a_deleted_pod_costs_no_request(bearer: dict[str, str]) -> None:
-    with load(4, get_profile(bearer, pause=0.05)) as running:
+def test_a_deleted_pod_costs_no_request(bearers: list[dict[str, str]]) -> None:
+    with load(4, get_profile(bearers, pause=0.05)) as running:
         wait_for(lambda: running.statuses[200] > 50, seconds=60)
         selector = "serving.knative.dev/service=get-profile"
         namespaced("delete", "pod", "-l", selector, "--wait=false")
@@ -118,20 +125,41 @@ def test_a_deleted_pod_costs_no_request(bearer: dict[str, str]) -> None:
     assert running.failed == {}
 
 
-def test_metrics_of_each_function_arrive_in_prometheus(bearer: dict[str, str]) -> None:
+def test_metrics_of_each_function_arrive_in_prometheus() -> None:
+    load_all()
+    nobody = uuid.UUID(int=0)
+    everyday = {"send_email", "record_audit"}  # each event comes to them
+
     def counted() -> set[str]:
         series = query('count by (function) (http_requests_total{service="user-service"})')
         return {one["metric"]["function"] for one in series}
 
     def touched() -> bool:
-        call("GET", f"{USERS}/me", **bearer)
-        call("GET", "/nowhere")
-        for path in (USERS, f"{USERS}/email/verify", f"{USERS}/login", f"{USERS}/token/refresh", f"{USERS}/logout"):
-            call("POST", path, {})
+        for name in HTTP_FUNCTIONS.keys() - counted():
+            operation = HTTP_FUNCTIONS[name]
+            path = re.sub(r"{\w+}", str(nobody), operation.path).replace("*", "nowhere")
+            call("GET" if operation.method == "*" else operation.method, path, {})
         call("POST", USERS, {"email": new_address(), "password": PASSWORD})
-        return counted() >= set(functions())
+        return counted() >= HTTP_FUNCTIONS.keys() | everyday
 
     wait_for(touched, seconds=180)
+
+
+def test_the_tour_calls_every_operation() -> None:
+    address, port = gateway()
+    create = f"kubectl --namespace {NAMESPACE} exec deploy/relay -- python -m knative.release.aegis admin create"
+    url = f"http://{address}" + ("" if port == 80 else f":{port}")
+    environment = {"URL": url, "HOST_HEADER": HOST, "ADMIN_CREATE": create}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tour"],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_functions_at_zero_answer_and_an_event_wakes_send_email_from_zero(credentials: dict[str, str]) -> None:

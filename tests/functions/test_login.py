@@ -103,3 +103,16 @@ def test_of_more_than_fifty_sessions_the_one_used_least_lately_ends(active_user:
     first, *_, last = [session_of(active_user) for _ in range(51)]
     assert call("refresh_token", body={"refresh_token": first["refresh_token"]}).status_code == 401
     assert call("refresh_token", body={"refresh_token": last["refresh_token"]}).status_code == 200
+
+
+def test_guesses_at_one_account_are_stopped_from_one_address_and_in_the_end_from_all(active_user: User) -> None:
+    wrong = {"email": active_user.email, "password": "wrong horse battery staple"}
+    answers = [call("login", body=wrong, address="203.0.113.7").status_code for _ in range(11)]
+    assert answers == [401] * 10 + [429]
+    assert call("login", body=wrong, address="203.0.113.8").status_code == 401
+
+
+def test_who_logs_in_often_is_no_guesser(active_user: User) -> None:
+    right = {"email": active_user.email, "password": active_user.password}
+    answers = [call("login", body=right, address="203.0.113.9").status_code for _ in range(12)]
+    assert answers == [200] * 12

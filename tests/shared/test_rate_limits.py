@@ -224,7 +224,7 @@ def test_redis_keeps_no_count_for_longer_than_its_window(own_redis: Process, ser
 
 def test_no_personal_data_stands_in_a_key_of_redis(own_redis: Process, serve: Serve, active_user: User) -> None:
     caller = an_address()
-    call("login", body={"email": active_user.email, "password": PASSWORD}, address=caller)
+    call("login", body={"email": active_user.email, "password": "wrong horse battery staple"}, address=caller)
     keys = str(cache.client().keys("*"))
     assert keys.count("aegis:limit:login:") == 3
     assert caller not in keys
