@@ -29,10 +29,8 @@ def base64url(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def write_secrets(file: Path) -> bool:
-    """Writes new secrets to a file unless it is there. Returns whether it did."""
-    if file.exists():
-        return False
+def write_secrets(file: Path) -> list[str]:
+    """Adds the secrets that a file lacks, which may be all of them. Returns their names."""
     values = {
         "DB_USER": "aegis",
         "DB_PASSWORD": secrets.token_hex(16),
@@ -44,13 +42,19 @@ def write_secrets(file: Path) -> bool:
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
     file.touch(mode=0o600)
-    file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    return True
+    known = {line.partition("=")[0] for line in file.read_text().splitlines()}
+    missing = [name for name in values if name not in known]
+    with file.open("a") as lines:
+        lines.writelines(f"{name}={values[name]}\n" for name in missing)
+    return missing
 
 
 def main() -> None:
     file = Path(sys.argv[1])
-    print(f"wrote {file}" if write_secrets(file) else f"{file} is there already; delete it for new secrets")
+    if made := write_secrets(file):
+        print(f"{file} now has {', '.join(made)}")
+    else:
+        print(f"{file} has all secrets already; delete it for new ones")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from sqlalchemy import delete, insert, select, update
 from shared import verifications
 from shared.database import transaction
 from shared.tables import account, challenge, credential
+from tests.authenticator import with_totp
 from tests.conftest import (
     PASSWORD,
     User,
@@ -172,3 +173,10 @@ def test_a_request_that_is_sent_again_gets_its_first_answer(active_user: User) -
     key = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
     assert [reset(token, headers=key).status_code for _ in range(2)] == [204, 204]
     assert events_of(active_user) == ["password_changed"]
+
+
+def test_a_reset_does_not_get_around_the_second_factor(active_user: User) -> None:
+    with_totp(active_user)
+    assert reset(issue(active_user)).status_code == 204
+    response = call("login", body={"email": active_user.email, "password": NEW_PASSWORD})
+    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:second-factor-required")

@@ -1,0 +1,28 @@
+"""The secrets of a development environment."""
+
+import stat
+from pathlib import Path
+
+from knative.local.keys import write_secrets
+from shared.settings import load
+
+
+def read(file: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+
+def test_new_secrets_are_readable_by_their_owner_alone_and_taken_by_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    write_secrets(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert load(
+        {**read(file), "PUBLIC_URL": "https://api.example.com"}, ["access_tokens", "refresh_tokens", "encryption"]
+    )
+
+
+def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    file.write_text("DB_USER=aegis\nDB_PASSWORD=kept\n")
+    assert write_secrets(file)[0] == "JWT_SECRET_KEY"
+    assert read(file)["DB_PASSWORD"] == "kept"
+    assert write_secrets(file) == []

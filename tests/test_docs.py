@@ -1,0 +1,30 @@
+"""What the documents say about the repository is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, load_all
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_test_that_the_security_table_names_is_there() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs" / "security.md").read_text())) - {"test_docs"}
+    there = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named - there == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file(document: Path) -> None:
+    text = document.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_readme_names_every_function() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert {name for name in load_all() if f"functions/{name}.py" not in text} == set()
