@@ -76,7 +76,7 @@ def deployed() -> None:
             namespaced("wait", "--for=condition=complete", "job/migrate", "--timeout=180s")
         else:
             kubectl("apply", "-k", str(folder))
-    namespaced("wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=180s")
+    namespaced("wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=300s")
     namespaced("rollout", "status", "deploy/relay", "deploy/dispatcher", "deploy/sandbox", "--timeout=120s")
     wait_for(lambda: call("GET", "/nowhere")[0] == 404, seconds=60)
 

@@ -99,6 +99,7 @@ def test_scaling_is_stated_for_every_function_and_within_reason(
         scaling = {
             name.removeprefix("autoscaling.knative.dev/"): value
             for name, value in template["metadata"]["annotations"].items()
+            if name.startswith("autoscaling.")
         }
         assert scaling.keys() == {"target", "min-scale", "max-scale", "window", "scale-down-delay"}
         assert 0 <= int(scaling["min-scale"]) <= int(scaling["max-scale"])
