@@ -2,7 +2,7 @@
 
 from sqlalchemy import select, update
 
-from shared import credentials, profiles
+from shared import credentials, profiles, sessions
 from shared.access_tokens import Caller
 from shared.credentials import WrongPassword
 from shared.database import transaction
@@ -22,6 +22,7 @@ class EmailChange(RequestBody):
     "POST",
     "/api/v1/users/me/email",
     status=202,
+    recent_login=True,
     limits={"address": "60/minute", "account": "10/hour", "email": "5/hour"},
     uses=["database"],
     problems=[WrongPassword],
@@ -39,6 +40,7 @@ def change_email(body: EmailChange, caller: Caller) -> None:
     # Whoever registered an address and never verified it does not own it.
     its_owner = select(account.c.id).where(account.c.canonical_email == address, account.c.status != "pending")
     with transaction() as connection:
+        sessions.lock(connection, caller)
         owner = connection.scalar(its_owner)
         cancels = owner == caller.user_id
         # Stored for a taken address too, or the profile would tell.

@@ -1,6 +1,6 @@
 """Change one's password."""
 
-from shared import authentication, credentials, profiles
+from shared import authentication, credentials, profiles, sessions
 from shared.access_tokens import Caller
 from shared.credentials import WrongPassword
 from shared.database import transaction
@@ -19,6 +19,7 @@ class PasswordChange(RequestBody):
     "PUT",
     "/api/v1/users/me/password",
     status=204,
+    recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     uses=["database"],
     problems=[WrongPassword],
@@ -39,6 +40,7 @@ def change_password(body: PasswordChange, caller: Caller) -> None:
     password_hash = hash_password(password)
 
     with transaction() as connection:
+        sessions.lock(connection, caller)
         ended = credentials.replace_password(
             connection, caller.user_id, password_hash, instead_of=proved, but=caller.session_id
         )

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Table, delete, exists, func, select, tuple
 from shared import idempotency, sessions
 from shared.database import transaction
 from shared.event_function import event_function
+from shared.events import UserPurged, announce
 from shared.schedules import ScheduleFired
 from shared.tables import (
     account,
@@ -90,4 +91,9 @@ def _delete_batch(table: Table, condition: ColumnElement[bool]) -> int:
     """Deletes some of a table's expired rows, passing over those that somebody works on; returns how many."""
     due = select(*table.primary_key).where(condition).limit(BATCH).with_for_update(skip_locked=True, of=table).cte()
     with transaction() as connection:
-        return connection.execute(delete(table).where(tuple_(*table.primary_key).in_(select(due)))).rowcount
+        deleted = connection.execute(
+            delete(table).where(tuple_(*table.primary_key).in_(select(due))).returning(*table.primary_key)
+        ).all()
+        if table is account:
+            announce(connection, *(UserPurged(user_id=row.id) for row in deleted))
+    return len(deleted)

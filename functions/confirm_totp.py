@@ -7,15 +7,15 @@ from pydantic import Field, SecretStr
 from sqlalchemy import func, insert, select, update
 from typing_extensions import TypedDict
 
-from shared import authentication, profiles, sessions
+from shared import authentication, profiles, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import TotpEnabled, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
 from shared.problems import InvalidRequest, Problem
-from shared.second_factors import METHODS, new_recovery_codes, recovery_code_hash, step_of
-from shared.tables import account, recovery_code, session, totp
+from shared.second_factors import new_recovery_codes, recovery_code_hash, step_of
+from shared.tables import recovery_code, totp
 
 LIFETIME = timedelta(minutes=15)
 """Of an enrolment that waits to be confirmed."""
@@ -48,19 +48,18 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
     """Confirm the authenticator app.
 
     From now on logging in with a password takes a code as well. The ten recovery codes, each good for one log-in
-    without the app, are shown this once. The user's other sessions end, as they never passed the second factor;
-    this one has, and its tokens say so after the next refresh.
+    without the app, are shown this once. The user's other sessions end, as they never passed the second factor. Nor has
+    this one, which goes on: for what takes a second factor, log in with it.
     """
     user_id = caller.user_id
-    # Locked with its account: no log-in slips through by the password alone while this takes effect.
-    waiting = (
-        select(totp.c.secret)
-        .select_from(account.join(totp))
-        .where(account.c.id == user_id, totp.c.confirmed_at.is_(None), totp.c.created_at > func.now() - LIFETIME)
-        .with_for_update(key_share=True)
+    waiting = select(totp.c.secret).where(
+        totp.c.account_id == user_id, totp.c.confirmed_at.is_(None), totp.c.created_at > func.now() - LIFETIME
     )
     codes = new_recovery_codes()
     with transaction() as connection:
+        # No log-in slips through by the password alone while this takes effect.
+        sessions.lock(connection, caller)
+        second_factors.require(connection, caller)
         secret = connection.scalar(waiting)
         if secret is None:
             raise NoTotpEnrolment
@@ -73,8 +72,6 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
         )
         rows = [{"account_id": user_id, "code_hash": recovery_code_hash(user_id, code)} for code in codes]
         connection.execute(insert(recovery_code).values(rows))
-        methods = list(dict.fromkeys([*caller.amr, *METHODS]))
-        connection.execute(update(session).where(session.c.id == caller.session_id).values(amr=methods))
         ended = sessions.end_all(connection, user_id, but=caller.session_id)
         announce(connection, TotpEnabled(user_id=user_id))
         profile = profiles.read(connection, user_id)

@@ -18,19 +18,19 @@ from shared.tables import account
     "/api/v1/users/{user_id}/sessions",
     status=204,
     role="admin",
+    recent_login=True,
     uses=["database"],
     problems=[NoSuchItem],
 )
 def end_user_sessions(user_id: UUID, caller: Caller) -> None:
     """End all sessions of a user.
 
-    For administrators. Refresh tokens and access tokens of the user are refused from the next request on; logging in
-    starts a new session.
+    For administrators. Refresh tokens and access tokens of the user are refused from the next request on (at the
+    latest after a minute, should Redis just then not take the news). Logging in starts a new session.
     """
     with transaction() as connection:
-        # Locked, so that a session which is about to start ends as well.
-        if connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update()).first() is None:
-            raise NoSuchItem
         ended = sessions.end_all(connection, user_id)
+        if connection.execute(select(account.c.id).where(account.c.id == user_id)).first() is None:
+            raise NoSuchItem
         announce(connection, SessionsEnded(user_id=user_id, actor_id=caller.user_id))
     authentication.refuse_tokens_of(user_id, *ended)

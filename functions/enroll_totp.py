@@ -7,6 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 
+from shared import second_factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.http_function import http_function
@@ -56,6 +57,8 @@ def enroll_totp(caller: Caller) -> TotpEnrolment:
         .returning(select(account.c.email).where(account.c.id == caller.user_id).scalar_subquery())
     )
     with transaction() as connection:
+        sessions.lock(connection, caller)
+        second_factors.require(connection, caller)
         email = connection.scalar(replace_unconfirmed)
     if email is None:
         raise TotpAlreadyEnabled

@@ -128,7 +128,10 @@ class PersonalData(TypedDict):
 
 
 @http_function(
-    "GET", "/api/v1/users/me/export", limits={"address": "60/minute", "account": "10/hour"}, uses=["database"]
+    "GET",
+    "/api/v1/users/me/export",
+    recent_login=True,
+    limits={"address": "60/minute", "account": "10/hour"},
 )
 def export_data(caller: Caller) -> PersonalData:
     """Read all that is stored on the caller.
@@ -160,9 +163,12 @@ def _personal_data(connection: Connection, user_id: UUID) -> PersonalData:
 
     sessions = newest(_columns(ExportedSession, session).where(session.c.account_id == user_id), session.c.id)
     entries = newest(
-        select(audit.c.event_id.label("id"), *audit.c["type", "occurred_at", "request_id", "data"]).where(
-            audit.c.account_id == user_id
-        ),
+        select(
+            audit.c.event_id.label("id"),
+            *audit.c["type", "occurred_at", "request_id"],
+            # Which administrator did it is no data on the caller.
+            audit.c.data.op("-")("actor_id").label("data"),
+        ).where(audit.c.account_id == user_id),
         audit.c.event_id,
     )
     events = newest(_columns(ExportedEvent, outbox).where(outbox.c.subject == user_id), outbox.c.position)

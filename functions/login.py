@@ -16,7 +16,7 @@ from shared.rate_limits import address_subject, forgive
 from shared.sessions import TokenPair
 from shared.tables import account, credential, totp
 
-GUESSES = {"email+address": "10/minute", "email": "100/hour"}
+GUESSES = {"email+address": "10/minute;20/hour", "email": "100/hour"}
 """Whoever guesses from one address is stopped soon; from many, before NIST's 100 (SP 800-63B-4, 3.2.2) in an hour."""
 
 
@@ -59,7 +59,8 @@ def login(body: Credentials, client: Client) -> TokenPair:
 
     Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
     An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
-    Guesses at a password are counted: ten a minute from an address, a hundred an hour from all, until one is right.
+    Guesses at a password are counted, until one is right: ten a minute and twenty an hour from one address, a
+    hundred an hour from all.
     An account with an authenticator app gets no tokens for its password, but the problem `second-factor-required`,
     whose member `challenge` goes with a code to /api/v1/users/login/second-factor.
     """

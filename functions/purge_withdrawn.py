@@ -33,7 +33,7 @@ def _purge() -> Sequence[UUID]:
     """Deletes one batch. Whoever logs in at this moment has the account locked: it is passed over, and restored."""
     due = (
         select(account.c.id)
-        .where(account.c.status == "withdrawn", withdrawals.is_over())
+        .where(account.c.status.in_(("withdrawn", "suspended")), withdrawals.is_over())
         .order_by(account.c.withdrawn_at)
         .limit(BATCH)
         .with_for_update(skip_locked=True)

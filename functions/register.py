@@ -20,7 +20,11 @@ class Registration(RequestBody):
 
 
 @http_function(
-    "POST", "/api/v1/users", status=202, limits={"address": "60/minute", "email": "20/hour"}, uses=["database"]
+    "POST",
+    "/api/v1/users",
+    status=202,
+    limits={"address": "60/minute", "email+address": "5/hour", "email": "20/hour"},
+    uses=["database"],
 )
 def register(body: Registration) -> None:
     """Register a user.

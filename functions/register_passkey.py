@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import challenges, passkeys
+from shared import challenges, passkeys, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
@@ -18,7 +18,7 @@ from shared.http_function import http_function
 from shared.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
 from shared.problems import Problem
 from shared.settings import settings
-from shared.tables import account, passkey
+from shared.tables import passkey
 
 Transport = Annotated[str, Field(max_length=32)]
 
@@ -86,8 +86,8 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
         .returning(passkey.c.created_at)
     )
     with transaction() as connection:
-        # Locked, so that of two at once the second counts the first.
-        connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update(key_share=True))
+        sessions.lock(connection, caller)
+        second_factors.require(connection, caller)
         if not challenges.spend(connection, challenge, PASSKEY_REGISTRATION, user_id):
             raise PasskeyNotVerified
         count = select(func.count()).select_from(passkey).where(passkey.c.account_id == user_id)

@@ -2,7 +2,7 @@
 
 from sqlalchemy import delete, update
 
-from shared import profiles
+from shared import profiles, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import PhoneRemoved, announce
@@ -22,6 +22,7 @@ def remove_phone(caller: Caller) -> None:
         .values(phone=None, phone_verified_at=None)
     )
     with transaction() as connection:
+        sessions.lock(connection, caller)
         connection.execute(delete(phone_verification).where(phone_verification.c.account_id == caller.user_id))
         if connection.execute(remove).rowcount:
             announce(connection, PhoneRemoved(user_id=caller.user_id))

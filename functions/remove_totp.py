@@ -1,6 +1,6 @@
 """Remove the authenticator app."""
 
-from shared import profiles, second_factors
+from shared import profiles, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.http_function import http_function
@@ -21,6 +21,8 @@ def remove_totp(caller: Caller) -> None:
     From now on the password alone is enough to log in. The recovery codes go with it.
     """
     with transaction() as connection:
+        sessions.lock(connection, caller)
+        second_factors.require(connection, caller)
         if not second_factors.remove(connection, caller.user_id):
             raise NoSuchItem
         profile = profiles.read(connection, caller.user_id)

@@ -18,7 +18,7 @@ class UnverifiedAddress(RequestBody):
     "POST",
     "/api/v1/users/email/resend",
     status=202,
-    limits={"address": "30/hour", "email": "5/hour"},
+    limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour"},
     uses=["database"],
 )
 def request_email_verification(body: UnverifiedAddress) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 from sqlalchemy import select
 from typing_extensions import TypedDict
 
-from shared import challenges, passkeys
+from shared import challenges, passkeys, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
@@ -71,6 +71,8 @@ def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
         .where(account.c.id == caller.user_id)
     )
     with transaction() as connection:
+        sessions.lock(connection, caller)
+        second_factors.require(connection, caller)
         rows = connection.execute(with_passkeys).all()
         if not rows:
             raise Unauthenticated

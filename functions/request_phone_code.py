@@ -3,6 +3,7 @@
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
+from shared import sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import PhoneCodeRequested, announce
@@ -40,6 +41,7 @@ def request_phone_code(body: NewPhone, caller: Caller) -> None:
     _count(str(caller.user_id), body.phone)
     row = {"phone": body.phone, "code_hash": None, "tries": 0, "requested_at": func.now(), "expires_at": None}
     with transaction() as connection:
+        sessions.lock(connection, caller)
         connection.execute(
             insert(phone_verification)
             .values(account_id=caller.user_id, **row)

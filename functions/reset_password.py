@@ -1,14 +1,15 @@
 """Set a new password with the token from the mail."""
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from shared import authentication, credentials, profiles
 from shared.database import transaction
+from shared.events import PasskeyRemoved, announce
 from shared.fields import NewPassword, OpaqueToken, RequestBody
 from shared.http_function import http_function
 from shared.passwords import check_acceptable, hash_password
 from shared.problems import Problem
-from shared.tables import account
+from shared.tables import account, passkey
 from shared.verifications import RESET_PASSWORD, find, spend
 
 
@@ -28,8 +29,8 @@ def reset_password(body: PasswordReset) -> None:
     """Set a new password.
 
     Takes the token from the mail, once and within 30 minutes; a password that is refused does not spend it. All
-    sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. A second factor
-    is still asked for at the next log-in.
+    sessions end, a waiting change of the e-mail address is cancelled, passkeys are removed, as whoever knew the old
+    password may have added one, and the owner is told by mail. The authenticator app is still asked for.
     """
     token, password = body.token.get_secret_value(), body.password.get_secret_value()
     with transaction() as connection:
@@ -49,6 +50,8 @@ def reset_password(body: PasswordReset) -> None:
         if user_id is None:
             raise InvalidResetToken
         ended = credentials.replace_password(connection, user_id, password_hash)
+        removed = connection.scalars(delete(passkey).where(passkey.c.account_id == user_id).returning(passkey.c.id))
+        announce(connection, *(PasskeyRemoved(user_id=user_id, passkey_id=passkey_id) for passkey_id in removed))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
     if profile:

@@ -16,6 +16,7 @@ def revoke_other_sessions(caller: Caller) -> None:
     log-in (ASVS 5.0, 7.5.2).
     """
     with transaction() as connection:
+        sessions.lock(connection, caller)
         ended = sessions.end_all(connection, caller.user_id, but=caller.session_id)
         announce(connection, *(LoggedOut(user_id=caller.user_id, session_id=session_id) for session_id in ended))
     authentication.refuse_tokens_of(caller.user_id, *ended)

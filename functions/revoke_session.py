@@ -30,6 +30,7 @@ def revoke_session(caller: Caller, session_id: UUID) -> None:
     """
     this = (session.c.id == session_id, session.c.account_id == caller.user_id, sessions.is_live())
     with transaction() as connection:
+        sessions.lock(connection, caller)
         if not connection.execute(update(session).where(*this).values(ended_at=func.now())).rowcount:
             raise NoSuchItem
         announce(connection, LoggedOut(user_id=caller.user_id, session_id=session_id))

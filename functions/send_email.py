@@ -69,6 +69,8 @@ MAILS = (
     Mail(events.UserWithdrawn, "withdrawn", WITHDRAWN),
     Mail(events.UserRestored, "restored", ACTIVE),
     Mail(events.UserSuspended, "suspended", SUSPENDED),
+    Mail(events.UserReinstated, "reinstated", ACTIVE),
+    Mail(events.SessionsEnded, "sessions_ended", VERIFIED),
     Mail(events.RolesChanged, "roles_changed", ACTIVE),
 )
 

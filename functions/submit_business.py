@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import profiles
+from shared import profiles, sessions
 from shared.access_tokens import Caller
 from shared.business_numbers import BusinessNumber, check_digit
 from shared.database import transaction
@@ -67,6 +67,7 @@ def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusi
         "checked_at": None,
     }
     with transaction() as connection:
+        sessions.lock(connection, caller)
         connection.execute(
             insert(business)
             .values(account_id=caller.user_id, **row)

@@ -39,7 +39,11 @@ class OwnAccount(Problem):
 
 
 @http_function(
-    "PATCH", "/api/v1/users/{user_id}", role="admin", uses=["database", "cache"], problems=[NoSuchItem, OwnAccount]
+    "PATCH",
+    "/api/v1/users/{user_id}",
+    role="admin",
+    recent_login=True,
+    problems=[NoSuchItem, OwnAccount],
 )
 def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: Caller) -> UserDetails:
     """Suspend or reinstate a user, or change their roles.
@@ -90,17 +94,21 @@ def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:
     """The columns that the patch gives another value.
 
     Raises:
-        InvalidRequest: the user's status cannot be changed.
+        InvalidRequest: the user's status or roles cannot be changed.
     """
     changes: dict[str, Any] = {}
+    is_pending = user["status"] == "pending"
     if body.status and body.status != user["status"]:
-        if user["status"] == "pending":
+        if is_pending:
             detail = "The address is not verified yet. Only its owner can make the account active."
             raise InvalidRequest(errors=[FieldError(pointer="/status", detail=detail)])
         changes["status"] = body.status
         if body.status == "active":
             changes["withdrawn_at"] = None
     if body.roles is not None and (roles := sorted(set(body.roles))) != user["roles"]:
+        if is_pending:
+            detail = "The address is not verified yet: nobody knows whose account it is."
+            raise InvalidRequest(errors=[FieldError(pointer="/roles", detail=detail)])
         changes["roles"] = roles
     return changes
 

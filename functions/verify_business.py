@@ -20,7 +20,7 @@ from shared.events import (
 )
 from shared.problems import Problem, ServiceUnavailable
 from shared.settings import settings
-from shared.tables import business
+from shared.tables import account, business
 
 REGISTRY_TIMEOUT = urllib3.Timeout(connect=2.0, read=4.0)
 """In seconds. Two questions at the most: together less than a Trigger gives a delivery."""
@@ -40,7 +40,7 @@ class RegistryRefused(Problem):
     detail = "Asking it again would not help."
 
 
-@event_function(BusinessSubmitted, BusinessCheckDue, uses=["business_registry"])
+@event_function(BusinessSubmitted, BusinessCheckDue, uses=["business_registry", "cache"])
 def verify_business(event: BusinessSubmitted | BusinessCheckDue) -> None:
     """Check a business registration with the registry of the National Tax Service.
 
@@ -60,8 +60,10 @@ def verify_business(event: BusinessSubmitted | BusinessCheckDue) -> None:
         case _:
             return
     with transaction() as connection:
+        # The account first, as everywhere: who submits anew at this moment waits, or is waited for.
+        connection.execute(select(account.c.id).where(account.c.id == event.user_id).with_for_update(key_share=True))
         changed = _write(connection, event, found, verdict)
-        profile = profiles.read(connection, event.user_id, lock=True) if changed else None
+        profile = profiles.read(connection, event.user_id) if changed else None
     if profile:
         profiles.put(profile)
 

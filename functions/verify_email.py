@@ -6,18 +6,20 @@ from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
 from shared import profiles, verifications
+from shared.credentials import WrongPassword, require_password
 from shared.database import is_duplicate, transaction
 from shared.events import EmailChanged, EmailVerified, UserPurged, announce
-from shared.fields import OpaqueToken, RequestBody
+from shared.fields import OpaqueToken, Password, RequestBody
 from shared.http_function import http_function
 from shared.problems import Problem
 from shared.profiles import Profile
 from shared.tables import account
-from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, spend
+from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, find, spend
 
 
 class Verification(RequestBody):
     token: OpaqueToken
+    password: Password
 
 
 class InvalidVerificationToken(Problem):
@@ -26,14 +28,20 @@ class InvalidVerificationToken(Problem):
     detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
 
 
-@http_function("POST", "/api/v1/users/email/verify", status=204, uses=["database"], problems=[InvalidVerificationToken])
+@http_function("POST", "/api/v1/users/email/verify", status=204, problems=[InvalidVerificationToken, WrongPassword])
 def verify_email(body: Verification) -> None:
     """Verify an e-mail address.
 
-    Takes the token from the mail, once and within 24 hours. A new account becomes active; the new address of a user
-    who changes theirs takes the place of the old one.
+    Takes the token from the mail, once and within 24 hours, and the account's password: the link shows whose the
+    address is, and the password that they are who wants it for this account. A new account becomes active; the new
+    address of a user who changes theirs takes the place of the old one.
     """
     token = body.token.get_secret_value()
+    with transaction() as connection:
+        account_id = find(connection, token, VERIFY_EMAIL) or find(connection, token, CHANGE_EMAIL)
+    if account_id is None:
+        raise InvalidVerificationToken
+    require_password(account_id, body.password)
     profile = None
     try:
         with transaction() as connection:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection, Row, delete, func, update
 
-from shared import profiles
+from shared import profiles, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import PhoneVerified, announce
@@ -58,6 +58,7 @@ def verify_phone(body: PhoneCode, caller: Caller) -> None:
     """
     profile = None
     with transaction() as connection:
+        sessions.lock(connection, caller)
         found = _try(connection, caller.user_id)
         given = hash_phone_code(caller.user_id, body.code.get_secret_value())
         if found and hmac.compare_digest(found.code_hash, given):

@@ -9,7 +9,6 @@ from shared.database import transaction
 from shared.events import UserWithdrawn, announce
 from shared.fields import Password, RequestBody
 from shared.http_function import http_function
-from shared.problems import Unauthenticated
 from shared.tables import account
 
 
@@ -21,6 +20,7 @@ class Withdrawal(RequestBody):
     "POST",
     "/api/v1/users/me/withdrawal",
     status=204,
+    recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     uses=["database"],
     problems=[WrongPassword],
@@ -32,14 +32,10 @@ def withdraw(caller: Caller, body: Withdrawal) -> None:
     in restores the account as it was; after that, all personal data is deleted for good.
     """
     require_password(caller.user_id, body.password)
-    leave = (
-        update(account)
-        .where(account.c.id == caller.user_id, account.c.status == "active")
-        .values(status="withdrawn", withdrawn_at=func.now())
-    )
+    leave = update(account).where(account.c.id == caller.user_id).values(status="withdrawn", withdrawn_at=func.now())
     with transaction() as connection:
-        if not connection.execute(leave).rowcount:
-            raise Unauthenticated  # suspended, or withdrawn by another request, since it was authenticated
+        sessions.lock(connection, caller)
+        connection.execute(leave)
         ended = sessions.end_all(connection, caller.user_id)
         announce(connection, UserWithdrawn(user_id=caller.user_id))
     authentication.refuse_tokens_of(caller.user_id, *ended)

@@ -30,7 +30,7 @@ class Person(HttpUser):
         self.tokens: dict[str, Any] = {}
         if not self.send("register", "POST", USERS, {"email": self.email, "password": PASSWORD}):
             raise StopUser
-        self.send("verify_email", "POST", f"{USERS}/email/verify", {"token": self.mailed_token()})
+        self.send("verify_email", "POST", f"{USERS}/email/verify", {"token": self.mailed_token(), "password": PASSWORD})
         self.log_in()
 
     @task(20)

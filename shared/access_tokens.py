@@ -25,7 +25,7 @@ class InvalidAccessToken(Exception):
     """Not one of our access tokens, or not any more."""
 
 
-SECOND_FACTOR = "mfa"
+MULTI_FACTOR = "mfa"
 """Among a session's methods when the user proved more than one factor (RFC 8176, 2)."""
 
 

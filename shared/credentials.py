@@ -16,11 +16,11 @@ from shared.tables import account, challenge, credential
 
 
 class WrongPassword(Problem):
-    """The caller is known, but may not do this without the password (RFC 9110, 15.5.4)."""
+    """Whoever asks is known by a token, but may not do this without the password (RFC 9110, 15.5.4)."""
 
     status = 403
     title = "The password is wrong"
-    detail = "Nothing was changed. This takes the account's current password beside the access token."
+    detail = "Nothing was changed. This takes the account's current password."
 
 
 def require_password(user_id: UUID, password: SecretStr) -> None:

@@ -208,7 +208,7 @@ class UserRestored(Event):
 
 
 class UserPurged(Event):
-    """The personal data of a withdrawn user is gone."""
+    """An account is gone with all personal data: it was withdrawn, or its address was never verified."""
 
     type = "com.aegis.user.purged.v1"
 

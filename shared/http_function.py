@@ -29,7 +29,7 @@ from flask import Request, Response
 from functions_framework import HTTPFunction
 
 from shared import authentication, rate_limits
-from shared.access_tokens import SECOND_FACTOR, Caller
+from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.clients import client_of
 from shared.problems import (
     FieldError,
@@ -201,10 +201,10 @@ def _path_parameters(operation: HttpFunction, template: re.Pattern[str], request
 def _check_rights(operation: HttpFunction, caller: Caller) -> None:
     if operation.role and operation.role not in caller.roles:
         raise Forbidden
-    if operation.role and SECOND_FACTOR not in caller.amr:
+    if operation.role and MULTI_FACTOR not in caller.amr:
         raise ReauthenticationRequired("This takes a session with a second factor: enroll one, then log in with it.")
     if operation.recent_login and time.time() - caller.authenticated_at > RECENT_SECONDS:
-        raise ReauthenticationRequired
+        raise ReauthenticationRequired(max_age=RECENT_SECONDS)
 
 
 def _success(operation: HttpFunction, request: Request, result: Any) -> Response:

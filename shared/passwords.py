@@ -58,8 +58,9 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
         InvalidRequest: with a fault at `pointer`.
         ServiceUnavailable: too many passwords are being checked or hashed already.
     """
+    length = len(password)
     password = _normalized(password)
-    if len(password) < MIN_LENGTH:
+    if min(length, len(password)) < MIN_LENGTH:  # one character may become eighteen
         raise InvalidRequest(errors=[_fault(pointer, f"A password has at least {MIN_LENGTH} characters.")])
 
     from zxcvbn import zxcvbn

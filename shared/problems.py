@@ -88,9 +88,11 @@ class ReauthenticationRequired(Problem):
     title = "Log in again for this"
     detail = "It takes an access token of a log-in in the last ten minutes, with the second factor if there is one."
 
-    def __init__(self, detail: str = "", *, max_age: int = 600) -> None:
-        """max_age: seconds since the log-in that are allowed."""
-        challenge = f'Bearer error="insufficient_user_authentication", max_age="{max_age}"'
+    def __init__(self, detail: str = "", *, max_age: int | None = None) -> None:
+        """max_age: seconds since the log-in that are allowed, where it was too long ago."""
+        challenge = 'Bearer error="insufficient_user_authentication"'
+        if max_age is not None:
+            challenge += f', max_age="{max_age}"'
         super().__init__(detail, headers={"WWW-Authenticate": challenge})
 
 

@@ -6,11 +6,13 @@ import secrets
 import time
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, delete, select, update
 
+from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.encryption import keyed_hash, seal, unseal
 from shared.events import TotpRemoved, announce
-from shared.tables import recovery_code, totp
+from shared.problems import ReauthenticationRequired
+from shared.tables import passkey, recovery_code, totp
 
 SECRET_BYTES = 20
 """160 bits (RFC 4226, 4, R6)."""
@@ -80,6 +82,20 @@ def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -
         delete(recovery_code).where(recovery_code.c.account_id == user_id, recovery_code.c.code_hash == code_hash)
     )
     return used.rowcount > 0
+
+
+def require(connection: Connection, caller: Caller) -> None:
+    """Makes sure that a session has passed a second factor, if its user has one: only then may it touch any of them.
+
+    Raises:
+        ReauthenticationRequired: the user has an authenticator app or a passkey, and logged in without.
+    """
+    if MULTI_FACTOR in caller.amr:
+        return
+    app = select(totp.c.account_id).where(totp.c.account_id == caller.user_id, totp.c.confirmed_at.is_not(None))
+    key = select(passkey.c.account_id).where(passkey.c.account_id == caller.user_id)
+    if connection.scalar(select(app.exists() | key.exists())):
+        raise ReauthenticationRequired("This takes a session with the second factor: log in with it.")
 
 
 def remove(connection: Connection, user_id: UUID, *, actor_id: UUID | None = None) -> bool:

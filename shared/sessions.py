@@ -14,10 +14,11 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, selec
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import access_tokens, withdrawals
+from shared import access_tokens, authentication, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
 from shared.events import LoggedIn, UserRestored, announce
+from shared.problems import Unauthenticated
 from shared.settings import settings
 from shared.tables import account, refresh_token, session
 
@@ -66,7 +67,8 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
         announce(connection, UserRestored(user_id=user_id))
     now = int(time.time())
     caller = Caller(user_id=user_id, session_id=uuid7(), roles=tuple(found.roles), amr=tuple(amr), authenticated_at=now)
-    _end_surplus(connection, user_id)
+    # Before the commit: were it to fail, a session that goes on would only have to log in again.
+    authentication.refuse_tokens_of(user_id, *_end_surplus(connection, user_id))
     connection.execute(
         insert(session).values(
             id=caller.session_id,
@@ -97,6 +99,27 @@ def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
     ).first()
 
 
+def lock(connection: Connection, caller: Caller) -> None:
+    """Locks the caller's account until the transaction ends, and makes sure that their session still goes on.
+
+    What a session may do is decided here and not when the request came in: since then the owner may have set another
+    password, or an administrator have ended it.
+
+    Raises:
+        Unauthenticated: the session has ended, or the account is not active any more.
+    """
+    query = (
+        select(session.c.id)
+        .join(account)
+        .where(
+            account.c.id == caller.user_id, account.c.status == "active", session.c.id == caller.session_id, is_live()
+        )
+        .with_for_update(of=[account, session], key_share=True)
+    )
+    if connection.execute(query).first() is None:
+        raise Unauthenticated
+
+
 def is_live() -> ColumnElement[bool]:
     """The condition that a session carries on: not ended, not expired, not idle for too long."""
     return and_(
@@ -114,21 +137,26 @@ def end(connection: Connection, session_id: UUID) -> None:
 
 
 def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -> Sequence[UUID]:
-    """Ends a user's sessions, all or all but one. After the commit, `authentication.refuse_tokens_of` those."""
+    """Ends a user's sessions, all or all but one. After the commit, `authentication.refuse_tokens_of` those.
+
+    Locks the account, so that a session which is about to start is waited for and ends as well.
+    """
+    connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update(key_share=True))
     these = [session.c.account_id == user_id, session.c.ended_at.is_(None)]
     if but:
         these.append(session.c.id != but)
     return connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
 
 
-def _end_surplus(connection: Connection, user_id: UUID) -> None:
+def _end_surplus(connection: Connection, user_id: UUID) -> Sequence[UUID]:
     least_used = (
         select(session.c.id)
         .where(session.c.account_id == user_id, is_live())
         .order_by(session.c.last_used_at.desc())
         .offset(MAX_SESSIONS - 1)
     )
-    connection.execute(update(session).where(session.c.id.in_(least_used)).values(ended_at=func.now()))
+    ended = update(session).where(session.c.id.in_(least_used)).values(ended_at=func.now())
+    return connection.scalars(ended.returning(session.c.id)).all()
 
 
 def store_refresh_token(connection: Connection, session_id: UUID, token: str) -> None:

@@ -201,9 +201,10 @@ business = Table(
     Column("opened_on", Date, nullable=False),
     Column("representative", Text, nullable=False),
     Column("status", Text, nullable=False),  # pending, verified, rejected, closed
-    Column("reason", Text),  # of a rejection
+    Column("reason", Text),  # of a rejection or a closure
     Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("checked_at", DateTime(timezone=True)),
+    Column("check_announced_at", DateTime(timezone=True)),
 )
 Index("business_number", business.c.number)
 Index("business_checked_at", business.c.checked_at)

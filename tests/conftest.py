@@ -191,6 +191,11 @@ def session_of(user: User, *, amr: Sequence[str] = ("pwd",), ago: timedelta = ti
     return {**tokens, "access_token": access_tokens.issue(earlier)}
 
 
+def strong_session_of(user: User) -> dict[str, Any]:
+    """The tokens of a session that has passed a second factor."""
+    return session_of(user, amr=["pwd", "otp", "mfa"])
+
+
 def create_admin(address: str) -> tuple[User, dict[str, Any]]:
     """An administrator, and the tokens of their session with a second factor."""
     from sqlalchemy import update
@@ -200,7 +205,7 @@ def create_admin(address: str) -> tuple[User, dict[str, Any]]:
     user = create_user(address)
     with transaction() as connection:
         connection.execute(update(account).where(account.c.id == user.id).values(roles=["admin"]))
-    return user, session_of(user, amr=["pwd", "otp", "mfa"])
+    return user, strong_session_of(user)
 
 
 def events_of(user: User) -> list[str]:

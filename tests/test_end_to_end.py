@@ -43,7 +43,7 @@ def call(method: str, path: str, body: Any = None, **headers: str) -> tuple[int,
 def test_register_verify_log_in_read_refresh_log_out(address: str) -> None:
     users = "/api/v1/users"
     assert call("POST", users, {"email": address, "password": PASSWORD, "name": "김민준"})[0] == 202
-    assert call("POST", f"{users}/email/verify", {"token": mailed_token(address)})[0] == 204
+    assert call("POST", f"{users}/email/verify", {"token": mailed_token(address), "password": PASSWORD})[0] == 204
     status, tokens, _ = call("POST", f"{users}/login", {"email": address, "password": PASSWORD})
     assert status == 200
     status, tokens, _ = call("POST", f"{users}/token/refresh", {"refresh_token": tokens["refresh_token"]})
@@ -82,13 +82,13 @@ def test_callers_who_never_finish_their_request_do_not_keep_others_out() -> None
 def test_change_the_address_and_the_password(address: str) -> None:
     users, new, new_password = "/api/v1/users", f"new-{address}", "a wholly new choice of words"
     call("POST", users, {"email": address, "password": PASSWORD})
-    call("POST", f"{users}/email/verify", {"token": mailed_token(address)})
+    call("POST", f"{users}/email/verify", {"token": mailed_token(address), "password": PASSWORD})
     _, tokens, _ = call("POST", f"{users}/login", {"email": address, "password": PASSWORD})
     bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
     assert call("POST", f"{users}/me/email", {"email": new, "password": PASSWORD}, **bearer)[0] == 202
     assert call("POST", f"{users}/email/resend", {"email": new})[0] == 202
     wait_for(lambda: len(inbox(new)) == 2)
-    assert call("POST", f"{users}/email/verify", {"token": mailed_token(new)})[0] == 204
+    assert call("POST", f"{users}/email/verify", {"token": mailed_token(new), "password": PASSWORD})[0] == 204
     change = {"current_password": PASSWORD, "new_password": new_password}
     assert call("PUT", f"{users}/me/password", change, **bearer)[0] == 204
     assert call("GET", f"{users}/me", **bearer)[1]["email"] == new
@@ -144,8 +144,13 @@ def test_a_person_follows_the_link_in_the_inbox(page: Page, errors: list[str], a
     with page.context.expect_page() as opened:
         mail.get_by_role("link", name=re.compile("verify-email")).click()
     verified = opened.value
+    verified.wait_for_url(f"{os.environ['PUBLIC_URL']}/verify-email")
+    verified.locator("#password").fill("wrong horse battery staple")
+    verified.get_by_role("button", name="이메일 주소 확인").click()
+    verified.get_by_text("계정의 비밀번호가 아닙니다").wait_for()
+    verified.locator("#password").fill(PASSWORD)
+    verified.get_by_role("button", name="이메일 주소 확인").click()
     verified.get_by_text("이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.").wait_for()
-    assert verified.url == f"{os.environ['PUBLIC_URL']}/verify-email"
     verified.close()
     assert errors == []
     assert call("POST", "/api/v1/users/login", {"email": address, "password": PASSWORD})[0] == 200
@@ -154,6 +159,8 @@ def test_a_person_follows_the_link_in_the_inbox(page: Page, errors: list[str], a
 @needs_chromium
 def test_a_used_link_says_so(page: Page) -> None:
     page.goto(f"{os.environ['PUBLIC_URL']}/verify-email#token={'A' * 43}")
+    page.locator("#password").fill(PASSWORD)
+    page.get_by_role("button", name="이메일 주소 확인").click()
     page.get_by_text("이미 사용했거나 만료되었거나").wait_for()
 
 
@@ -163,8 +170,10 @@ def test_a_link_that_cannot_reach_the_service_offers_to_try_again(page: Page, ad
     page.route("**/email/verify", lambda route: route.abort())
     page.goto(f"{os.environ['PUBLIC_URL']}/inbox")
     page.goto(f"{os.environ['PUBLIC_URL']}/verify-email#token={mailed_token(address)}")
-    again = page.get_by_role("button", name="다시 시도")
-    again.wait_for()
+    page.locator("#password").fill(PASSWORD)
+    again = page.get_by_role("button", name="이메일 주소 확인")
+    again.click()
+    page.get_by_text("지금은 서비스에 연결할 수 없습니다").wait_for()
     page.unroute("**/email/verify")
     again.click()
     page.get_by_text("이메일 주소가 확인되었습니다").wait_for()
@@ -174,7 +183,7 @@ def test_a_link_that_cannot_reach_the_service_offers_to_try_again(page: Page, ad
 def test_a_person_sets_a_new_password_with_the_link_in_the_mail(page: Page, errors: list[str], address: str) -> None:
     users, new_password = "/api/v1/users", "a wholly new choice of words"
     call("POST", users, {"email": address, "password": PASSWORD})
-    call("POST", f"{users}/email/verify", {"token": mailed_token(address)})
+    call("POST", f"{users}/email/verify", {"token": mailed_token(address), "password": PASSWORD})
     call("POST", f"{users}/password/forgot", {"email": address})
     wait_for(lambda: len(inbox(address)) == 2)
     page.goto(f"{os.environ['PUBLIC_URL']}/reset-password#token={mailed_token(address)}")

@@ -19,19 +19,25 @@ from shared.server import Server
 VERIFY_EMAIL_WORDS = {
     "en": {
         "title": "E-mail address",
+        "label": "The password of your account: with it you confirm that this address is for it.",
+        "show": "Show the password",
+        "confirm": "Confirm the address",
         "working": "Confirming your e-mail address …",
         "done": "Your e-mail address is confirmed. You can log in now.",
+        "refused": "This is not the password of the account. If you did not ask for this link, close this page.",
         "invalid": "This link has been used, has expired, or a newer one was sent. Ask for a new one.",
         "unavailable": "The service cannot be reached right now. Try again in a moment.",
-        "again": "Try again",
     },
     "ko": {
         "title": "이메일 주소",
+        "label": "계정의 비밀번호를 입력해 주세요. 이 주소를 해당 계정에 사용한다는 것을 확인합니다.",
+        "show": "비밀번호 표시",
+        "confirm": "이메일 주소 확인",
         "working": "이메일 주소를 확인하고 있습니다 …",
         "done": "이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.",
+        "refused": "계정의 비밀번호가 아닙니다. 이 링크를 요청하지 않았다면 이 페이지를 닫아 주세요.",
         "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 새 링크를 요청해 주세요.",
         "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
-        "again": "다시 시도",
     },
 }
 RESET_PASSWORD_WORDS = {
@@ -73,7 +79,7 @@ def show_openapi() -> Response:
 
 @app.get("/verify-email")
 def show_verify_email() -> str:
-    """Posts the token from the link's fragment to verify_email, and says what came of it."""
+    """Asks for the password, posts it with the token from the link's fragment, and says what came of it."""
     return _render("verify_email.html", VERIFY_EMAIL_WORDS)
 
 

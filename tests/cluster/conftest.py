@@ -129,7 +129,9 @@ def credentials(deployed: None) -> dict[str, str]:
     """Of a user with a verified address."""
     found = {"email": new_address(), "password": PASSWORD}
     assert call("POST", USERS, found)[0] == 202
-    assert call("POST", f"{USERS}/email/verify", {"token": mailed_token(found["email"])})[0] == 204
+    assert (
+        call("POST", f"{USERS}/email/verify", {"token": mailed_token(found["email"]), "password": PASSWORD})[0] == 204
+    )
     return found
 
 
@@ -140,7 +142,10 @@ def bearers(deployed: None) -> list[dict[str, str]]:
     def join(_number: int) -> dict[str, str]:
         body = {"email": new_address(), "password": PASSWORD}
         assert call("POST", USERS, body)[0] == 202
-        assert call("POST", f"{USERS}/email/verify", {"token": mailed_token(body["email"])})[0] == 204
+        assert (
+            call("POST", f"{USERS}/email/verify", {"token": mailed_token(body["email"]), "password": PASSWORD})[0]
+            == 204
+        )
         status, tokens, _ = call("POST", f"{USERS}/login", body)
         assert status == 200
         return {"Authorization": f"Bearer {tokens['access_token']}"}

@@ -39,7 +39,10 @@ TO_ZERO_SECONDS = 240.0
 def test_register_mail_verify_log_in_read_refresh_log_out() -> None:
     credentials = {"email": new_address(), "password": PASSWORD}
     assert call("POST", USERS, credentials | {"name": "김민준"})[0] == 202
-    assert call("POST", f"{USERS}/email/verify", {"token": mailed_token(credentials["email"])})[0] == 204
+    assert (
+        call("POST", f"{USERS}/email/verify", {"token": mailed_token(credentials["email"]), "password": PASSWORD})[0]
+        == 204
+    )
     status, tokens, _ = call("POST", f"{USERS}/login", credentials)
     assert status == 200
     status, tokens, _ = call("POST", f"{USERS}/token/refresh", {"refresh_token": tokens["refresh_token"]})

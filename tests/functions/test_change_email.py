@@ -27,7 +27,7 @@ def change(tokens: dict[str, Any] | None, email: Any, password: Any = PASSWORD) 
 
 
 def verify(token: str) -> int:
-    status: int = call("verify_email", body={"token": token}).status_code
+    status: int = call("verify_email", body={"token": token, "password": PASSWORD}).status_code
     return status
 
 

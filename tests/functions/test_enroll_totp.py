@@ -9,7 +9,7 @@ from sqlalchemy import select
 from shared.database import transaction
 from shared.tables import totp
 from tests.authenticator import App, with_totp
-from tests.conftest import User, call, events_of, log_in, session_of
+from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of
 
 
 def test_the_app_gets_a_secret_of_160_bits_and_a_uri_that_it_scans(active_user: User) -> None:
@@ -48,7 +48,7 @@ def test_a_second_enrolment_replaces_the_first(active_user: User) -> None:
 
 def test_a_confirmed_app_is_not_replaced(active_user: User) -> None:
     with_totp(active_user)
-    response = call("enroll_totp", session_of(active_user))
+    response = call("enroll_totp", strong_session_of(active_user))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:totp-already-enabled")
 
 

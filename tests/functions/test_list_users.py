@@ -234,7 +234,7 @@ def test_every_search_uses_its_index() -> None:
         "account_phone": [{"phone": "010-1000-0042"}],
         "account_status": [{"status": "suspended"}, {"status": "suspended", "cursor": pages.encode(last)}],
         "account_with_roles": [{"role": "admin"}],
-        "business_number": [{"business_number": "101-00-00042"}],
+        "business_number": [{"business_number": "101-01-00042"}],
     }
     for index, queries in expected.items():
         for query in queries:

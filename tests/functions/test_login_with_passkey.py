@@ -16,7 +16,7 @@ from sqlalchemy import func, select, update
 from shared.database import transaction
 from shared.tables import account, challenge, passkey, session
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_totp
-from tests.conftest import User, call, events_of, log_in
+from tests.conftest import User, call, events_of, strong_session_of
 
 
 def answer(credential: Any) -> Any:
@@ -100,7 +100,7 @@ def test_a_challenge_that_we_did_not_give_is_refused(active_user: User) -> None:
 
 def test_a_challenge_for_a_registration_is_refused(active_user: User) -> None:
     authenticator = with_passkey(active_user)
-    options = call("request_passkey_registration", log_in(active_user)).json
+    options = call("request_passkey_registration", strong_session_of(active_user)).json
     assert answer(authenticator.log_in(options)).status_code == 401
 
 

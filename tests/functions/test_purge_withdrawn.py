@@ -165,3 +165,11 @@ def test_a_log_in_under_way_is_waited_for_by_nobody_and_wins(active_user: User) 
     assert exists(active_user)
     fire("purge_withdrawn")
     assert exists(active_user)
+
+
+def test_a_withdrawn_account_that_was_suspended_since_is_purged_too(active_user: User) -> None:
+    withdrawn_since(days() + timedelta(hours=1), active_user)
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == active_user.id).values(status="suspended"))
+    fire("purge_withdrawn")
+    assert not exists(active_user)

@@ -103,7 +103,7 @@ def test_the_mark_is_the_time_of_the_run(address: str) -> None:
     fire()
     assert checks_once(user)
     with transaction() as connection:
-        is_new = select(business.c.checked_at > func.now() - timedelta(minutes=1))
+        is_new = select(business.c.check_announced_at > func.now() - timedelta(minutes=1))
         assert connection.scalar(is_new.where(business.c.account_id == user.id))
 
 

@@ -68,8 +68,8 @@ def test_registering_again_before_verification_counts_and_replaces_the_link(addr
     wait_for(lambda: len(inbox(address)) == 2)
     second = mailed_token(address)
     verify = "/api/v1/users/email/verify"
-    assert post("verify_email", verify, {"token": first}).status_code == 400
-    assert post("verify_email", verify, {"token": second}).status_code == 204
+    assert post("verify_email", verify, {"token": first, "password": PASSWORD}).status_code == 400
+    assert post("verify_email", verify, {"token": second, "password": "a second choice of words"}).status_code == 204
     with transaction() as connection:
         user_id = connection.scalar(select(account.c.id).where(account.c.canonical_email == address))
     log_in(User(user_id or uuid.UUID(int=0), address, "a second choice of words"))
@@ -105,7 +105,7 @@ def test_an_earlier_link_never_activates_a_later_password(address: str) -> None:
     with transaction() as connection:
         newer = update(credential).where(account.c.id == credential.c.account_id, account.c.email == address)
         connection.execute(newer.values(password_hash="the stranger's", changed_at=func.now()))
-    assert post("verify_email", "/api/v1/users/email/verify", {"token": link}).status_code == 400
+    assert post("verify_email", "/api/v1/users/email/verify", {"token": link, "password": PASSWORD}).status_code == 400
 
 
 @pytest.mark.parametrize(

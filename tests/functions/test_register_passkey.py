@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
+from shared import sessions
 from shared.database import transaction
 from shared.tables import challenge, passkey
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_passkeys
-from tests.conftest import User, call, create_user, events_of, log_in, session_of
+from tests.conftest import User, call, create_user, events_of, log_in, session_of, strong_session_of
 
 GARBAGE = settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -90,7 +91,7 @@ def test_another_credential_than_the_browser_says_is_refused(active_user: User) 
 
 
 def test_a_challenge_is_good_once(active_user: User) -> None:
-    tokens = log_in(active_user)
+    tokens = strong_session_of(active_user)
     options = options_for(tokens)
     credentials = [Authenticator(active_user.id.bytes).register(options) for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -123,14 +124,14 @@ def test_a_challenge_lives_five_minutes(active_user: User) -> None:
 
 
 def test_a_passkey_is_registered_once(active_user: User) -> None:
-    authenticator, tokens = with_passkey(active_user), session_of(active_user)
+    authenticator, tokens = with_passkey(active_user), strong_session_of(active_user)
     response = register(tokens, authenticator.register(options_for(tokens)))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:passkey-already-registered")
     assert len(passkeys_of(active_user)) == 1
 
 
 def test_an_account_has_twenty_at_most_however_many_come_at_once(active_user: User) -> None:
-    tokens = log_in(active_user)
+    tokens = strong_session_of(active_user)
     with_passkeys(active_user, 18)
     credentials = [Authenticator(active_user.id.bytes).register(options_for(tokens)) for _ in range(6)]
     with ThreadPoolExecutor(4) as pool:
@@ -233,3 +234,19 @@ def test_it_takes_a_recent_log_in(active_user: User) -> None:
 
 def test_it_takes_an_access_token() -> None:
     assert call("register_passkey", body={}).status_code == 401
+
+
+def test_who_has_a_passkey_adds_another_only_in_a_session_that_passed_it(active_user: User) -> None:
+    with_passkey(active_user)
+    for function in ("request_passkey_registration", "enroll_totp"):
+        response = call(function, log_in(active_user))
+        assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:reauthentication-required")
+
+
+def test_a_session_that_has_just_been_ended_registers_nothing(active_user: User) -> None:
+    tokens = log_in(active_user)
+    credential = Authenticator(active_user.id.bytes).register(options_for(tokens))
+    with transaction() as connection:  # as when Redis did not take the news
+        sessions.end_all(connection, active_user.id)
+    assert register(tokens, credential).status_code == 401
+    assert passkeys_of(active_user) == []

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.authenticator import with_passkey
-from tests.conftest import User, call, create_user, events_of, session_of
+from tests.conftest import User, call, create_user, events_of, session_of, strong_session_of
 
 
 def only_passkey(tokens: dict[str, Any]) -> str:
@@ -15,7 +15,7 @@ def only_passkey(tokens: dict[str, Any]) -> str:
 
 
 def test_nobody_logs_in_with_it_any_more(active_user: User) -> None:
-    authenticator, tokens = with_passkey(active_user), session_of(active_user)
+    authenticator, tokens = with_passkey(active_user), strong_session_of(active_user)
     response = call("remove_passkey", tokens, passkey_id=only_passkey(tokens))
     assert (response.status_code, response.data) == (204, b"")
     assert events_of(active_user)[-1] == "passkey_removed"
@@ -28,13 +28,13 @@ def test_a_passkey_of_another_user_is_not_found(active_user: User, address: str)
     other = create_user(f"other-{address}")
     with_passkey(other)
     theirs = only_passkey(session_of(other))
-    response = call("remove_passkey", session_of(active_user), passkey_id=theirs)
+    response = call("remove_passkey", strong_session_of(active_user), passkey_id=theirs)
     assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
     assert only_passkey(session_of(other)) == theirs
 
 
 def test_an_unknown_passkey_is_not_found(active_user: User) -> None:
-    response = call("remove_passkey", session_of(active_user), passkey_id=uuid.uuid4())
+    response = call("remove_passkey", strong_session_of(active_user), passkey_id=uuid.uuid4())
     assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
     assert "passkey_removed" not in events_of(active_user)
 

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from shared.database import transaction
 from shared.tables import recovery_code
 from tests.authenticator import second_factor_challenge, with_totp
-from tests.conftest import User, call, events_of, log_in, session_of
+from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of
 
 
 def test_the_password_alone_is_enough_again(active_user: User) -> None:
@@ -23,7 +23,7 @@ def test_the_password_alone_is_enough_again(active_user: User) -> None:
 
 def test_the_recovery_codes_go_with_it(active_user: User) -> None:
     with_totp(active_user)
-    call("remove_totp", session_of(active_user))
+    call("remove_totp", strong_session_of(active_user))
     with transaction() as connection:
         of_user = select(recovery_code.c.code_hash).where(recovery_code.c.account_id == active_user.id)
         assert connection.execute(of_user).all() == []
@@ -32,7 +32,7 @@ def test_the_recovery_codes_go_with_it(active_user: User) -> None:
 def test_a_log_in_that_waits_for_its_code_starts_again(active_user: User) -> None:
     app, _ = with_totp(active_user)
     challenge = second_factor_challenge(active_user)
-    call("remove_totp", session_of(active_user))
+    call("remove_totp", strong_session_of(active_user))
     response = call("login_with_second_factor", body={"challenge": challenge, "code": app.code()})
     assert response.status_code == 401
     assert "Log in again" in response.json["detail"]
@@ -46,7 +46,7 @@ def test_an_enrolment_that_waits_is_forgotten_without_news(active_user: User) ->
 
 
 def test_without_one_there_is_nothing_to_remove(active_user: User) -> None:
-    response = call("remove_totp", session_of(active_user))
+    response = call("remove_totp", strong_session_of(active_user))
     assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
 
 

@@ -47,9 +47,15 @@ def test_an_unknown_address_gets_the_same_answer_and_an_event_of_nobody(address:
 
 
 def test_only_a_few_links_an_hour_go_to_one_address(address: str) -> None:
-    assert [ask(address).status_code for _ in range(5)] == [202] * 5
+    assert [ask(address).status_code for _ in range(10)] == [202] * 10
     spellings = [address, address.upper(), address.replace("example", "ｅxample")]
     assert [ask(spelling).status_code for spelling in spellings] == [429] * 3
+
+
+def test_one_address_alone_does_not_use_up_the_links_of_a_mailbox(address: str) -> None:
+    statuses = [ask(address, address="203.0.113.78").status_code for _ in range(4)]
+    assert statuses == [202] * 3 + [429]
+    assert ask(address, address="203.0.113.79").status_code == 202
 
 
 def test_one_caller_asks_for_few_addresses_an_hour(address: str) -> None:

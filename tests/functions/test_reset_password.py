@@ -11,7 +11,7 @@ from sqlalchemy import delete, insert, select, update
 from shared import verifications
 from shared.database import transaction
 from shared.tables import account, challenge, credential
-from tests.authenticator import with_totp
+from tests.authenticator import with_passkey, with_totp
 from tests.conftest import (
     PASSWORD,
     User,
@@ -161,7 +161,7 @@ def test_a_change_of_address_that_a_thief_began_is_cancelled(active_user: User) 
     set_account(active_user, new_email=thief, new_canonical_email=thief)
     link = issue(active_user, purpose=verifications.CHANGE_EMAIL)
     reset(issue(active_user))
-    assert call("verify_email", body={"token": link}).status_code == 400
+    assert call("verify_email", body={"token": link, "password": PASSWORD}).status_code == 400
     call("request_email_verification", body={"email": thief})
     profile = call("get_profile", session_of(active_user)).json
     assert (profile["email"], profile["new_email"]) == (active_user.email, None)
@@ -180,3 +180,11 @@ def test_a_reset_does_not_get_around_the_second_factor(active_user: User) -> Non
     assert reset(issue(active_user)).status_code == 204
     response = call("login", body={"email": active_user.email, "password": NEW_PASSWORD})
     assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:second-factor-required")
+
+
+def test_passkeys_that_were_added_before_log_nobody_in(active_user: User) -> None:
+    authenticator = with_passkey(active_user)
+    assert reset(issue(active_user)).status_code == 204
+    answer = authenticator.log_in(call("request_passkey_login").json)
+    assert call("login_with_passkey", body={"credential": answer}).status_code == 401
+    assert events_of(active_user)[-2:] == ["password_changed", "passkey_removed"]

@@ -162,3 +162,10 @@ def test_only_administrators_may_change_others(active_user: User) -> None:
     theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
     assert call("update_user", theirs, {"roles": ["admin"]}, user_id=active_user.id).status_code == 403
     assert status_of(active_user) == "active"
+
+
+def test_nobody_gets_a_role_before_their_address_is_verified(address: str, tokens: dict[str, Any]) -> None:
+    user = create_user(address, "pending")
+    response = call("update_user", tokens, {"roles": ["admin"]}, user_id=user.id)
+    assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, "/roles")
+    assert events_of(user) == []

@@ -8,7 +8,7 @@ from sqlalchemy import delete, func, select, update
 from shared import verifications
 from shared.database import transaction
 from shared.tables import account, credential, verification
-from tests.conftest import User, create_user, events_of, log_in, post, somebody_waits_for, wait_for
+from tests.conftest import PASSWORD, User, create_user, events_of, log_in, post, somebody_waits_for, wait_for
 
 PATH = "/api/v1/users/email/verify"
 
@@ -20,7 +20,7 @@ def issue(user: User, lifetime: timedelta = timedelta(hours=1), purpose: str = v
 
 def test_the_token_activates_the_account_and_is_announced(address: str) -> None:
     user = create_user(address, "pending")
-    assert post("verify_email", PATH, {"token": issue(user)}).status_code == 204
+    assert post("verify_email", PATH, {"token": issue(user), "password": PASSWORD}).status_code == 204
     log_in(user)
     with transaction() as connection:
         verified_at = connection.scalar(select(account.c.email_verified_at).where(account.c.id == user.id))
@@ -33,19 +33,29 @@ def test_a_suspended_account_does_not_become_active(address: str) -> None:
     token = issue(user)
     with transaction() as connection:
         connection.execute(update(account).where(account.c.id == user.id).values(status="suspended"))
-    assert post("verify_email", PATH, {"token": token}).status_code == 400
+    assert post("verify_email", PATH, {"token": token, "password": PASSWORD}).status_code == 400
 
 
-def test_an_account_without_a_password_can_be_verified(address: str) -> None:
+def test_the_link_alone_is_not_enough(address: str) -> None:
+    """Who registered the address after its owner did has a link sent there too, for a password of their own."""
+    user = create_user(address, "pending")
+    token = issue(user)
+    wrong = post("verify_email", PATH, {"token": token, "password": "wrong horse battery staple"})
+    assert (wrong.status_code, wrong.json["type"]) == (403, "urn:aegis:problem:wrong-password")
+    assert events_of(user) == []
+    assert post("verify_email", PATH, {"token": token, "password": PASSWORD}).status_code == 204
+
+
+def test_an_account_without_a_password_cannot_be_verified(address: str) -> None:
     user = create_user(address, "pending")
     with transaction() as connection:
         connection.execute(delete(credential).where(credential.c.account_id == user.id))
-    assert post("verify_email", PATH, {"token": issue(user)}).status_code == 204
+    assert post("verify_email", PATH, {"token": issue(user), "password": PASSWORD}).status_code == 403
 
 
 def test_a_change_of_address_that_nobody_waits_for_is_refused(active_user: User) -> None:
     token = issue(active_user, purpose=verifications.CHANGE_EMAIL)
-    assert post("verify_email", PATH, {"token": token}).status_code == 400
+    assert post("verify_email", PATH, {"token": token, "password": PASSWORD}).status_code == 400
 
 
 def test_a_link_that_meets_a_registration_under_way_never_activates_its_password(address: str) -> None:
@@ -59,35 +69,35 @@ def test_a_link_that_meets_a_registration_under_way_never_activates_its_password
                 .where(credential.c.account_id == user.id)
                 .values(password_hash="the stranger's", changed_at=func.now())
             )
-            verifying = pool.submit(post, "verify_email", PATH, {"token": token})
+            verifying = pool.submit(post, "verify_email", PATH, {"token": token, "password": PASSWORD})
             wait_for(lambda: somebody_waits_for(connection))
         assert verifying.result().status_code == 400
 
 
 def test_a_token_works_once(address: str) -> None:
     token = issue(create_user(address, "pending"))
-    post("verify_email", PATH, {"token": token})
-    again = post("verify_email", PATH, {"token": token})
+    post("verify_email", PATH, {"token": token, "password": PASSWORD})
+    again = post("verify_email", PATH, {"token": token, "password": PASSWORD})
     assert again.status_code == 400
     assert again.json["type"] == "urn:aegis:problem:invalid-verification-token"
 
 
 def test_an_expired_token_is_refused(address: str) -> None:
     token = issue(create_user(address, "pending"), lifetime=timedelta(seconds=-1))
-    assert post("verify_email", PATH, {"token": token}).status_code == 400
+    assert post("verify_email", PATH, {"token": token, "password": PASSWORD}).status_code == 400
 
 
 def test_a_token_for_something_else_is_refused(address: str) -> None:
     token = issue(create_user(address, "pending"), purpose="something_else")
-    assert post("verify_email", PATH, {"token": token}).status_code == 400
+    assert post("verify_email", PATH, {"token": token, "password": PASSWORD}).status_code == 400
 
 
 def test_an_unknown_token_is_refused() -> None:
-    assert post("verify_email", PATH, {"token": "A" * 43}).status_code == 400
+    assert post("verify_email", PATH, {"token": "A" * 43, "password": PASSWORD}).status_code == 400
 
 
 def test_what_cannot_be_a_token_is_a_422() -> None:
-    assert post("verify_email", PATH, {"token": "short"}).status_code == 422
+    assert post("verify_email", PATH, {"token": "short", "password": PASSWORD}).status_code == 422
 
 
 def test_only_a_hash_of_the_token_is_stored(address: str) -> None:

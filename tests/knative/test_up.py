@@ -104,7 +104,7 @@ def test_a_second_start_is_quick_to_say_so_and_still_has_the_users(tmp_path: Pat
         assert "HTTP/1.1 202" in answer.stdout
         mails = wait_for(lambda: up.request("/inbox", Accept="application/json")[1])
         token = mails[0]["text"].partition("#token=")[2].strip()
-        assert up.request("/api/v1/users/email/verify", {"token": token})[0] == 204
+        assert up.request("/api/v1/users/email/verify", {"token": token, "password": PASSWORD})[0] == 204
     with running(tmp_path) as up:
         status, tokens = up.request("/api/v1/users/login", {"email": user, "password": PASSWORD})
         assert status == 200

@@ -200,3 +200,8 @@ def test_looking_up_takes_no_place_of_a_hash(range_api: RangeApi, monkeypatch: p
         assert hash_password(PASSWORD)
         range_api.released.set()
         checking.result()
+
+
+def test_one_character_that_stands_for_eighteen_is_one() -> None:
+    with pytest.raises(InvalidRequest):
+        check_acceptable("\N{ARABIC LIGATURE SALLALLAHOU ALAYHE WASALLAM}")

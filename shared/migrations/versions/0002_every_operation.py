@@ -85,7 +85,8 @@ STATEMENTS = (
         status text NOT NULL,
         reason text,
         submitted_at timestamptz NOT NULL DEFAULT now(),
-        checked_at timestamptz
+        checked_at timestamptz,
+        check_announced_at timestamptz
     )
     """,
     "CREATE INDEX business_number ON business (number)",

@@ -1,5 +1,7 @@
+// A form for a password, which is posted with the token from the fragment of the link that led here.
 "use strict";
 
+const { path } = document.currentScript.dataset;
 const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
 const form = document.getElementById("form");
 const password = document.getElementById("password");
@@ -18,10 +20,10 @@ function show(state, details = []) {
   button.disabled = state === "working";
 }
 
-async function reset() {
+async function send() {
   show("working");
   try {
-    const response = await fetch("/api/v1/users/password/reset", {
+    const response = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ token, password: password.value }),
@@ -29,7 +31,7 @@ async function reset() {
     if (response.ok) return show("done");
     const errors = response.status === 422 ? (await response.json()).errors : [];
     const faults = errors.filter((error) => error.pointer === "/password").map((error) => error.detail);
-    if (faults.length) show("refused", faults);
+    if (faults.length || response.status === 403) show("refused", faults);
     else show(response.status < 500 && response.status !== 429 ? "invalid" : "unavailable");
   } catch {
     show("unavailable");
@@ -38,7 +40,7 @@ async function reset() {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  reset();
+  send();
 });
 document.getElementById("show").addEventListener("change", (event) => {
   password.type = event.target.checked ? "text" : "password";

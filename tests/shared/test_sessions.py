@@ -1,0 +1,77 @@
+"""What a session may do is decided when it is done: not when the request came in."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from shared import sessions
+from shared.clients import Client
+from shared.database import transaction
+from shared.registry import HTTP_FUNCTIONS
+from shared.tables import account
+from tests.conftest import PASSWORD, User, call, load_all, session_of, somebody_waits_for, wait_for
+
+NEW_PASSWORD = "a wholly new choice of words"
+CHANGES: dict[str, Any] = {
+    "change_email": {"email": "thief@example.com", "password": PASSWORD},
+    "change_password": {"current_password": PASSWORD, "new_password": NEW_PASSWORD},
+    "withdraw": {"password": PASSWORD},
+    "enroll_totp": None,
+    "request_passkey_registration": None,
+    "request_phone_code": {"phone": "010-1234-5678"},
+    "verify_phone": {"code": "123456"},
+    "remove_phone": None,
+    "submit_business": {"number": "124-81-00998", "opened_on": "2001-02-03", "representative": "김민준"},
+    "revoke_other_sessions": None,
+}
+
+
+@pytest.mark.parametrize("function", CHANGES)
+def test_a_session_that_ended_while_its_request_was_under_way_changes_nothing(active_user: User, function: str) -> None:
+    """As when the owner sets another password just then, or Redis did not take the news of it."""
+    tokens = session_of(active_user)
+    assert call("get_profile", tokens).status_code == 200  # its session is in the cache as one that goes on
+    with transaction() as connection:
+        sessions.end_all(connection, active_user.id)
+        before = connection.execute(select(account).where(account.c.id == active_user.id)).one()
+    response = call(function, tokens, CHANGES[function])
+    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:unauthenticated")
+    with transaction() as connection:
+        assert connection.execute(select(account).where(account.c.id == active_user.id)).one() == before
+
+
+def test_what_matters_takes_a_recent_log_in(active_user: User) -> None:
+    load_all()
+    earlier = session_of(active_user, ago=timedelta(minutes=11))
+    for name, body in CHANGES.items():
+        if HTTP_FUNCTIONS[name].recent_login:
+            response = call(name, earlier, body)
+            assert (response.status_code, response.json["type"]) == (
+                401,
+                "urn:aegis:problem:reauthentication-required",
+            ), name
+            assert 'max_age="600"' in response.headers["WWW-Authenticate"]
+    assert not {"verify_phone", "submit_business"} & {name for name in CHANGES if HTTP_FUNCTIONS[name].recent_login}
+
+
+def test_the_session_that_ends_for_the_fifty_first_is_refused_at_once(active_user: User) -> None:
+    first = session_of(active_user)
+    assert call("get_profile", first).status_code == 200
+    for _ in range(50):
+        session_of(active_user)
+    assert call("get_profile", first).status_code == 401
+
+
+def test_ending_all_sessions_waits_for_a_log_in_under_way_and_ends_it_too(active_user: User) -> None:
+    tokens = session_of(active_user)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction() as connection:
+            started = sessions.log_in(connection, active_user.id, ["pwd"], Client("127.0.0.1", "tests"))
+            ending = pool.submit(call, "withdraw", tokens, {"password": PASSWORD})
+            wait_for(lambda: somebody_waits_for(connection))
+        assert ending.result().status_code == 204
+    assert started
+    assert call("get_profile", dict(started)).status_code == 401
