@@ -24,7 +24,6 @@ class EmailChange(RequestBody):
     status=202,
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour", "email": "5/hour"},
-    uses=["database"],
     problems=[WrongPassword],
 )
 def change_email(body: EmailChange, caller: Caller) -> None:
@@ -52,5 +51,4 @@ def change_email(body: EmailChange, caller: Caller) -> None:
             told = RegistrationRepeated(user_id=owner) if owner else EmailVerificationRequested(user_id=caller.user_id)
             announce(connection, told)
         profile = profiles.read(connection, caller.user_id)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)

@@ -21,7 +21,6 @@ class PasswordChange(RequestBody):
     status=204,
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
-    uses=["database"],
     problems=[WrongPassword],
 )
 def change_password(body: PasswordChange, caller: Caller) -> None:
@@ -30,7 +29,7 @@ def change_password(body: PasswordChange, caller: Caller) -> None:
     All other sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. This
     session goes on. Ten tries an hour.
     """
-    proved = credentials.proved_hash(caller.user_id, body.current_password)
+    proved = credentials.require_password(caller.user_id, body.current_password)
     with transaction() as connection:
         profile = profiles.read(connection, caller.user_id)
     if profile is None:
@@ -46,5 +45,4 @@ def change_password(body: PasswordChange, caller: Caller) -> None:
         )
         profile = profiles.read(connection, caller.user_id)
     authentication.refuse_tokens_of(caller.user_id, *ended)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)

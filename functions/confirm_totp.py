@@ -41,7 +41,6 @@ class NoTotpEnrolment(Problem):
     "POST",
     "/api/v1/users/me/totp/confirm",
     limits={"address": "60/minute", "account": "20/minute"},
-    uses=["database", "encryption"],
     problems=[NoTotpEnrolment],
 )
 def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
@@ -76,6 +75,5 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
         announce(connection, TotpEnabled(user_id=user_id))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)
     return RecoveryCodes(recovery_codes=codes)

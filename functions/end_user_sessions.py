@@ -19,7 +19,6 @@ from shared.tables import account
     status=204,
     role="admin",
     recent_login=True,
-    uses=["database"],
     problems=[NoSuchItem],
 )
 def end_user_sessions(user_id: UUID, caller: Caller) -> None:

@@ -32,7 +32,6 @@ class TotpAlreadyEnabled(Problem):
     "/api/v1/users/me/totp",
     status=201,
     recent_login=True,
-    uses=["database", "encryption"],
     problems=[TotpAlreadyEnabled],
 )
 def enroll_totp(caller: Caller) -> TotpEnrolment:

@@ -20,7 +20,7 @@ class Passkeys(TypedDict):
     passkeys: list[Passkey]
 
 
-@http_function("GET", "/api/v1/users/me/passkeys", uses=["database"])
+@http_function("GET", "/api/v1/users/me/passkeys")
 def list_passkeys(caller: Caller) -> Passkeys:
     """List the caller's passkeys, the oldest first."""
     own = (

@@ -24,7 +24,7 @@ class LiveSessions(TypedDict):
     sessions: list[LiveSession]
 
 
-@http_function("GET", "/api/v1/users/me/sessions", uses=["database"])
+@http_function("GET", "/api/v1/users/me/sessions")
 def list_sessions(caller: Caller) -> LiveSessions:
     """List the sessions.
 

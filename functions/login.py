@@ -29,29 +29,25 @@ class InvalidCredentials(Problem):
     status = 401
     title = "The e-mail address or the password is wrong"
     detail = "Or the address is not verified yet: then follow the link in the mail. Which of these it is, is not said."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"WWW-Authenticate": "Bearer"})
+    authenticate = "Bearer"
 
 
 class SecondFactorRequired(Problem):
     status = 401
     title = "The second factor is needed"
     detail = "The password is right. Send 'challenge' and a code to /api/v1/users/login/second-factor in five minutes."
+    authenticate = "Bearer"
 
     def __init__(self, challenge: str = "A" * 43) -> None:
         """challenge: from `challenges.create`."""
-        super().__init__(
-            headers={"WWW-Authenticate": "Bearer"},
-            extensions=ProblemDetails(challenge=challenge, methods=["totp", "recovery_code"]),
-        )
+        super().__init__(extensions=ProblemDetails(challenge=challenge, methods=["totp", "recovery_code"]))
 
 
 @http_function(
     "POST",
     "/api/v1/users/login",
     limits={"address": "60/minute", **GUESSES},
-    uses=["database", "access_tokens", "refresh_tokens"],
+    uses=["access_tokens", "refresh_tokens"],
     problems=[InvalidCredentials, SecondFactorRequired],
 )
 def login(body: Credentials, client: Client) -> TokenPair:

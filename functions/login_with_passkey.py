@@ -16,6 +16,7 @@ from shared.problems import Problem
 from shared.sessions import TokenPair
 from shared.settings import settings
 from shared.tables import account, passkey
+from shared.tokens import decode, encode
 
 AMR = ["pop", "user", "mfa"]
 """RFC 8176, 2: possession of a key was proved, by a user who was present, with a PIN, finger or face beside it."""
@@ -43,15 +44,13 @@ class InvalidPasskey(Problem):
     status = 401
     title = "The passkey cannot be used to log in"
     detail = "It is unknown here, was not verified, or its challenge is over. Ask for new options, or log in otherwise."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"WWW-Authenticate": "Bearer"})
+    authenticate = "Bearer"
 
 
 @http_function(
     "POST",
     "/api/v1/users/login/passkey",
-    uses=["database", "access_tokens", "refresh_tokens"],
+    uses=["access_tokens", "refresh_tokens"],
     problems=[InvalidPasskey],
 )
 def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
@@ -67,7 +66,7 @@ def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
     with_owner = (
         select(*passkey.c["id", "account_id", "public_key", "sign_count"])
         .select_from(account.join(passkey))
-        .where(passkey.c.credential_id == passkeys.decode(credential.raw_id))
+        .where(passkey.c.credential_id == decode(credential.raw_id))
         .with_for_update(key_share=True)
     )
     with transaction() as connection:
@@ -94,9 +93,9 @@ def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, int]:
     """
     from webauthn import verify_authentication_response
 
-    if passkeys.decode(credential.response.user_handle) != known.account_id.bytes:
+    if decode(credential.response.user_handle) != known.account_id.bytes:
         raise ValueError("the user handle is another account's")
-    challenge = passkeys.challenge_in(passkeys.decode(credential.response.client_data_json))
+    challenge = passkeys.challenge_in(decode(credential.response.client_data_json))
     verified = verify_authentication_response(
         credential=credential.model_dump(by_alias=True, exclude_none=True),
         expected_challenge=challenge,
@@ -106,4 +105,4 @@ def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, int]:
         credential_current_sign_count=known.sign_count,
         require_user_verification=True,
     )
-    return passkeys.encode(challenge), verified.new_sign_count
+    return encode(challenge), verified.new_sign_count

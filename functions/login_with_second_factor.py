@@ -41,9 +41,7 @@ class InvalidSecondFactor(Problem):
     status = 401
     title = "The code or the challenge is not valid"
     detail = "The code is wrong, or was used before. Wait for the next one of the app, or send a recovery code."
-
-    def __init__(self, detail: str = "") -> None:
-        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+    authenticate = "Bearer"
 
 
 LOG_IN_AGAIN = "The challenge is unknown, expired or used up. Log in again with the password for a new one."
@@ -53,7 +51,7 @@ LOG_IN_AGAIN = "The challenge is unknown, expired or used up. Log in again with 
     "POST",
     "/api/v1/users/login/second-factor",
     limits={"address": "30/minute"},
-    uses=["database", "encryption", "access_tokens", "refresh_tokens"],
+    uses=["access_tokens", "refresh_tokens"],
     problems=[InvalidSecondFactor],
 )
 def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:

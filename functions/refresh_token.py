@@ -28,15 +28,13 @@ class InvalidRefreshToken(Problem):
     status = 401
     title = "The refresh token is not valid"
     detail = "It is unknown, was used before, or its session has ended. Log in again."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"WWW-Authenticate": "Bearer"})
+    authenticate = "Bearer"
 
 
 @http_function(
     "POST",
     "/api/v1/users/token/refresh",
-    uses=["database", "cache", "access_tokens", "refresh_tokens"],
+    uses=["access_tokens", "refresh_tokens"],
     problems=[InvalidRefreshToken],
 )
 def refresh_token(body: Refresh) -> TokenPair:

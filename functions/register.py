@@ -24,7 +24,6 @@ class Registration(RequestBody):
     "/api/v1/users",
     status=202,
     limits={"address": "60/minute", "email+address": "5/hour", "email": "20/hour"},
-    uses=["database"],
 )
 def register(body: Registration) -> None:
     """Register a user.

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import challenges, passkeys, second_factors, sessions
+from shared import challenges, passkeys, second_factors, sessions, tokens
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
@@ -66,7 +66,6 @@ class PasskeyAlreadyRegistered(Problem):
     "/api/v1/users/me/passkeys",
     status=201,
     recent_login=True,
-    uses=["database", "access_tokens"],
     problems=[PasskeyNotVerified, PasskeyAlreadyRegistered, TooManyPasskeys],
 )
 def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPasskey:
@@ -109,7 +108,7 @@ def _verified(credential: NewCredential) -> tuple[str, dict[str, bytes | int]]:
     from webauthn.helpers import decode_credential_public_key, decoded_public_key_to_cryptography
     from webauthn.helpers.cose import COSEAlgorithmIdentifier
 
-    challenge = passkeys.challenge_in(passkeys.decode(credential.response.client_data_json))
+    challenge = passkeys.challenge_in(tokens.decode(credential.response.client_data_json))
     verified = verify_registration_response(
         credential=credential.model_dump(by_alias=True, exclude_none=True),
         expected_challenge=challenge,
@@ -118,11 +117,11 @@ def _verified(credential: NewCredential) -> tuple[str, dict[str, bytes | int]]:
         require_user_verification=True,
         supported_pub_key_algs=[COSEAlgorithmIdentifier(number) for number in passkeys.ALGORITHMS],
     )
-    if verified.credential_id != passkeys.decode(credential.raw_id):
+    if verified.credential_id != tokens.decode(credential.raw_id):
         raise ValueError("the authenticator made another credential than the browser says")
     # Not looked at before the first log-in: an impossible key would be found too late.
     decoded_public_key_to_cryptography(decode_credential_public_key(verified.credential_public_key))
-    return passkeys.encode(challenge), {
+    return tokens.encode(challenge), {
         "credential_id": verified.credential_id,
         "public_key": verified.credential_public_key,
         "sign_count": verified.sign_count,

@@ -18,7 +18,6 @@ from shared.tables import passkey
     "/api/v1/users/me/passkeys/{passkey_id}",
     status=204,
     recent_login=True,
-    uses=["database"],
     problems=[NoSuchItem],
 )
 def remove_passkey(passkey_id: UUID, caller: Caller) -> None:

@@ -10,7 +10,7 @@ from shared.http_function import http_function
 from shared.tables import account, phone_verification
 
 
-@http_function("DELETE", "/api/v1/users/me/phone", status=204, recent_login=True, uses=["database"])
+@http_function("DELETE", "/api/v1/users/me/phone", status=204, recent_login=True)
 def remove_phone(caller: Caller) -> None:
     """Remove the phone number.
 
@@ -27,5 +27,4 @@ def remove_phone(caller: Caller) -> None:
         if connection.execute(remove).rowcount:
             announce(connection, PhoneRemoved(user_id=caller.user_id))
         profile = profiles.read(connection, caller.user_id)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)

@@ -12,7 +12,6 @@ from shared.problems import NoSuchItem
     "/api/v1/users/me/totp",
     status=204,
     recent_login=True,
-    uses=["database"],
     problems=[NoSuchItem],
 )
 def remove_totp(caller: Caller) -> None:
@@ -26,5 +25,4 @@ def remove_totp(caller: Caller) -> None:
         if not second_factors.remove(connection, caller.user_id):
             raise NoSuchItem
         profile = profiles.read(connection, caller.user_id)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)

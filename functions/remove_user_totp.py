@@ -15,7 +15,6 @@ from shared.problems import NoSuchItem
     status=204,
     role="admin",
     recent_login=True,
-    uses=["database"],
     problems=[NoSuchItem],
 )
 def remove_user_totp(user_id: UUID, caller: Caller) -> None:
@@ -30,5 +29,4 @@ def remove_user_totp(user_id: UUID, caller: Caller) -> None:
             raise NoSuchItem
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)

@@ -19,7 +19,6 @@ class UnverifiedAddress(RequestBody):
     "/api/v1/users/email/resend",
     status=202,
     limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour"},
-    uses=["database"],
 )
 def request_email_verification(body: UnverifiedAddress) -> None:
     """Ask for another link to verify an e-mail address.

@@ -22,7 +22,7 @@ class PasskeyRequestOptions(TypedDict):
     userVerification: Literal["required"]
 
 
-@http_function("POST", "/api/v1/users/login/passkey/options", uses=["database", "access_tokens"])
+@http_function("POST", "/api/v1/users/login/passkey/options", uses=["access_tokens"])
 def request_passkey_login() -> PasskeyRequestOptions:
     """Ask for what a browser needs to log in with a passkey.
 

@@ -5,7 +5,7 @@ from typing import Literal
 from sqlalchemy import select
 from typing_extensions import TypedDict
 
-from shared import challenges, passkeys, second_factors, sessions
+from shared import challenges, passkeys, second_factors, sessions, tokens
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
@@ -55,7 +55,6 @@ class PasskeyCreationOptions(TypedDict):
     "POST",
     "/api/v1/users/me/passkeys/options",
     recent_login=True,
-    uses=["database", "access_tokens"],
     problems=[TooManyPasskeys],
 )
 def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
@@ -83,11 +82,11 @@ def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
     user = rows[0]
     return PasskeyCreationOptions(
         rp=RelyingParty(id=settings().passkey_domain, name="Aegis"),
-        user=UserEntity(id=passkeys.encode(caller.user_id.bytes), name=user.email, displayName=user.name or user.email),
+        user=UserEntity(id=tokens.encode(caller.user_id.bytes), name=user.email, displayName=user.name or user.email),
         challenge=challenge,
         pubKeyCredParams=[CredentialParameters(type="public-key", alg=number) for number in passkeys.ALGORITHMS],
         timeout=passkeys.TIMEOUT_MILLISECONDS,
-        excludeCredentials=[CredentialDescriptor(type="public-key", id=passkeys.encode(each)) for each in known],
+        excludeCredentials=[CredentialDescriptor(type="public-key", id=tokens.encode(each)) for each in known],
         authenticatorSelection=AuthenticatorSelection(
             residentKey="required", requireResidentKey=True, userVerification="required"
         ),

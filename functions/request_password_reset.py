@@ -19,7 +19,6 @@ class ForgottenPassword(RequestBody):
     "/api/v1/users/password/forgot",
     status=202,
     limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour"},
-    uses=["database"],
 )
 def request_password_reset(body: ForgottenPassword) -> None:
     """Ask for a link to set a new password.

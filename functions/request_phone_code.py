@@ -28,7 +28,6 @@ class NewPhone(RequestBody):
     status=202,
     recent_login=True,
     limits={"address": "60/minute", "account": "5/hour;10/day"},
-    uses=["database"],
 )
 def request_phone_code(body: NewPhone, caller: Caller) -> None:
     """Ask for a code that verifies a phone number.

@@ -8,9 +8,8 @@ from shared.events import PasskeyRemoved, announce
 from shared.fields import NewPassword, OpaqueToken, RequestBody
 from shared.http_function import http_function
 from shared.passwords import check_acceptable, hash_password
-from shared.problems import Problem
 from shared.tables import account, passkey
-from shared.verifications import RESET_PASSWORD, find, spend
+from shared.verifications import RESET_PASSWORD, InvalidLink, find, spend
 
 
 class PasswordReset(RequestBody):
@@ -18,13 +17,7 @@ class PasswordReset(RequestBody):
     password: NewPassword
 
 
-class InvalidResetToken(Problem):
-    status = 400
-    title = "The link is not valid"
-    detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
-
-
-@http_function("POST", "/api/v1/users/password/reset", status=204, uses=["database"], problems=[InvalidResetToken])
+@http_function("POST", "/api/v1/users/password/reset", status=204, problems=[InvalidLink])
 def reset_password(body: PasswordReset) -> None:
     """Set a new password.
 
@@ -41,18 +34,17 @@ def reset_password(body: PasswordReset) -> None:
             )
         ).first()
     if owner is None:
-        raise InvalidResetToken
+        raise InvalidLink
     check_acceptable(password, owner.email, owner.name)
     password_hash = hash_password(password)
 
     with transaction() as connection:
         user_id = spend(connection, token, RESET_PASSWORD)
         if user_id is None:
-            raise InvalidResetToken
+            raise InvalidLink
         ended = credentials.replace_password(connection, user_id, password_hash)
         removed = connection.scalars(delete(passkey).where(passkey.c.account_id == user_id).returning(passkey.c.id))
         announce(connection, *(PasskeyRemoved(user_id=user_id, passkey_id=passkey_id) for passkey_id in removed))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)

@@ -7,7 +7,7 @@ from shared.events import LoggedOut, announce
 from shared.http_function import http_function
 
 
-@http_function("DELETE", "/api/v1/users/me/sessions", status=204, recent_login=True, uses=["database"])
+@http_function("DELETE", "/api/v1/users/me/sessions", status=204, recent_login=True)
 def revoke_other_sessions(caller: Caller) -> None:
     """End all other sessions.
 

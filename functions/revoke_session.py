@@ -18,7 +18,6 @@ from shared.tables import session
     "/api/v1/users/me/sessions/{session_id}",
     status=204,
     recent_login=True,
-    uses=["database"],
     problems=[NoSuchItem],
 )
 def revoke_session(caller: Caller, session_id: UUID) -> None:

@@ -46,7 +46,6 @@ class SubmittedBusiness(BusinessState):
     status=202,
     # The answer of the registry tells whether a name and a date belong to a number: no place to guess them.
     limits={"address": "60/minute", "account": "10/hour;20/day"},
-    uses=["database"],
 )
 def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusiness:
     """Submit the business registration.
@@ -75,8 +74,7 @@ def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusi
         )
         announce(connection, BusinessSubmitted(user_id=caller.user_id))
         profile = profiles.read(connection, caller.user_id, lock=True)
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)
     return SubmittedBusiness(number=body.number, status="pending", reason=None, warnings=_warnings(body.number))
 
 

@@ -2,31 +2,28 @@
 
 from typing import Any
 
-from pydantic import Field
 from sqlalchemy import update
 
 from shared import profiles
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import ProfileUpdated, announce
-from shared.fields import Locale, Name, RequestBody
+from shared.fields import ABSENT, Locale, Name, RequestBody
 from shared.http_function import http_function
 from shared.problems import Unauthenticated
 from shared.profiles import Profile
 from shared.request import require_match
 from shared.tables import account
 
-_ABSENT: Any = Field(default_factory=lambda: None)  # a plain default would be in the schema, as if it were applied
-
 
 class ProfilePatch(RequestBody):
     """A JSON merge patch (RFC 7396): what is absent stays; a name that is null is removed."""
 
-    name: Name | None = _ABSENT
-    locale: Locale = _ABSENT
+    name: Name | None = ABSENT
+    locale: Locale = ABSENT
 
 
-@http_function("PATCH", "/api/v1/users/me", uses=["database"])
+@http_function("PATCH", "/api/v1/users/me")
 def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> Profile:
     """Change the caller's profile.
 

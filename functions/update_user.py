@@ -11,7 +11,7 @@ from shared import authentication, profiles, sessions, users
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import RolesChanged, UserReinstated, UserSuspended, announce
-from shared.fields import RequestBody
+from shared.fields import ABSENT, RequestBody
 from shared.http_function import http_function
 from shared.problems import FieldError, Forbidden, InvalidRequest, NoSuchItem, Problem
 from shared.request import require_match
@@ -22,14 +22,8 @@ ADMIN: Literal["admin"] = "admin"
 
 
 class UserUpdate(RequestBody):
-    status: Annotated[
-        Literal["active", "suspended"],
-        Field(default_factory=lambda: None, description="Active also ends a withdrawal."),
-    ]
-    roles: Annotated[
-        list[Literal["admin"]],
-        Field(default_factory=lambda: None, max_length=10, description="All that the user is to have."),
-    ]
+    status: Annotated[Literal["active", "suspended"], Field(description="Active also ends a withdrawal.")] = ABSENT
+    roles: Annotated[list[Literal["admin"]], Field(max_length=10, description="All that the user is to have.")] = ABSENT
 
 
 class OwnAccount(Problem):
@@ -68,8 +62,7 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
             _announce(connection, user_id, changes, caller.user_id)
             user = users.read(connection, user_id) or user
         profile = profiles.read(connection, user_id) if changes else None
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)
     authentication.refuse_tokens_of(user_id, *ended)
     return user
 

@@ -64,8 +64,7 @@ def verify_business(event: BusinessSubmitted | BusinessCheckDue) -> None:
         connection.execute(select(account.c.id).where(account.c.id == event.user_id).with_for_update(key_share=True))
         changed = _write(connection, event, found, verdict)
         profile = profiles.read(connection, event.user_id) if changed else None
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)
 
 
 def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdict) -> bool:

@@ -11,10 +11,9 @@ from shared.database import is_duplicate, transaction
 from shared.events import EmailChanged, EmailVerified, UserPurged, announce
 from shared.fields import OpaqueToken, Password, RequestBody
 from shared.http_function import http_function
-from shared.problems import Problem
 from shared.profiles import Profile
 from shared.tables import account
-from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, find, spend
+from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, InvalidLink, find, spend
 
 
 class Verification(RequestBody):
@@ -22,13 +21,7 @@ class Verification(RequestBody):
     password: Password
 
 
-class InvalidVerificationToken(Problem):
-    status = 400
-    title = "The link is not valid"
-    detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
-
-
-@http_function("POST", "/api/v1/users/email/verify", status=204, problems=[InvalidVerificationToken, WrongPassword])
+@http_function("POST", "/api/v1/users/email/verify", status=204, problems=[InvalidLink, WrongPassword])
 def verify_email(body: Verification) -> None:
     """Verify an e-mail address.
 
@@ -40,7 +33,7 @@ def verify_email(body: Verification) -> None:
     with transaction() as connection:
         account_id = find(connection, token, VERIFY_EMAIL) or find(connection, token, CHANGE_EMAIL)
     if account_id is None:
-        raise InvalidVerificationToken
+        raise InvalidLink
     require_password(account_id, body.password)
     profile = None
     try:
@@ -50,13 +43,12 @@ def verify_email(body: Verification) -> None:
             elif user_id := spend(connection, token, CHANGE_EMAIL):
                 profile = _replace_address(connection, user_id)
             else:
-                raise InvalidVerificationToken
+                raise InvalidLink
     except DBAPIError as error:
         if is_duplicate(error):  # the new address has become another account's since
-            raise InvalidVerificationToken from None
+            raise InvalidLink from None
         raise
-    if profile:
-        profiles.put(profile)
+    profiles.put(profile)
 
 
 def _activate(connection: Connection, user_id: UUID) -> None:
@@ -66,7 +58,7 @@ def _activate(connection: Connection, user_id: UUID) -> None:
         .values(status="active", email_verified_at=func.now())
     )
     if not activated.rowcount:
-        raise InvalidVerificationToken
+        raise InvalidLink
     announce(connection, EmailVerified(user_id=user_id))
 
 
@@ -74,7 +66,7 @@ def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
     """Puts the new address in place of the old one; the profile after that.
 
     Raises:
-        InvalidVerificationToken: no change of address is waiting.
+        InvalidLink: no change of address is waiting.
         DBAPIError: a duplicate, when the address is another account's.
     """
     _give_way(connection, user_id)
@@ -90,7 +82,7 @@ def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
         )
     )
     if not replaced.rowcount:
-        raise InvalidVerificationToken
+        raise InvalidLink
     # Such a link would lie in the old mailbox.
     verifications.void(connection, user_id, RESET_PASSWORD)
     announce(connection, EmailChanged(user_id=user_id))

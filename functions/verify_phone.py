@@ -47,7 +47,6 @@ class InvalidPhoneCode(Problem):
     "POST",
     "/api/v1/users/me/phone/verify",
     status=204,
-    uses=["database", "encryption"],
     problems=[InvalidPhoneCode],
 )
 def verify_phone(body: PhoneCode, caller: Caller) -> None:

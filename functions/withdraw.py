@@ -22,7 +22,6 @@ class Withdrawal(RequestBody):
     status=204,
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
-    uses=["database"],
     problems=[WrongPassword],
 )
 def withdraw(caller: Caller, body: Withdrawal) -> None:

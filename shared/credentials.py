@@ -23,18 +23,15 @@ class WrongPassword(Problem):
     detail = "Nothing was changed. This takes the account's current password."
 
 
-def require_password(user_id: UUID, password: SecretStr) -> None:
+def require_password(user_id: UUID, password: SecretStr) -> str:
     """Checks a user's current password, outside of any transaction, as it takes some 35 ms.
+
+    Returns the stored hash that it was checked against, for `replace_password`.
 
     Raises:
         WrongPassword: also for an account that has no password yet.
         ServiceUnavailable: too many passwords are being checked or hashed already.
     """
-    proved_hash(user_id, password)
-
-
-def proved_hash(user_id: UUID, password: SecretStr) -> str:
-    """`require_password`, with the stored hash that the password was checked against, for `replace_password`."""
     with transaction() as connection:
         stored: str | None = connection.scalar(
             select(credential.c.password_hash).where(credential.c.account_id == user_id)

@@ -30,13 +30,13 @@ class UserRegistered(Event):
 
 
 class RegistrationRepeated(Event):
-    """Somebody tried to take an address, by registering or changing to it, that is an active account's."""
+    """Somebody tried to take an address, by registering or changing to it, that belongs to an account."""
 
     type = "com.aegis.user.registration_repeated.v1"
 
 
 class EmailVerificationRequested(Event):
-    """An address waits to be verified: that of a pending account, or the new one of an active account."""
+    """An address waits to be verified, of a pending account or a new one; also of nobody, for the same cost."""
 
     type = "com.aegis.user.email_verification_requested.v1"
 
@@ -60,7 +60,7 @@ class EmailChanged(Event):
 
 
 class PasswordResetRequested(Event):
-    """Somebody forgot a password. Without an account behind user_id, so that both cases cost the same time."""
+    """Somebody forgot a password. Also of nobody, where there is no account: so both cost the same time."""
 
     type = "com.aegis.user.password_reset_requested.v1"
 
@@ -125,7 +125,7 @@ class BusinessSubmitted(Event):
 
 
 class BusinessCheckDue(Event):
-    """A verified business registration is to be checked again."""
+    """A business registration is to be checked again, or at last."""
 
     type = "com.aegis.user.business_check_due.v1"
 

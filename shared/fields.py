@@ -1,7 +1,7 @@
 """What a request body may hold: strict, closed models, and the fields that several of them share."""
 
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -17,6 +17,10 @@ class QueryParameters(BaseModel):
     """The parameters of a query: text that is converted, and no unknown ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ABSENT: Any = Field(default_factory=lambda: None)
+"""The default of a member of a patch: a plain one would be in the schema, as if it were applied."""
 
 
 def _email_address(text: str) -> str:

@@ -85,8 +85,8 @@ def http_function(
         role: that the caller must have, in a session with a second factor.
         recent_login: whether the caller must have logged in within the last ten minutes, with their second factor.
         limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "email+address".
-        uses: the dependencies that must be set, and that /health/ready reports; the cache counts the limits anyway,
-            and a POST keeps its answers.
+        uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
+            case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
         problems: the errors that are the operation's own, for the documentation.
         cached: the cache key to read for this caller, handed to the handler as `cached`.
     """
@@ -97,11 +97,14 @@ def http_function(
         if unknown := takes - GIVEN - set(re.findall(r"\{(\w+)\}", path)):
             raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
         rate_limits.check(limits or {})
-        needs: set[Dependency] = {"cache", *uses}
+        needs: set[Dependency] = {"cache"}
         if "caller" in takes:
             needs |= authentication.USES
         if method == "POST":
             needs |= {"database", "encryption"}
+        if known := needs & set(uses):
+            raise TypeError(f"{handler.__name__} uses {', '.join(sorted(known))} in any case: say what it uses besides")
+        needs |= set(uses)
         operation = HTTP_FUNCTIONS[handler.__name__] = HttpFunction(
             name=handler.__name__,
             method=method,

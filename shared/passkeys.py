@@ -1,6 +1,5 @@
 """Passkeys: what registering one and logging in with one have in common (WebAuthn Level 3)."""
 
-import base64
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,13 +91,3 @@ def refused_as(problem: type[Problem]) -> Iterator[None]:
     except Exception as error:
         log.info("passkey refused", extra={"error": type(error).__name__, "reason": str(error)[:200]})
         raise problem from error
-
-
-def decode(text: str) -> bytes:
-    """The bytes of a base64url text without padding."""
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def encode(content: bytes) -> str:
-    """The base64url text of bytes, without padding."""
-    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()

@@ -36,6 +36,8 @@ class Problem(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     detail: ClassVar[str]
+    authenticate: ClassVar[str] = ""
+    """The challenge in WWW-Authenticate (RFC 9110, 11.6.1), of those that have one."""
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class Problem(Exception):
     ) -> None:
         """extensions: members that this kind of problem has beside the usual ones (RFC 9457, 3.2)."""
         super().__init__(detail or self.detail)
-        self.headers = dict(headers or {})
+        self.headers = {**({"WWW-Authenticate": self.authenticate} if self.authenticate else {}), **(headers or {})}
         self.errors = list(errors)
         self.extensions = extensions or ProblemDetails()
 
@@ -76,9 +78,7 @@ class Unauthenticated(Problem):
     status = 401
     title = "A valid access token is needed"
     detail = "Send a current access token as 'Authorization: Bearer ...'; refresh it or log in again."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+    authenticate = 'Bearer error="invalid_token"'
 
 
 class ReauthenticationRequired(Problem):
@@ -138,7 +138,7 @@ class BodyTooLarge(Problem):
 class UnsupportedMediaType(Problem):
     status = 415
     title = "The content type is not supported"
-    detail = "Send the body as application/json."
+    detail = "Send the body as application/json, of a PATCH also as application/merge-patch+json."
 
 
 class InvalidRequest(Problem):

@@ -43,11 +43,13 @@ def key(user_id: UUID) -> str:
     return cache.key(user_id, "profile")
 
 
-def put(profile: Profile) -> None:
-    """Puts a profile in the cache, after the change that it shows was committed.
+def put(profile: Profile | None) -> None:
+    """Puts a profile in the cache, after the change that it shows was committed; nothing for an account that is gone.
 
     Another change within the last seconds may be the later one: then PostgreSQL answers for as many seconds.
     """
+    if profile is None:
+        return
     cache.put_unless_contended(
         key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS, apart=CONTENDED_SECONDS
     )

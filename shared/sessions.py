@@ -1,9 +1,7 @@
 """Sessions: each log-in starts one, refresh tokens carry it on, and it ends for good at once."""
 
-import base64
 import hashlib
 import hmac
-import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,6 +19,7 @@ from shared.events import LoggedIn, UserRestored, announce
 from shared.problems import Unauthenticated
 from shared.settings import settings
 from shared.tables import account, refresh_token, session
+from shared.tokens import encode, new_token
 
 LIFETIME = timedelta(days=30)
 """From log-in; a refresh does not extend it."""
@@ -80,7 +79,7 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
             address=client.address,
         )
     )
-    token = _encode(secrets.token_bytes(32))
+    token = new_token()
     store_refresh_token(connection, caller.session_id, token)
     announce(connection, LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
     return token_pair(caller, token)
@@ -170,8 +169,4 @@ def hash_refresh_token(token: str) -> bytes:
 
 def successor(token: str) -> str:
     """The refresh token that follows this one: the same one each time, known only to who holds this one and our key."""
-    return _encode(hmac.digest(settings().refresh_key, b"successor:" + token.encode(), hashlib.sha256))
-
-
-def _encode(token: bytes) -> str:
-    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+    return encode(hmac.digest(settings().refresh_key, b"successor:" + token.encode(), hashlib.sha256))

@@ -63,7 +63,7 @@ class Settings:
     refresh_key: bytes
     """Refresh tokens are hashed under it."""
     encryption_key: bytes
-    """Seals what must be read again: secrets of second factors, stored answers."""
+    """Seals what must be read again: second factors, stored answers. Keys the hashes of codes, and marks cursors."""
     passkey_domain: str
     """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
     trusted_proxy_hops: int

@@ -1,25 +1,30 @@
 """Single-use tokens that prove control of an address: stored hashed, one live for each account and purpose."""
 
-import base64
-import hashlib
-import secrets
 from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.problems import Problem
 from shared.tables import account, credential, verification
+from shared.tokens import hash_token, new_token
 
 VERIFY_EMAIL = "verify_email"
 CHANGE_EMAIL = "change_email"
 RESET_PASSWORD = "reset_password"  # noqa: S105
 
 
+class InvalidLink(Problem):
+    status = 400
+    title = "The link is not valid"
+    detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
+
+
 def create(connection: Connection, account_id: UUID, purpose: str, lifetime: timedelta) -> str:
     """A new token of 256 bits; it replaces an earlier one for the same purpose."""
-    token = base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
-    row = {"token_hash": _hash(token), "created_at": func.now(), "expires_at": func.now() + lifetime}
+    token = new_token()
+    row = {"token_hash": hash_token(token), "created_at": func.now(), "expires_at": func.now() + lifetime}
     connection.execute(
         insert(verification)
         .values(account_id=account_id, purpose=purpose, **row)
@@ -58,7 +63,7 @@ def void(connection: Connection, account_id: UUID, *purposes: str) -> None:
 
 def _is_live(token: str, purpose: str) -> ColumnElement[bool]:
     return and_(
-        verification.c.token_hash == _hash(token),
+        verification.c.token_hash == hash_token(token),
         verification.c.purpose == purpose,
         verification.c.expires_at > func.now(),
         ~exists().where(
@@ -66,8 +71,3 @@ def _is_live(token: str, purpose: str) -> ColumnElement[bool]:
             credential.c.changed_at > verification.c.created_at,
         ),
     )
-
-
-def _hash(token: str) -> bytes:
-    # 256 random bits need no slow hash.
-    return hashlib.sha256(token.encode()).digest()

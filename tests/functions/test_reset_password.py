@@ -81,7 +81,7 @@ def test_a_token_works_once(active_user: User) -> None:
     assert reset(token).status_code == 204
     again = reset(token, "yet another choice of words")
     assert again.status_code == 400
-    assert again.json["type"] == "urn:aegis:problem:invalid-reset-token"
+    assert again.json["type"] == "urn:aegis:problem:invalid-link"
     log_in(User(active_user.id, active_user.email, NEW_PASSWORD))
 
 

@@ -79,7 +79,7 @@ def test_a_token_works_once(address: str) -> None:
     post("verify_email", PATH, {"token": token, "password": PASSWORD})
     again = post("verify_email", PATH, {"token": token, "password": PASSWORD})
     assert again.status_code == 400
-    assert again.json["type"] == "urn:aegis:problem:invalid-verification-token"
+    assert again.json["type"] == "urn:aegis:problem:invalid-link"
 
 
 def test_an_expired_token_is_refused(address: str) -> None:

@@ -1,0 +1,30 @@
+"""Opaque tokens: 256 random bits as base64url text, of which only a hash is stored."""
+
+import base64
+import hashlib
+import secrets
+
+TOKEN_BYTES = 32
+
+
+def new_token() -> str:
+    return encode(secrets.token_bytes(TOKEN_BYTES))
+
+
+def hash_token(token: str) -> bytes:
+    """What is stored of a token: 256 random bits need no slow hash."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def encode(content: bytes) -> str:
+    """The base64url text of bytes, without padding (RFC 4648, 5)."""
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def decode(text: str) -> bytes:
+    """The bytes of a base64url text without padding.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
