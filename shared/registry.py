@@ -1,7 +1,9 @@
 """What is stated about each function that this process has loaded; the decorators fill it."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.problems import Problem
@@ -58,8 +60,18 @@ class EventFunction:
     uses: frozenset[Dependency]
 
 
+_FUNCTIONS = Path(__file__).parents[1] / "functions"
+
 HTTP_FUNCTIONS: dict[str, HttpFunction] = {}
 EVENT_FUNCTIONS: dict[str, EventFunction] = {}
+
+
+def load_all() -> set[str]:
+    """Loads all functions, for who needs them together, as the OpenAPI document does; returns their names."""
+    names = {path.stem for path in _FUNCTIONS.glob("*.py")} - {"__init__"}
+    for name in names:
+        importlib.import_module(f"functions.{name}")
+    return names
 
 
 def uses(function: str) -> frozenset[Dependency]:

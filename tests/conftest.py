@@ -1,7 +1,6 @@
 """One set of servers for all tests: `make up`'s own processes, in a folder of their own."""
 
 import fcntl
-import importlib
 import json
 import os
 import shutil
@@ -101,14 +100,6 @@ def create_user(address: str, status: str = "active") -> User:
         connection.execute(insert(account).values(status=status, **row))
         connection.execute(insert(credential).values(account_id=user.id, password_hash=hash_password(PASSWORD)))
     return user
-
-
-def load_all() -> set[str]:
-    """Imports all functions, so that the registry knows them; returns their names."""
-    names = {path.stem for path in (ROOT / "functions").glob("*.py")} - {"__init__"}
-    for name in names:
-        importlib.import_module(f"functions.{name}")
-    return names
 
 
 class BufferedClient(FlaskClient):

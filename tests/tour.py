@@ -22,9 +22,8 @@ from urllib.parse import urlencode, urlsplit
 import pyotp
 import urllib3
 
-from shared.registry import HTTP_FUNCTIONS
+from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.authenticator import Authenticator
-from tests.conftest import load_all
 
 T = TypeVar("T")
 

@@ -3,7 +3,6 @@
 python -m knative.local.site
 """
 
-import importlib
 import os
 from functools import cache
 from typing import Any
@@ -12,8 +11,8 @@ from flask import Flask, Response, jsonify, render_template, request
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from knative.local.sandbox import sandbox
-from shared import manifests, openapi
-from shared.registry import HTTP_FUNCTIONS
+from shared import openapi
+from shared.registry import HTTP_FUNCTIONS, load_all
 from shared.server import Server
 
 VERIFY_EMAIL_WORDS = {
@@ -110,8 +109,7 @@ def protect(response: Response) -> Response:
 @cache
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of all functions."""
-    for function in manifests.functions():
-        importlib.import_module(f"functions.{function}")
+    load_all()
     return openapi.document(HTTP_FUNCTIONS.values())
 
 

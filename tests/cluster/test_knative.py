@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shared.manifests import functions
-from shared.registry import HTTP_FUNCTIONS
+from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.cluster.conftest import (
     HOST,
     NAMESPACE,
@@ -30,7 +30,7 @@ from tests.cluster.conftest import (
     new_address,
     pods,
 )
-from tests.conftest import PASSWORD, ROOT, load_all, wait_for
+from tests.conftest import PASSWORD, ROOT, wait_for
 
 # The window, and the 30 s that Knative waits before the last pod goes, and as much again.
 TO_ZERO_SECONDS = 240.0

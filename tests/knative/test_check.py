@@ -6,8 +6,7 @@ import pytest
 
 from knative import check
 from shared.manifests import function_name, functions
-from shared.registry import uses
-from tests.conftest import load_all
+from shared.registry import load_all, uses
 
 DEVELOPMENT = check.OVERLAYS / "development"
 

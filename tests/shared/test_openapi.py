@@ -13,9 +13,9 @@ from knative.local.up import containers
 from shared import openapi
 from shared.http_function import path_pattern
 from shared.manifests import function_name, functions, manifests, routes, schedules, triggers
-from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
+from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 from shared.schedules import ScheduleFired
-from tests.conftest import ROOT, load_all
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
