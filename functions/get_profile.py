@@ -13,7 +13,11 @@ def cache_key(caller: Caller) -> str:
 
 @http_function("GET", "/api/v1/users/me", cached=cache_key)
 def get_profile(caller: Caller, cached: bytes | None) -> Profile | bytes:
-    """Read the caller's profile."""
+    """Read the caller's profile.
+
+    `new_email` is an address that takes over once its link is followed, `phone` a number that was verified.
+    `second_factor` says whether an authenticator app is in force. `business` is null until one is submitted.
+    """
     if cached:
         return cached
     # Imported on a miss: a warm read never meets the database.

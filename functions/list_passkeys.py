@@ -22,7 +22,10 @@ class Passkeys(TypedDict):
 
 @http_function("GET", "/api/v1/users/me/passkeys")
 def list_passkeys(caller: Caller) -> Passkeys:
-    """List the caller's passkeys, the oldest first."""
+    """List the caller's passkeys, the oldest first.
+
+    The `id` is what a passkey is removed by; `last_used_at` is null until somebody logs in with it.
+    """
     own = (
         select(*passkey.c["id", "name", "created_at", "last_used_at"])
         .where(passkey.c.account_id == caller.user_id)
