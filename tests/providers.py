@@ -1,5 +1,6 @@
-"""Providers of a test's own, which answer as they are told."""
+"""Servers of a test's own, which answer as they are told: providers, and functions that are sent events."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from shared import settings as settings_module
 
 @dataclass
 class Asked:
-    """A request that a provider got."""
+    """A request that came."""
 
     path: str
     headers: dict[str, str]
@@ -25,10 +26,12 @@ class Asked:
 @dataclass
 class Answer:
     status: int = 200
-    body: Any = None
+    body: Any = b""
     """Sent as JSON; bytes as they are."""
     drops: bool = False
     """Whether the connection is closed instead."""
+    after: threading.Event | None = None
+    """What must happen before it is sent."""
 
 
 class Provider(ThreadingHTTPServer):
@@ -49,37 +52,51 @@ class _Handler(BaseHTTPRequestHandler):
     server: Provider
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
         asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
         self.server.asked.append(asked)
         answer = self.server.answers.pop(0) if self.server.answers else self.server.answer(asked)
+        if answer.after:
+            answer.after.wait(30)
         if answer.drops:
             self.close_connection = True
             return
         content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-        self.send_response(answer.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(OSError):  # who asked may have given up
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_GET = do_POST  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def serving(setting: str, answer: Callable[[Asked], Answer], monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
-    """A provider that the functions of this process use under the name of its setting."""
+def listening(answer: Callable[[Asked], Answer]) -> Iterator[Provider]:
+    """A server at a port of its own."""
     server = Provider(answer)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setenv(setting, server.url)
-    settings_module.settings.cache_clear()
     try:
         yield server
     finally:
-        monkeypatch.undo()
-        settings_module.settings.cache_clear()
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def serving(setting: str, answer: Callable[[Asked], Answer], monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """A provider that the functions of this process use under the name of its setting."""
+    with listening(answer) as server:
+        monkeypatch.setenv(setting, server.url)
+        settings_module.settings.cache_clear()
+        try:
+            yield server
+        finally:
+            monkeypatch.undo()
+            settings_module.settings.cache_clear()

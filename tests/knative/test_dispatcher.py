@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from shared import kafka
 from shared.manifests import Trigger, triggers
 from shared.settings import settings
 from tests.conftest import wait_for
+from tests.providers import Answer, Provider, listening
 from tests.servers import Own, kill, read_topic, start_again
 
 TRIGGER = Trigger(
@@ -30,50 +30,16 @@ TRIGGER = Trigger(
 )
 
 
-class Function(ThreadingHTTPServer):
-    """An event function that answers with the statuses it is told, then 204, and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[int] = []
-        self.requests: list[tuple[dict[str, str], bytes]] = []
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/"
-
-    @property
-    def ids(self) -> list[str]:
-        return [headers["ce-id"] for headers, _ in self.requests]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Function
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
-        self.server.may_answer.wait(10)
-        self.send_response(self.server.answers.pop(0) if self.server.answers else 204)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def function() -> Iterator[Function]:
-    server = Function()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.may_answer.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def function() -> Iterator[Provider]:
+    """An event function that takes all, unless it is told otherwise."""
+    with listening(lambda _: Answer(204)) as server:
+        yield server
+
+
+def ids(function: Provider) -> list[str]:
+    """Of the events that it was sent."""
+    return [asked.headers["ce-id"] for asked in function.asked]
 
 
 @pytest.fixture
@@ -112,32 +78,32 @@ def dead_letters(count: int) -> list[Any]:
     return read_topic(kafka.DEAD_LETTERS, 1, count)
 
 
-def test_a_matching_event_arrives_as_a_binary_cloud_event(broker: Process, function: Function) -> None:
+def test_a_matching_event_arrives_as_a_binary_cloud_event(broker: Process, function: Provider) -> None:
     send("unwanted", type_="other")
     send("1", subject='한 "quoted" 100%')
     with consuming(function.url):
-        wait_for(lambda: function.requests)
-    ((headers, body),) = function.requests
-    assert body == b'{"a": 1}'
-    assert headers["content-type"] == "application/json"
-    assert (headers["ce-id"], headers["ce-type"]) == ("1", "wanted")
-    assert headers["ce-subject"] == "%ED%95%9C%20%22quoted%22%20100%25"
+        wait_for(lambda: function.asked)
+    (asked,) = function.asked
+    assert asked.body == '{"a": 1}'
+    assert asked.headers["content-type"] == "application/json"
+    assert (asked.headers["ce-id"], asked.headers["ce-type"]) == ("1", "wanted")
+    assert asked.headers["ce-subject"] == "%ED%95%9C%20%22quoted%22%20100%25"
 
 
-def test_a_failed_delivery_is_repeated_and_the_next_event_waits(broker: Process, function: Function) -> None:
-    function.answers = [503, 500, 429]
+def test_a_failed_delivery_is_repeated_and_the_next_event_waits(broker: Process, function: Provider) -> None:
+    function.answers = [Answer(503), Answer(500), Answer(429)]
     send("1", "2")
     with consuming(function.url):
-        wait_for(lambda: len(function.requests) == 5)
-    assert function.ids == ["1", "1", "1", "1", "2"]
+        wait_for(lambda: len(function.asked) == 5)
+    assert ids(function) == ["1", "1", "1", "1", "2"]
     assert dead_letters(0) == []
 
 
-def test_after_all_retries_an_event_is_a_dead_letter_with_the_reason(broker: Process, function: Function) -> None:
-    function.answers = [503] * 4
+def test_after_all_retries_an_event_is_a_dead_letter_with_the_reason(broker: Process, function: Provider) -> None:
+    function.answers = [Answer(503)] * 4
     send("1", "2")
     with consuming(function.url):
-        wait_for(lambda: function.ids[-1:] == ["2"])
+        wait_for(lambda: ids(function)[-1:] == ["2"])
     (record,) = dead_letters(1)
     attributes = kafka.to_attributes(record.headers)
     assert attributes["id"] == "1"
@@ -147,12 +113,12 @@ def test_after_all_retries_an_event_is_a_dead_letter_with_the_reason(broker: Pro
 
 @pytest.mark.parametrize("status", [400, 401, 422])
 def test_an_event_that_is_refused_for_good_is_a_dead_letter_at_once(
-    broker: Process, function: Function, status: int
+    broker: Process, function: Provider, status: int
 ) -> None:
-    function.answers = [status]
+    function.answers = [Answer(status)]
     send("1", "2")
     with consuming(function.url):
-        wait_for(lambda: function.ids == ["1", "2"])
+        wait_for(lambda: ids(function) == ["1", "2"])
     assert [kafka.to_attributes(record.headers)["knativeerrorcode"] for record in dead_letters(1)] == [str(status)]
 
 
@@ -163,42 +129,42 @@ def test_a_function_that_is_not_there_is_tried_again(broker: Process) -> None:
     assert kafka.to_attributes(record.headers)["knativeerrorcode"] == "NewConnectionError"
 
 
-def test_an_event_in_hand_when_the_dispatcher_stops_is_delivered_again(broker: Process, function: Function) -> None:
-    function.answers = [503] * 100
+def test_an_event_in_hand_when_the_dispatcher_stops_is_delivered_again(broker: Process, function: Provider) -> None:
+    function.answers = [Answer(503)] * 100
     slow = Trigger(**{**TRIGGER.__dict__, "retries": 100, "backoff_seconds": 0.1})
     send("1")
     stopped = threading.Event()
     thread = threading.Thread(target=dispatcher.consume, args=(slow, 0, function.url, False, stopped))
     thread.start()
-    wait_for(lambda: function.requests)
+    wait_for(lambda: function.asked)
     stopped.set()
     thread.join()
     function.answers = []
-    before = len(function.requests)
+    before = len(function.asked)
     with consuming(function.url):
-        wait_for(lambda: len(function.requests) > before)
-    assert set(function.ids) == {"1"}
+        wait_for(lambda: len(function.asked) > before)
+    assert set(ids(function)) == {"1"}
 
 
-def test_a_settled_event_is_not_delivered_again(broker: Process, function: Function) -> None:
+def test_a_settled_event_is_not_delivered_again(broker: Process, function: Provider) -> None:
     send("1")
     with consuming(function.url):
-        wait_for(lambda: function.requests)
+        wait_for(lambda: function.asked)
     send("2")
     with consuming(function.url):
-        wait_for(lambda: "2" in function.ids)
-    assert function.ids == ["1", "2"]
+        wait_for(lambda: "2" in ids(function))
+    assert ids(function) == ["1", "2"]
 
 
-def test_a_record_that_is_no_event_is_passed_over(broker: Process, function: Function) -> None:
+def test_a_record_that_is_no_event_is_passed_over(broker: Process, function: Provider) -> None:
     producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
     producer.send(kafka.EVENTS, b"\xff\x00", b"user", [("ce_id", b"\xff")], partition=0).get(timeout=10)
     producer.send(kafka.EVENTS, None, b"user", partition=0).get(timeout=10)
     producer.close()
     send("1")
     with consuming(function.url):
-        wait_for(lambda: function.requests)
-    assert function.ids == ["1"]
+        wait_for(lambda: function.asked)
+    assert ids(function) == ["1"]
 
 
 @pytest.mark.parametrize(("policy", "waits"), [("exponential", [0.3, 0.6, 1.2, 2.4]), ("linear", [0.3, 0.6, 0.9, 1.2])])
@@ -238,18 +204,18 @@ def test_every_trigger_waits_at_least_a_minute_before_it_gives_up() -> None:
 
 
 def test_a_broker_that_forgets_is_read_from_the_beginning(
-    broker: Process, function: Function, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+    broker: Process, function: Provider, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "triggers", lambda: (TRIGGER,))
     stopped = threading.Event()
     thread = threading.Thread(target=dispatcher.run, args=(function.url, stopped))
     thread.start()
     send("1")
-    wait_for(lambda: function.ids == ["1"])
+    wait_for(lambda: ids(function) == ["1"])
     kill(broker)
     start_again(supervisor, broker)
     ensure_topics()
     send("2")
-    wait_for(lambda: "2" in function.ids, seconds=30)
+    wait_for(lambda: "2" in ids(function), seconds=30)
     stopped.set()
     thread.join()

@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,45 +13,19 @@ from knative.local.servers import free_port
 from knative.ping import ping
 from shared.manifests import Schedule, schedules
 from tests.conftest import ROOT, wait_for
-
-
-class Function(ThreadingHTTPServer):
-    """A function that answers with one status, and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.status = 204
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{{service}}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Function
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append((self.path, headers, body))
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+from tests.providers import Answer, Provider, listening
 
 
 @pytest.fixture
-def function() -> Iterator[Function]:
-    server = Function()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def function() -> Iterator[Provider]:
+    """A function that takes all, unless it is told otherwise."""
+    with listening(lambda _: Answer(204)) as server:
+        yield server
+
+
+def url(function: Provider) -> str:
+    """Where to find it, with a place for its name."""
+    return f"{function.url}/{{service}}"
 
 
 def ended(url: str) -> tuple[int, str]:
@@ -62,25 +35,26 @@ def ended(url: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_function_is_sent_a_binary_cloud_event(function: Function) -> None:
-    assert ended(function.url) == (0, "")
-    ((path, headers, body),) = function.requests
-    assert (path, body, headers["content-type"]) == ("/clean-up", b"{}", "application/json")
+def test_a_function_is_sent_a_binary_cloud_event(function: Provider) -> None:
+    assert ended(url(function)) == (0, "")
+    (asked,) = function.asked
+    headers = asked.headers
+    assert (asked.path, asked.body, headers["content-type"]) == ("/clean-up", "{}", "application/json")
     assert (headers["ce-specversion"], headers["ce-type"]) == ("1.0", "dev.knative.sources.ping")
     assert headers["ce-source"] == "/aegis/schedules/clean-up"
     assert headers["ce-id"]
 
 
-def test_each_firing_is_an_event_of_its_own(function: Function) -> None:
-    ping("clean-up", function.url)
-    ping("clean-up", function.url)
-    assert len({headers["ce-id"] for _, headers, _ in function.requests}) == 2
+def test_each_firing_is_an_event_of_its_own(function: Provider) -> None:
+    ping("clean-up", url(function))
+    ping("clean-up", url(function))
+    assert len({asked.headers["ce-id"] for asked in function.asked}) == 2
 
 
 @pytest.mark.parametrize("status", [404, 422, 500, 503])
-def test_a_function_that_refuses_is_a_failure_with_the_reason(function: Function, status: int) -> None:
-    function.status = status
-    code, reason = ended(function.url)
+def test_a_function_that_refuses_is_a_failure_with_the_reason(function: Provider, status: int) -> None:
+    function.answers = [Answer(status)]
+    code, reason = ended(url(function))
     assert code == 1
     assert f"answered {status}" in reason
 
@@ -109,7 +83,7 @@ def test_every_schedule_can_be_read() -> None:
     assert all(scheduler.next_time(schedule, now) > now for schedule in schedules())
 
 
-def test_a_schedule_fires_when_its_time_comes_and_stops_when_told(function: Function) -> None:
+def test_a_schedule_fires_when_its_time_comes_and_stops_when_told(function: Provider) -> None:
     every_minute = Schedule(name="tested", service="tested", schedule="* * * * *", timezone="Etc/UTC")
     clock = [datetime(2026, 1, 1, 0, 0, 59, 900_000, UTC)]
     stopped = threading.Event()
@@ -118,17 +92,17 @@ def test_a_schedule_fires_when_its_time_comes_and_stops_when_told(function: Func
         clock[0] += timedelta(milliseconds=10)
         return clock[0]
 
-    thread = threading.Thread(target=scheduler.run, args=(every_minute, function.url, stopped, now))
+    thread = threading.Thread(target=scheduler.run, args=(every_minute, url(function), stopped, now))
     thread.start()
-    wait_for(lambda: function.requests)
+    wait_for(lambda: function.asked)
     stopped.set()
     thread.join(10)
     assert not thread.is_alive()
-    assert [path for path, _, _ in function.requests] == ["/tested"]
+    assert [asked.path for asked in function.asked] == ["/tested"]
 
 
-def test_a_function_that_fails_does_not_end_its_schedule(function: Function) -> None:
-    function.status = 500
+def test_a_function_that_fails_does_not_end_its_schedule(function: Provider) -> None:
+    function.answer = lambda _: Answer(500)
     every_minute = Schedule(name="tested", service="tested", schedule="* * * * *", timezone="Etc/UTC")
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
     stopped = threading.Event()
@@ -137,9 +111,9 @@ def test_a_function_that_fails_does_not_end_its_schedule(function: Function) -> 
         clock[0] += timedelta(seconds=61)
         return clock[0]
 
-    thread = threading.Thread(target=scheduler.run, args=(every_minute, function.url, stopped, now))
+    thread = threading.Thread(target=scheduler.run, args=(every_minute, url(function), stopped, now))
     thread.start()
-    wait_for(lambda: len(function.requests) > 2)
+    wait_for(lambda: len(function.asked) > 2)
     stopped.set()
     thread.join(10)
     assert not thread.is_alive()

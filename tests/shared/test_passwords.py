@@ -1,12 +1,10 @@
 """Password hashes and their bounds, and the passwords that are refused."""
 
-import contextlib
 import hashlib
 import threading
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from prometheus_client import REGISTRY
@@ -16,6 +14,7 @@ from shared import passwords, settings
 from shared.passwords import check_acceptable, hash_password, verify_password
 from shared.problems import InvalidRequest, ServiceUnavailable
 from tests.conftest import PASSWORD, wait_for
+from tests.providers import Answer, Provider, serving
 
 
 def test_the_hash_is_argon2id_at_owasps_parameters() -> None:
@@ -51,33 +50,6 @@ def test_beyond_the_bound_of_hashing_at_once_the_caller_is_told_to_come_back(mon
     assert hash_password(PASSWORD)
 
 
-class RangeApi(ThreadingHTTPServer):
-    """A range API of breached passwords that answers as it is told, and keeps what it was asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), RangeHandler)
-        self.status, self.body = 200, padding()
-        self.released = threading.Event()
-        self.released.set()
-        self.asked: list[tuple[str, str | None]] = []
-
-
-class RangeHandler(BaseHTTPRequestHandler):
-    server: RangeApi
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers["Add-Padding"]))
-        self.server.released.wait(30)
-        with contextlib.suppress(OSError):  # who asked may have given up
-            self.send_response(self.server.status)
-            self.send_header("Content-Length", str(len(self.server.body)))
-            self.end_headers()
-            self.wfile.write(self.server.body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def padding(*rows: str) -> bytes:
     """An answer with these rows among others."""
     others = [f"{number:035X}:{number + 1}" for number in range(20)]
@@ -89,56 +61,48 @@ def sha1(password: str) -> str:
 
 
 @pytest.fixture
-def range_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeApi]:
-    server = RangeApi()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("BREACHED_PASSWORDS_URL", f"http://127.0.0.1:{server.server_address[1]}")
-    settings.settings.cache_clear()
-    yield server
-    monkeypatch.undo()
-    settings.settings.cache_clear()
-    server.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def range_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """A range API of breached passwords that knows none, unless it is told otherwise."""
+    with serving("BREACHED_PASSWORDS_URL", lambda _: Answer(200, padding()), monkeypatch) as server:
+        yield server
 
 
 def checks(outcome: str) -> float:
     return REGISTRY.get_sample_value("breached_password_checks_total", {"outcome": outcome}) or 0.0
 
 
-def test_a_breached_password_is_refused_and_only_five_digits_of_its_hash_are_told(range_api: RangeApi) -> None:
+def test_a_breached_password_is_refused_and_only_five_digits_of_its_hash_are_told(range_api: Provider) -> None:
     digest, before = sha1(PASSWORD), checks("breached")
-    range_api.body = padding(f"{digest[5:]}:3")
+    range_api.answers = [Answer(200, padding(f"{digest[5:]}:3"))]
     with pytest.raises(InvalidRequest) as refused:
         check_acceptable(PASSWORD, pointer="/new_password")
     assert [error["pointer"] for error in refused.value.errors] == ["/new_password"]
-    assert range_api.asked == [(f"/range/{digest[:5]}", "true")]
+    (asked,) = range_api.asked
+    assert (asked.path, asked.headers["add-padding"]) == (f"/range/{digest[:5]}", "true")
     assert checks("breached") == before + 1
 
 
-def test_a_password_that_nobody_stole_passes(range_api: RangeApi) -> None:
+def test_a_password_that_nobody_stole_passes(range_api: Provider) -> None:
     before = checks("clean")
     check_acceptable(PASSWORD)
     assert len(range_api.asked) == 1
     assert checks("clean") == before + 1
 
 
-def test_padding_is_no_hit(range_api: RangeApi) -> None:
-    range_api.body = padding(f"{sha1(PASSWORD)[5:]}:0")
+def test_padding_is_no_hit(range_api: Provider) -> None:
+    range_api.answers = [Answer(200, padding(f"{sha1(PASSWORD)[5:]}:0"))]
     check_acceptable(PASSWORD)
     assert len(range_api.asked) == 1
 
 
-def test_what_is_looked_up_is_what_would_be_stored(range_api: RangeApi) -> None:
+def test_what_is_looked_up_is_what_would_be_stored(range_api: Provider) -> None:
     composed = "비밀번호는 길어야 안전하다"
-    range_api.body = padding(f"{sha1(composed)[5:]}:1")
+    range_api.answers = [Answer(200, padding(f"{sha1(composed)[5:]}:1"))]
     with pytest.raises(InvalidRequest):
         check_acceptable(unicodedata.normalize("NFD", composed))
 
 
-def test_a_weak_password_is_not_looked_up(range_api: RangeApi) -> None:
+def test_a_weak_password_is_not_looked_up(range_api: Provider) -> None:
     for weak in ("short", "passwordpassword"):
         with pytest.raises(InvalidRequest):
             check_acceptable(weak)
@@ -159,10 +123,10 @@ def test_a_weak_password_is_not_looked_up(range_api: RangeApi) -> None:
     ids=["500", "302", "empty", "page", "binary", "nonsense", "no count"],
 )
 def test_a_list_that_cannot_be_read_keeps_nobody_out(
-    range_api: RangeApi, caplog: pytest.LogCaptureFixture, status: int, body: bytes
+    range_api: Provider, caplog: pytest.LogCaptureFixture, status: int, body: bytes
 ) -> None:
     before = checks("unavailable")
-    range_api.status, range_api.body = status, body
+    range_api.answers = [Answer(status, body)]
     check_acceptable(PASSWORD)
     assert checks("unavailable") == before + 1
     assert len(range_api.asked) == 1
@@ -171,11 +135,11 @@ def test_a_list_that_cannot_be_read_keeps_nobody_out(
     ]
 
 
-def test_a_list_that_is_slow_keeps_nobody_out(range_api: RangeApi) -> None:
-    before = checks("unavailable")
-    range_api.body = padding(f"{sha1(PASSWORD)[5:]}:3")
-    range_api.released.clear()
+def test_a_list_that_is_slow_keeps_nobody_out(range_api: Provider) -> None:
+    before, given_up = checks("unavailable"), threading.Event()
+    range_api.answers = [Answer(200, padding(f"{sha1(PASSWORD)[5:]}:3"), after=given_up)]
     check_acceptable(PASSWORD)
+    given_up.set()
     assert checks("unavailable") == before + 1
 
 
@@ -191,14 +155,15 @@ def test_a_list_that_is_away_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -
     assert checks("unavailable") == before + 1
 
 
-def test_looking_up_takes_no_place_of_a_hash(range_api: RangeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_up_takes_no_place_of_a_hash(range_api: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "_slots", threading.BoundedSemaphore(1))
-    range_api.released.clear()
+    hashed = threading.Event()
+    range_api.answers = [Answer(200, padding(), after=hashed)]
     with ThreadPoolExecutor(1) as pool:
         checking = pool.submit(check_acceptable, PASSWORD)
         wait_for(lambda: range_api.asked)
         assert hash_password(PASSWORD)
-        range_api.released.set()
+        hashed.set()
         checking.result()
 
 
