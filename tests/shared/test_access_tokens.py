@@ -1,0 +1,100 @@
+"""What counts as a valid access token, and what does not."""
+
+import base64
+import json
+import time
+import uuid
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shared import access_tokens
+from shared.access_tokens import Caller
+from shared.settings import settings
+from tests.conftest import User, client, log_in
+
+PATH = "/api/v1/users/me"
+
+
+def get(token: str, scheme: str = "Bearer") -> Any:
+    return client("get_profile").get(PATH, headers={"Authorization": f"{scheme} {token}"})
+
+
+def claims_of(user: User, **changes: Any) -> dict[str, Any]:
+    claims = jwt.decode(log_in(user)["access_token"], options={"verify_signature": False}) | changes
+    return {name: value for name, value in claims.items() if value is not None}
+
+
+def sign(claims: dict[str, Any], key: Any = None, algorithm: str = "ES256", **header: Any) -> str:
+    signing_key = access_tokens._private_key() if key is None else key
+    headers = {"typ": "at+jwt", "kid": settings().signing_keys[0].kid} | header
+    return jwt.encode(claims, signing_key, algorithm, headers)
+
+
+def test_a_token_for_a_session_that_never_was_is_a_401(active_user: User) -> None:
+    assert get(access_tokens.issue(Caller(user_id=active_user.id, session_id=uuid.uuid4()))).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "authorization", ["", "Bearer", "Bearer ", "Bearer a.b.c", "Basic dTpw", "Bearer " + "x" * 10_000, "Bearer 한국"]
+)
+def test_what_is_no_token_is_a_401(authorization: str) -> None:
+    headers = {"Authorization": authorization.encode().decode("latin-1")}
+    assert client("get_profile").get(PATH, headers=headers).status_code == 401
+
+
+def test_the_scheme_may_be_written_in_any_case(active_user: User) -> None:
+    assert get(log_in(active_user)["access_token"], scheme="bearer").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iss": "https://elsewhere.example.com"},
+        {"aud": "another service"},
+        {"exp": -31},
+        {"exp": None},
+        {"sub": None},
+        {"sub": "not an id"},
+        {"sid": None},
+        {"sid": "not an id"},
+        {"jti": None},
+        {"client_id": None},
+        {"iat": 120},
+    ],
+    ids=str,
+)
+def test_a_wrong_claim_is_a_401(active_user: User, changes: dict[str, Any]) -> None:
+    """Times are seconds from now."""
+    changes = {name: time.time() + value if isinstance(value, int) else value for name, value in changes.items()}
+    assert get(sign(claims_of(active_user, **changes))).status_code == 401
+
+
+def test_a_clock_may_be_half_a_minute_off(active_user: User) -> None:
+    assert get(sign(claims_of(active_user, exp=int(time.time()) - 15))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", [{"typ": "JWT"}, {"typ": None}, {"kid": "unknown"}, {"kid": None}, {"kid": 7}], ids=str
+)
+def test_a_wrong_header_is_a_401(active_user: User, header: dict[str, Any]) -> None:
+    token = sign(claims_of(active_user))
+    _, payload, signature = token.split(".")
+    fields = {**jwt.get_unverified_header(token), **header}
+    encoded = base64.urlsafe_b64encode(json.dumps(fields).encode()).rstrip(b"=").decode()
+    assert get(f"{encoded}.{payload}.{signature}").status_code == 401
+
+
+def test_a_token_without_a_signature_is_a_401(active_user: User) -> None:
+    assert get(sign(claims_of(active_user), key="", algorithm="none")).status_code == 401
+
+
+def test_a_token_signed_with_a_shared_secret_is_a_401(active_user: User) -> None:
+    public = settings().signing_keys[0].x
+    assert get(sign(claims_of(active_user), key=public.ljust(64), algorithm="HS256")).status_code == 401
+
+
+def test_a_token_signed_with_another_key_is_a_401(active_user: User) -> None:
+    assert get(sign(claims_of(active_user), key=ec.generate_private_key(ec.SECP256R1()))).status_code == 401
