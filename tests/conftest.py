@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -12,14 +13,14 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Table, text
 
 from shared.database import transaction
 from shared.registry import HTTP_FUNCTIONS
@@ -85,6 +86,18 @@ def address() -> str:
 def active_user(address: str) -> User:
     """A user with a verified address, who has never logged in."""
     return create_user(address)
+
+
+@pytest.fixture
+def admin(address: str) -> dict[str, Any]:
+    """The tokens of an administrator, with a second factor."""
+    return create_admin(f"admin-{address}")[1]
+
+
+@pytest.fixture
+def phone() -> str:
+    """A Korean mobile number that no other test has."""
+    return f"+8210{secrets.choice('2467')}{secrets.randbelow(10**7):07}"
 
 
 def create_user(address: str, status: str = "active") -> User:
@@ -155,10 +168,17 @@ def call(
     )
 
 
+def envelope(type_: str, **attributes: str) -> dict[str, str]:
+    """The headers of an event of its own (CloudEvents 1.0 in binary mode)."""
+    from uuid_utils.compat import uuid7
+
+    event = {"specversion": "1.0", "id": str(uuid7()), "source": "/aegis/user-service", "type": type_, **attributes}
+    return {f"ce-{name}": value for name, value in event.items()}
+
+
 def fire(function: str) -> Any:
     """The answer of a scheduled function to the event of its schedule."""
-    event = {"specversion": "1.0", "id": str(uuid.uuid4()), "source": "/tests", "type": "dev.knative.sources.ping"}
-    return post(function, "/", {}, **{f"ce-{name}": value for name, value in event.items()})
+    return post(function, "/", {}, **envelope("dev.knative.sources.ping", source=f"/tests/{function}"))
 
 
 def log_in(user: User) -> dict[str, Any]:
@@ -187,6 +207,13 @@ def strong_session_of(user: User) -> dict[str, Any]:
     return session_of(user, amr=["pwd", "otp", "mfa"])
 
 
+def id_of(tokens: dict[str, Any]) -> str:
+    """The id of the session that has these tokens."""
+    from shared import access_tokens
+
+    return str(access_tokens.verify(tokens["access_token"]).session_id)
+
+
 def create_admin(address: str) -> tuple[User, dict[str, Any]]:
     """An administrator, and the tokens of their session with a second factor."""
     from sqlalchemy import update
@@ -197,6 +224,54 @@ def create_admin(address: str) -> tuple[User, dict[str, Any]]:
     with transaction() as connection:
         connection.execute(update(account).where(account.c.id == user.id).values(roles=["admin"]))
     return user, strong_session_of(user)
+
+
+def issue(user: User, purpose: str, lifetime: timedelta = timedelta(minutes=30)) -> str:
+    """A token for this purpose, as it stands in the link of a mail."""
+    from shared import verifications
+
+    with transaction() as connection:
+        return verifications.create(connection, user.id, purpose, lifetime)
+
+
+def withdrawn_since(ago: timedelta, *users: User) -> None:
+    """Lets users have withdrawn so long ago."""
+    from sqlalchemy import func, update
+
+    from shared.tables import account
+
+    withdrawn = {"status": "withdrawn", "withdrawn_at": func.now() - ago}
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id.in_([user.id for user in users])).values(withdrawn))
+
+
+def add_business(user: User, **changes: Any) -> None:
+    """A business that nobody has checked yet; the sandbox knows it as active."""
+    from sqlalchemy import insert
+
+    from shared.tables import business
+
+    row = {"number": "1010100014", "opened_on": date(2019, 3, 4), "representative": "김민준", "status": "pending"}
+    with transaction() as connection:
+        connection.execute(insert(business).values(account_id=user.id, **(row | changes)))
+
+
+def row_of(user: User, table: Table) -> Any:
+    """The user's row in a table that has at most one of each account."""
+    from sqlalchemy import select
+
+    with transaction() as connection:
+        return connection.execute(select(table).where(table.c.account_id == user.id)).one_or_none()
+
+
+def sessions_of(user: User) -> int:
+    """How many sessions are stored of the user."""
+    from sqlalchemy import func, select
+
+    from shared.tables import session
+
+    with transaction() as connection:
+        return connection.scalar(select(func.count()).where(session.c.account_id == user.id)) or 0
 
 
 def events_of(user: User) -> list[str]:

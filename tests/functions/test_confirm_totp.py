@@ -7,12 +7,12 @@ from typing import Any
 
 import jwt
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 
 from shared.database import transaction
 from shared.tables import account, credential, recovery_code, totp
 from tests.authenticator import App, second_factor_challenge, with_totp
-from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of, wait_for
+from tests.conftest import User, call, events_of, log_in, session_of, somebody_waits_for, strong_session_of, wait_for
 
 
 def enroll(tokens: dict[str, Any]) -> App:
@@ -112,8 +112,7 @@ def test_a_log_in_under_way_does_not_slip_through_by_the_password_alone(active_u
                 select(account.c.id).where(account.c.id == active_user.id).with_for_update(key_share=True)
             )
             log_in_under_way = pool.submit(call, "login", body=password)
-            waits = text("SELECT 1 FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
-            wait_for(lambda: connection.execute(waits).first())
+            wait_for(lambda: somebody_waits_for(connection))
             if change == "second factor":
                 with_totp(active_user)
             else:

@@ -3,14 +3,7 @@
 import uuid
 from typing import Any
 
-import pytest
-
-from tests.conftest import User, call, create_admin, events_of, log_in, session_of
-
-
-@pytest.fixture
-def admin(address: str) -> dict[str, Any]:
-    return create_admin(f"admin-{address}")[1]
+from tests.conftest import User, call, events_of, log_in, session_of
 
 
 def test_all_sessions_of_the_user_end_from_the_next_request_on(active_user: User, admin: dict[str, Any]) -> None:

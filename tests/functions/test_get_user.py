@@ -3,17 +3,11 @@
 import uuid
 from typing import Any
 
-import pytest
 from sqlalchemy import insert
 
 from shared.database import transaction
 from shared.tables import business, passkey, totp
-from tests.conftest import User, call, create_admin, log_in, session_of
-
-
-@pytest.fixture
-def admin(address: str) -> dict[str, Any]:
-    return create_admin(f"admin-{address}")[1]
+from tests.conftest import User, call, log_in, session_of
 
 
 def test_a_user_is_shown_in_full(active_user: User, admin: dict[str, Any]) -> None:

@@ -9,12 +9,7 @@ from sqlalchemy import delete
 
 from shared.database import transaction
 from shared.tables import account
-from tests.conftest import User, call, create_admin, events_of, log_in, session_of, wait_for
-
-
-@pytest.fixture
-def admin(address: str) -> dict[str, Any]:
-    return create_admin(f"admin-{address}")[1]
+from tests.conftest import User, call, events_of, log_in, session_of, wait_for
 
 
 def trail(admin: dict[str, Any], user_id: uuid.UUID, **query: Any) -> list[dict[str, Any]]:

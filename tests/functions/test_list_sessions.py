@@ -5,15 +5,10 @@ from uuid import UUID
 
 from sqlalchemy import func, update
 
-from shared import access_tokens
 from shared.database import transaction
 from shared.sessions import IDLE_LIFETIME
 from shared.tables import session
-from tests.conftest import User, call, create_user, session_of
-
-
-def id_of(tokens: dict[str, str]) -> str:
-    return str(access_tokens.verify(tokens["access_token"]).session_id)
+from tests.conftest import User, call, create_user, id_of, session_of
 
 
 def change(tokens: dict[str, str], **values: object) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import ClauseElement, Executable, Select, insert, text, update
+from sqlalchemy import ClauseElement, Executable, Select, text, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -15,13 +15,8 @@ from functions.list_users import UserSearch, _search
 from knative.local.supervisor import Process
 from shared import pages
 from shared.database import transaction
-from shared.tables import account, business
-from tests.conftest import User, call, create_admin, create_user, session_of
-
-
-@pytest.fixture
-def admin(address: str) -> dict[str, Any]:
-    return create_admin(f"admin-{address}")[1]
+from shared.tables import account
+from tests.conftest import User, add_business, call, create_admin, create_user, session_of
 
 
 def search(admin: dict[str, Any], **query: Any) -> Any:
@@ -39,14 +34,8 @@ def change(user: User, **values: Any) -> None:
         connection.execute(update(account).where(account.c.id == user.id).values(**values))
 
 
-def add_business(user: User, number: str) -> None:
-    row = {"number": number, "opened_on": "2020-01-02", "representative": "김민준", "status": "verified"}
-    with transaction() as connection:
-        connection.execute(insert(business).values(account_id=user.id, **row))
-
-
 def test_a_user_is_shown_without_secrets(active_user: User, admin: dict[str, Any]) -> None:
-    add_business(active_user, "1234567890")
+    add_business(active_user, number="1234567890", status="verified")
     (user,) = search(admin, email=active_user.email).json["users"]
     assert user.pop("created_at").endswith("+00:00")
     assert user == {
@@ -99,8 +88,8 @@ def test_a_phone_number_finds_its_user_in_either_form(active_user: User, admin: 
 
 
 def test_a_business_number_finds_its_user_with_and_without_dashes(active_user: User, admin: dict[str, Any]) -> None:
-    number = f"200-11-{10000 + uuid.uuid4().int % 90000}".replace("-", "")
-    add_business(active_user, number)
+    number = f"20011{10000 + uuid.uuid4().int % 90000}"
+    add_business(active_user, number=number)
     assert found(admin, business_number=number) == [str(active_user.id)]
     assert found(admin, business_number=f"{number[:3]}-{number[3:5]}-{number[5:]}") == [str(active_user.id)]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
 from shared.database import transaction
-from shared.tables import account, challenge, passkey, session
+from shared.tables import account, challenge, passkey
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_totp
-from tests.conftest import User, call, events_of, strong_session_of
+from tests.conftest import User, call, events_of, sessions_of, strong_session_of
 
 
 def answer(credential: Any) -> Any:
@@ -25,11 +25,6 @@ def answer(credential: Any) -> Any:
 
 def log_in_with(authenticator: Authenticator) -> Any:
     return answer(authenticator.log_in(call("request_passkey_login").json))
-
-
-def sessions_of(user: User) -> int:
-    with transaction() as connection:
-        return connection.scalar(select(func.count()).where(session.c.account_id == user.id)) or 0
 
 
 def test_a_passkey_starts_a_session_with_two_factors(active_user: User) -> None:

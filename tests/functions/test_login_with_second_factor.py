@@ -14,9 +14,9 @@ from sqlalchemy import func, select, update
 from shared import challenges
 from shared.database import transaction
 from shared.second_factors import seal_secret, step_of
-from shared.tables import account, challenge, session
+from shared.tables import account, challenge
 from tests.authenticator import second_factor_challenge, with_totp
-from tests.conftest import User, call, create_user, events_of
+from tests.conftest import User, call, create_user, events_of, sessions_of
 
 
 def answer(challenge: str, code: str) -> Any:
@@ -28,11 +28,6 @@ def try_(user: User, code: str) -> Any:
     with transaction() as connection:
         token = challenges.create(connection, challenges.SECOND_FACTOR, user.id)
     return answer(token, code)
-
-
-def sessions_of(user: User) -> int:
-    with transaction() as connection:
-        return connection.scalar(select(func.count()).where(session.c.account_id == user.id)) or 0
 
 
 def test_password_and_code_start_a_session_with_two_factors(active_user: User) -> None:

@@ -11,19 +11,10 @@ from functions import purge_withdrawn
 from shared import cache, profiles
 from shared.database import transaction
 from shared.settings import settings
-from shared.tables import account, audit, business, credential, metadata, phone_verification, session
-from tests.conftest import User, call, create_user, events_of, fire, session_of
+from shared.tables import account, audit, credential, metadata, phone_verification, session
+from tests.conftest import User, add_business, call, create_user, events_of, fire, session_of, withdrawn_since
 
 pytestmark = pytest.mark.usefixtures("alone")
-
-
-def withdrawn_since(ago: timedelta, *users: User) -> None:
-    with transaction() as connection:
-        connection.execute(
-            update(account)
-            .where(account.c.id.in_([user.id for user in users]))
-            .values(status="withdrawn", withdrawn_at=func.now() - ago)
-        )
 
 
 def days() -> timedelta:
@@ -37,16 +28,8 @@ def exists(user: User) -> bool:
 
 def test_all_personal_data_is_gone_and_the_audit_trail_stays_under_the_id_alone(active_user: User) -> None:
     session_of(active_user)
+    add_business(active_user)
     with transaction() as connection:
-        connection.execute(
-            insert(business).values(
-                account_id=active_user.id,
-                number="1234567891",
-                opened_on=func.current_date(),
-                representative="대표자",
-                status="pending",
-            )
-        )
         connection.execute(insert(phone_verification).values(account_id=active_user.id, phone="+821012345678"))
         connection.execute(
             insert(audit).values(

@@ -1,18 +1,16 @@
 """The daily round that has businesses checked again."""
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
 import yaml
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
 
 from functions import recheck_businesses
 from shared.database import transaction
 from shared.tables import business
-from tests.conftest import ROOT, User, create_user, events_of, post, wait_for
+from tests.conftest import ROOT, User, add_business, create_user, events_of, fire, wait_for
 
 
 def store(address: str, status: str, checked: timedelta | None, submitted: timedelta = timedelta(days=9)) -> User:
@@ -22,21 +20,8 @@ def store(address: str, status: str, checked: timedelta | None, submitted: timed
         "submitted_at": func.now() - submitted,
         "checked_at": None if checked is None else func.now() - checked,
     }
-    row = {"number": "1010100014", "opened_on": date(2019, 3, 4), "representative": "김민준", "status": status}
-    with transaction() as connection:
-        connection.execute(insert(business).values(account_id=user.id, **row, **times))
+    add_business(user, status=status, **times)
     return user
-
-
-def fire() -> Any:
-    """What a PingSource delivers."""
-    headers = {
-        "ce-id": str(uuid.uuid4()),
-        "ce-source": "/apis/v1/namespaces/aegis-user-service/pingsources/recheck-businesses",
-        "ce-specversion": "1.0",
-        "ce-type": "dev.knative.sources.ping",
-    }
-    return post("recheck_businesses", "/", {}, **headers)
 
 
 def checks_of(user: User) -> int:
@@ -50,41 +35,41 @@ def checks_once(user: User) -> bool:
 
 def test_a_verified_business_is_checked_again_after_a_day(address: str) -> None:
     user = store(address, "verified", timedelta(hours=24))
-    assert fire().status_code == 204
+    assert fire("recheck_businesses").status_code == 204
     assert checks_once(user)
 
 
 def test_a_business_that_was_checked_today_is_left_alone(address: str) -> None:
     user = store(address, "verified", timedelta(hours=22))
-    fire()
+    fire("recheck_businesses")
     assert checks_of(user) == 0
 
 
 @pytest.mark.parametrize("status", ["rejected", "closed"])
 def test_what_is_not_verified_is_not_checked_again(address: str, status: str) -> None:
     user = store(address, status, timedelta(days=2))
-    fire()
+    fire("recheck_businesses")
     assert checks_of(user) == 0
 
 
 def test_a_submission_that_never_got_an_answer_is_verified_after_all(address: str) -> None:
     user = store(address, "pending", None, submitted=timedelta(hours=24))
-    fire()
+    fire("recheck_businesses")
     assert checks_once(user)
     wait_for(lambda: events_of(user)[-1] == "business_verified")
 
 
 def test_a_submission_that_is_being_examined_is_left_alone(address: str) -> None:
     user = store(address, "pending", None, submitted=timedelta(minutes=1))
-    fire()
+    fire("recheck_businesses")
     assert checks_of(user) == 0
 
 
 def test_a_second_run_announces_nothing_again(address: str) -> None:
     user = store(address, "verified", timedelta(days=2))
-    fire()
+    fire("recheck_businesses")
     assert checks_once(user)
-    fire()
+    fire("recheck_businesses")
     assert checks_of(user) == 1
 
 
@@ -94,13 +79,13 @@ def test_many_are_announced_in_batches_and_each_once_by_runs_at_once(
     monkeypatch.setattr(recheck_businesses, "BATCH", 3)
     users = [store(f"{number}-{address}", "verified", timedelta(days=2)) for number in range(20)]
     with ThreadPoolExecutor(4) as pool:
-        assert {response.status_code for response in pool.map(lambda _: fire(), range(4))} == {204}
+        assert {response.status_code for response in pool.map(lambda _: fire("recheck_businesses"), range(4))} == {204}
     assert all(checks_once(user) for user in users)
 
 
 def test_the_mark_is_the_time_of_the_run(address: str) -> None:
     user = store(address, "verified", timedelta(days=2))
-    fire()
+    fire("recheck_businesses")
     assert checks_once(user)
     with transaction() as connection:
         is_new = select(business.c.check_announced_at > func.now() - timedelta(minutes=1))

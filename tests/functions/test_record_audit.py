@@ -11,16 +11,14 @@ from uuid_utils.compat import uuid7
 
 from shared.database import transaction
 from shared.tables import account, audit
-from tests.conftest import User, post
+from tests.conftest import User, envelope, post
 
 LOGGED_OUT = "com.aegis.user.logged_out.v1"
 RESET = "com.aegis.user.password_reset_requested.v1"
 
 
-def envelope(type_: str = LOGGED_OUT, **changes: str) -> dict[str, str]:
-    attributes = {"id": str(uuid7()), "source": "/aegis/user-service", "specversion": "1.0", "type": type_}
-    attributes |= {"time": "2025-01-02T03:04:05+00:00", "requestid": "the-request", **changes}
-    return {f"ce-{name}": value for name, value in attributes.items() if value}
+def event(type_: str = LOGGED_OUT, **changes: str) -> dict[str, str]:
+    return envelope(type_, **{"time": "2025-01-02T03:04:05+00:00", "requestid": "the-request", **changes})
 
 
 def deliver(user_id: uuid.UUID, headers: dict[str, str]) -> Any:
@@ -33,7 +31,7 @@ def rows(user_id: uuid.UUID) -> list[Any]:
 
 
 def test_an_event_is_recorded_as_it_was(active_user: User) -> None:
-    headers = envelope()
+    headers = event()
     assert deliver(active_user.id, headers).status_code == 204
     (row,) = rows(active_user.id)
     assert str(row.event_id) == headers["ce-id"]
@@ -43,7 +41,7 @@ def test_an_event_is_recorded_as_it_was(active_user: User) -> None:
 
 
 def test_an_event_delivered_many_times_is_recorded_once(active_user: User) -> None:
-    headers = envelope()
+    headers = event()
     with ThreadPoolExecutor(4) as pool:
         statuses = {answer.status_code for answer in pool.map(lambda _: deliver(active_user.id, headers), range(8))}
     assert statuses <= {204, 503}
@@ -54,23 +52,23 @@ def test_an_event_delivered_many_times_is_recorded_once(active_user: User) -> No
 
 def test_strangers_do_not_fill_it(active_user: User) -> None:
     nobody = uuid7()
-    assert deliver(nobody, envelope(RESET)).status_code == 204
+    assert deliver(nobody, event(RESET)).status_code == 204
     assert rows(nobody) == []
-    assert deliver(active_user.id, envelope(RESET)).status_code == 204
+    assert deliver(active_user.id, event(RESET)).status_code == 204
     assert len(rows(active_user.id)) == 1
 
 
 def test_what_is_told_of_a_purged_account_is_recorded(active_user: User) -> None:
-    deliver(active_user.id, envelope())
+    deliver(active_user.id, event())
     with transaction() as connection:
         connection.execute(delete(account).where(account.c.id == active_user.id))
-    assert deliver(active_user.id, envelope("com.aegis.user.purged.v1")).status_code == 204
+    assert deliver(active_user.id, event("com.aegis.user.purged.v1")).status_code == 204
     assert [row.type for row in rows(active_user.id)] == [LOGGED_OUT, "com.aegis.user.purged.v1"]
 
 
 @pytest.mark.parametrize("change", [{"id": "1"}, {"time": "noon"}, {"time": "2025-01-02T03:04:05"}], ids=str)
 def test_an_event_without_id_or_time_is_refused_for_good(active_user: User, change: dict[str, str]) -> None:
-    headers = envelope(**change) if "id" not in change else envelope(id=uuid.uuid4().hex[:8])
+    headers = event(**change) if "id" not in change else event(id=uuid.uuid4().hex[:8])
     assert deliver(active_user.id, headers).status_code == 422
     assert rows(active_user.id) == []
 
@@ -84,7 +82,7 @@ def test_an_event_without_id_or_time_is_refused_for_good(active_user: User, chan
     ],
 )
 def test_nobody_changes_what_is_recorded(active_user: User, statement: str) -> None:
-    deliver(active_user.id, envelope())
+    deliver(active_user.id, event())
     parameters = {"id": active_user.id} if ":id" in statement else {}
     with pytest.raises(DBAPIError, match="append-only"), transaction() as connection:
         connection.execute(text(statement), parameters)

@@ -4,15 +4,8 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-import pytest
-
 from tests.authenticator import with_totp
 from tests.conftest import User, call, create_admin, events_of, log_in, session_of
-
-
-@pytest.fixture
-def admin(address: str) -> dict[str, Any]:
-    return create_admin(f"admin-{address}")[1]
 
 
 def test_the_password_alone_is_enough_again_and_the_owner_is_told(active_user: User, admin: dict[str, Any]) -> None:

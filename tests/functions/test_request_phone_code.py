@@ -6,38 +6,23 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 
 from functions import request_phone_code
-from shared.database import transaction
 from shared.problems import TooManyRequests
 from shared.rate_limits import enforce
 from shared.tables import phone_verification
-from tests.conftest import User, call, create_user, events_of, inbox, log_in, session_of, wait_for
-
-
-@pytest.fixture
-def phone() -> str:
-    """A Korean mobile number that no other test has."""
-    return f"+82102{secrets.randbelow(10**7):07}"
+from tests.conftest import User, call, create_user, events_of, inbox, log_in, row_of, session_of, wait_for
 
 
 def ask(tokens: dict[str, Any] | None, phone: Any, **headers: str) -> Any:
     return call("request_phone_code", tokens, {"phone": phone}, headers=headers)
 
 
-def stored(user: User) -> Any:
-    with transaction() as connection:
-        return connection.execute(
-            select(phone_verification).where(phone_verification.c.account_id == user.id)
-        ).one_or_none()
-
-
 def test_the_number_may_be_written_as_in_korea(active_user: User, phone: str) -> None:
     written = f"0{phone[3:5]}-{phone[5:9]}-{phone[9:]}"
     response = ask(log_in(active_user), written)
     assert (response.status_code, response.data) == (202, b"")
-    assert stored(active_user).phone == phone
+    assert row_of(active_user, phone_verification).phone == phone
     assert "phone_code_requested" in events_of(active_user)
 
 
@@ -48,7 +33,7 @@ def test_a_text_with_a_code_arrives(active_user: User, phone: str) -> None:
     code = text["text"][-6:]
     assert code.isdigit()
     assert f"인증번호 {code} " in text["text"]
-    row = stored(active_user)
+    row = row_of(active_user, phone_verification)
     assert row.expires_at - row.requested_at < timedelta(minutes=6)
     assert code not in repr(row.code_hash)
 
@@ -56,10 +41,10 @@ def test_a_text_with_a_code_arrives(active_user: User, phone: str) -> None:
 def test_a_new_request_replaces_the_one_before(active_user: User, phone: str) -> None:
     tokens = log_in(active_user)
     ask(tokens, phone)
-    wait_for(lambda: stored(active_user).code_hash)
+    wait_for(lambda: row_of(active_user, phone_verification).code_hash)
     other = f"+82103{phone[6:]}"
     ask(tokens, other)
-    assert stored(active_user).phone == other
+    assert row_of(active_user, phone_verification).phone == other
     assert len(wait_for(lambda: inbox(other))) == 1
 
 
@@ -68,7 +53,7 @@ def test_a_number_that_gets_no_texts_is_a_422_that_names_the_field(active_user: 
     response = ask(log_in(active_user), given)
     assert response.status_code == 422
     assert [error["pointer"] for error in response.json["errors"]] == ["/phone"]
-    assert stored(active_user) is None
+    assert row_of(active_user, phone_verification) is None
 
 
 def test_without_a_token_it_is_a_401(phone: str) -> None:
@@ -79,7 +64,7 @@ def test_a_session_that_is_not_new_must_log_in_again(active_user: User, phone: s
     response = ask(session_of(active_user, ago=timedelta(minutes=11)), phone)
     assert response.status_code == 401
     assert response.json["type"] == "urn:aegis:problem:reauthentication-required"
-    assert stored(active_user) is None
+    assert row_of(active_user, phone_verification) is None
 
 
 def test_an_account_asks_five_times_an_hour(active_user: User, phone: str) -> None:

@@ -5,12 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from uuid_utils.compat import uuid7
 
-from shared import access_tokens
-from tests.conftest import User, bearer, call, client, create_user, events_of, session_of
-
-
-def id_of(tokens: dict[str, str]) -> str:
-    return str(access_tokens.verify(tokens["access_token"]).session_id)
+from tests.conftest import User, bearer, call, client, create_user, events_of, id_of, session_of
 
 
 def test_its_tokens_are_refused_from_the_next_request_on(active_user: User) -> None:

@@ -2,22 +2,20 @@
 
 import base64
 import os
-import secrets
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, update
 
 from functions import send_sms
 from shared import settings as settings_module
 from shared.database import transaction
 from shared.phone_numbers import hash_phone_code
 from shared.tables import account, phone_verification
-from tests.conftest import User, call, create_user, inbox, log_in, post
+from tests.conftest import User, call, create_user, envelope, inbox, log_in, post, row_of
 from tests.providers import Answer, Asked, Provider, serving
 
 REQUESTED = "com.aegis.user.phone_code_requested.v1"
@@ -33,35 +31,18 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
         yield server
 
 
-@pytest.fixture
-def phone() -> str:
-    return f"+82106{secrets.randbelow(10**7):07}"
-
-
 def await_code(user: User, phone: str) -> None:
     """As if the user had asked for a code, and the event were still on its way."""
     with transaction() as connection:
         connection.execute(insert(phone_verification).values(account_id=user.id, phone=phone))
 
 
-def envelope(user: User) -> dict[str, str]:
-    attributes = {"id": str(uuid.uuid4()), "source": "/aegis/user-service", "specversion": "1.0", "type": REQUESTED}
-    return {f"ce-{name}": value for name, value in {**attributes, "subject": str(user.id)}.items()}
-
-
 def deliver(user: User, headers: dict[str, str] | None = None) -> Any:
-    return post("send_sms", "/", {"user_id": str(user.id)}, **(headers or envelope(user)))
+    return post("send_sms", "/", {"user_id": str(user.id)}, **(headers or envelope(REQUESTED)))
 
 
 def form(asked: Asked) -> dict[str, str]:
     return {name: value for name, (value,) in parse_qs(asked.body, strict_parsing=True).items()}
-
-
-def stored(user: User) -> Any:
-    with transaction() as connection:
-        return connection.execute(
-            select(phone_verification).where(phone_verification.c.account_id == user.id)
-        ).one_or_none()
 
 
 def test_the_text_has_the_providers_shape(active_user: User, phone: str, provider: Provider) -> None:
@@ -83,7 +64,7 @@ def test_the_code_in_the_text_is_the_one_that_is_stored_and_verifies(
     await_code(active_user, phone)
     deliver(active_user)
     code = form(provider.asked[0])["Body"][-6:]
-    assert stored(active_user).code_hash == hash_phone_code(active_user.id, code)
+    assert row_of(active_user, phone_verification).code_hash == hash_phone_code(active_user.id, code)
     assert call("verify_phone", log_in(active_user), {"code": code}).status_code == 204
 
 
@@ -94,12 +75,12 @@ def test_a_new_code_starts_with_all_its_tries(active_user: User, phone: str, pro
             update(phone_verification).where(phone_verification.c.account_id == active_user.id).values(tries=5)
         )
     deliver(active_user)
-    assert stored(active_user).tries == 0
+    assert row_of(active_user, phone_verification).tries == 0
 
 
 def test_an_event_delivered_twice_sends_one_text(active_user: User, phone: str, provider: Provider) -> None:
     await_code(active_user, phone)
-    headers = envelope(active_user)
+    headers = envelope(REQUESTED)
     assert [deliver(active_user, headers).status_code for _ in range(2)] == [204, 204]
     assert len(provider.asked) == 1
 
@@ -108,7 +89,7 @@ def test_an_event_delivered_many_times_at_once_sends_one_text(
     active_user: User, phone: str, provider: Provider
 ) -> None:
     await_code(active_user, phone)
-    headers = envelope(active_user)
+    headers = envelope(REQUESTED)
     with ThreadPoolExecutor(4) as pool:
         statuses = {answer.status_code for answer in pool.map(lambda _: deliver(active_user, headers), range(12))}
     assert 204 in statuses
@@ -139,18 +120,18 @@ def test_a_provider_that_is_busy_or_broken_is_tried_again_with_the_next_delivery
     active_user: User, phone: str, provider: Provider, answer: Answer
 ) -> None:
     await_code(active_user, phone)
-    headers = envelope(active_user)
+    headers = envelope(REQUESTED)
     provider.answers = [answer]
     failed = deliver(active_user, headers)
     assert (failed.status_code, failed.headers["Retry-After"]) == (503, "5")
     assert deliver(active_user, headers).status_code == 204
     code = form(provider.asked[-1])["Body"][-6:]
-    assert stored(active_user).code_hash == hash_phone_code(active_user.id, code)
+    assert row_of(active_user, phone_verification).code_hash == hash_phone_code(active_user.id, code)
 
 
 def test_a_provider_that_drops_the_connection_is_tried_again(active_user: User, phone: str, provider: Provider) -> None:
     await_code(active_user, phone)
-    headers = envelope(active_user)
+    headers = envelope(REQUESTED)
     provider.answers = [Answer(drops=True)]
     assert deliver(active_user, headers).status_code == 503
     assert deliver(active_user, headers).status_code == 204

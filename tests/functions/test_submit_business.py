@@ -4,12 +4,12 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from functions.submit_business import KOREA
 from shared.database import transaction
 from shared.tables import business
-from tests.conftest import User, call, events_of, log_in, wait_for
+from tests.conftest import User, call, events_of, log_in, row_of, wait_for
 
 REGISTRATION = {"number": "101-01-00014", "opened_on": "2019-03-04", "representative": "김민준"}
 """The sandbox knows it as active."""
@@ -17,11 +17,6 @@ REGISTRATION = {"number": "101-01-00014", "opened_on": "2019-03-04", "representa
 
 def submit(tokens: dict[str, Any] | None, **changes: Any) -> Any:
     return call("submit_business", tokens, {**REGISTRATION, **changes})
-
-
-def stored(user: User) -> Any:
-    with transaction() as connection:
-        return connection.execute(select(business).where(business.c.account_id == user.id)).one_or_none()
 
 
 def test_a_submission_is_pending_in_the_answer_and_soon_verified_in_the_profile(active_user: User) -> None:
@@ -45,7 +40,7 @@ def test_the_profile_shows_it_at_once(active_user: User) -> None:
 
 def test_it_is_stored_in_one_form(active_user: User) -> None:
     submit(log_in(active_user), number="1010100014")
-    row = stored(active_user)
+    row = row_of(active_user, business)
     assert (row.number, row.opened_on, row.representative) == ("1010100014", date(2019, 3, 4), "김민준")
 
 
@@ -54,17 +49,17 @@ def test_a_check_digit_that_does_not_fit_is_a_warning(active_user: User) -> None
     assert response.status_code == 202
     (warning,) = response.json["warnings"]
     assert warning["pointer"] == "/number"
-    assert stored(active_user).number == "1010100015"
+    assert row_of(active_user, business).number == "1010100015"
 
 
 def test_submitting_again_replaces_and_starts_over(active_user: User) -> None:
     tokens = log_in(active_user)
     submit(tokens, number="101-01-00028")
-    wait_for(lambda: stored(active_user).status == "rejected")
-    first = stored(active_user)
+    wait_for(lambda: row_of(active_user, business).status == "rejected")
+    first = row_of(active_user, business)
     assert submit(tokens).json["status"] == "pending"
-    wait_for(lambda: stored(active_user).status == "verified")
-    row = stored(active_user)
+    wait_for(lambda: row_of(active_user, business).status == "verified")
+    row = row_of(active_user, business)
     assert (row.number, row.reason) == ("1010100014", None)
     assert row.submitted_at > first.submitted_at
     assert events_of(active_user)[-4:] == [
@@ -78,14 +73,14 @@ def test_submitting_again_replaces_and_starts_over(active_user: User) -> None:
 def test_a_verified_business_that_is_submitted_again_is_pending_until_it_is_checked(active_user: User) -> None:
     tokens = log_in(active_user)
     submit(tokens)
-    wait_for(lambda: stored(active_user).status == "verified")
+    wait_for(lambda: row_of(active_user, business).status == "verified")
     with transaction() as connection:
         connection.execute(
             update(business).where(business.c.account_id == active_user.id).values(reason="of another time")
         )
     response = submit(tokens)
     assert (response.json["status"], response.json["reason"]) == ("pending", None)
-    assert stored(active_user).reason is None
+    assert row_of(active_user, business).reason is None
 
 
 def test_a_business_may_open_today_by_koreas_calendar(active_user: User) -> None:
@@ -117,7 +112,7 @@ def test_a_bad_field_is_named_and_nothing_is_stored(active_user: User, field: st
     response = submit(log_in(active_user), **{field: value})
     assert response.status_code == 422
     assert [error["pointer"] for error in response.json["errors"]] == [f"/{field}"]
-    assert stored(active_user) is None
+    assert row_of(active_user, business) is None
 
 
 def test_an_account_submits_ten_times_an_hour(active_user: User) -> None:

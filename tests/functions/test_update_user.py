@@ -7,24 +7,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from shared import access_tokens
 from shared.database import transaction
 from shared.tables import account, outbox
 from tests.conftest import User, call, create_admin, create_user, events_of, log_in, session_of
 
 
-@pytest.fixture
-def admin(address: str) -> tuple[User, dict[str, Any]]:
-    return create_admin(f"admin-{address}")
-
-
-@pytest.fixture
-def tokens(admin: tuple[User, dict[str, Any]]) -> dict[str, Any]:
-    return admin[1]
-
-
 def status_of(user: User) -> str:
     with transaction() as connection:
         return str(connection.scalar(select(account.c.status).where(account.c.id == user.id)))
+
+
+def me(tokens: dict[str, Any]) -> str:
+    return str(access_tokens.verify(tokens["access_token"]).user_id)
 
 
 def last_event(user: User) -> dict[str, Any]:
@@ -34,75 +29,75 @@ def last_event(user: User) -> dict[str, Any]:
     return data
 
 
-def test_suspending_a_user_ends_their_sessions_at_once(active_user: User, admin: tuple[User, dict[str, Any]]) -> None:
+def test_suspending_a_user_ends_their_sessions_at_once(active_user: User, admin: dict[str, Any]) -> None:
     theirs = log_in(active_user)
     assert call("get_profile", theirs).status_code == 200
-    response = call("update_user", admin[1], {"status": "suspended"}, user_id=active_user.id)
+    response = call("update_user", admin, {"status": "suspended"}, user_id=active_user.id)
     assert response.status_code == 200
     assert (response.json["status"], response.json["sessions"]) == ("suspended", 0)
     assert call("get_profile", theirs).status_code == 401
     assert call("refresh_token", body={"refresh_token": theirs["refresh_token"]}).status_code == 401
     assert call("login", body={"email": active_user.email, "password": active_user.password}).status_code == 401
     assert events_of(active_user)[-1] == "suspended"
-    assert last_event(active_user) == {"user_id": str(active_user.id), "actor_id": str(admin[0].id)}
+    assert last_event(active_user) == {"user_id": str(active_user.id), "actor_id": me(admin)}
 
 
-def test_a_reinstated_user_can_log_in_again(active_user: User, admin: tuple[User, dict[str, Any]]) -> None:
-    call("update_user", admin[1], {"status": "suspended"}, user_id=active_user.id)
-    response = call("update_user", admin[1], {"status": "active"}, user_id=active_user.id)
+def test_a_reinstated_user_can_log_in_again(active_user: User, admin: dict[str, Any]) -> None:
+    call("update_user", admin, {"status": "suspended"}, user_id=active_user.id)
+    response = call("update_user", admin, {"status": "active"}, user_id=active_user.id)
     assert (response.status_code, response.json["status"]) == (200, "active")
     assert events_of(active_user) == ["suspended", "reinstated"]
-    assert last_event(active_user)["actor_id"] == str(admin[0].id)
+    assert last_event(active_user)["actor_id"] == me(admin)
     log_in(active_user)
 
 
-def test_reinstating_ends_a_withdrawal(address: str, tokens: dict[str, Any]) -> None:
+def test_reinstating_ends_a_withdrawal(address: str, admin: dict[str, Any]) -> None:
     user = create_user(address, "withdrawn")
     with transaction() as connection:
         connection.execute(update(account).where(account.c.id == user.id).values(withdrawn_at=account.c.created_at))
-    response = call("update_user", tokens, {"status": "active"}, user_id=user.id)
+    response = call("update_user", admin, {"status": "active"}, user_id=user.id)
     assert (response.json["status"], response.json["withdrawn_at"]) == ("active", None)
     assert events_of(user) == ["reinstated"]
 
 
 @pytest.mark.parametrize("status", ["active", "suspended"])
-def test_an_unverified_account_keeps_its_status(address: str, tokens: dict[str, Any], status: str) -> None:
+def test_an_unverified_account_keeps_its_status(address: str, admin: dict[str, Any], status: str) -> None:
     user = create_user(address, "pending")
-    response = call("update_user", tokens, {"status": status}, user_id=user.id)
+    response = call("update_user", admin, {"status": status}, user_id=user.id)
     assert response.status_code == 422
     assert response.json["errors"][0]["pointer"] == "/status"
     assert (status_of(user), events_of(user)) == ("pending", [])
 
 
 def test_changing_roles_ends_the_sessions_whose_tokens_carry_the_old_ones(
-    active_user: User, admin: tuple[User, dict[str, Any]]
+    active_user: User, admin: dict[str, Any]
 ) -> None:
     theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
-    response = call("update_user", admin[1], {"roles": ["admin", "admin"]}, user_id=active_user.id)
+    response = call("update_user", admin, {"roles": ["admin", "admin"]}, user_id=active_user.id)
     assert (response.status_code, response.json["roles"]) == (200, ["admin"])
     assert call("get_profile", theirs).status_code == 401
     theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
     assert call("list_users", theirs).status_code == 200
     assert call("get_profile", theirs).json["roles"] == ["admin"]
-    assert call("update_user", admin[1], {"roles": []}, user_id=active_user.id).json["roles"] == []
+    assert call("update_user", admin, {"roles": []}, user_id=active_user.id).json["roles"] == []
     assert call("list_users", theirs).status_code == 401
     assert [name for name in events_of(active_user) if name != "logged_in"] == ["roles_changed", "roles_changed"]
-    assert last_event(active_user) == {"user_id": str(active_user.id), "roles": [], "actor_id": str(admin[0].id)}
+    assert last_event(active_user) == {"user_id": str(active_user.id), "roles": [], "actor_id": me(admin)}
 
 
 @pytest.mark.parametrize("body", [{}, {"status": "active"}, {"roles": []}, {"status": "active", "roles": []}])
-def test_what_changes_nothing_ends_no_session(active_user: User, tokens: dict[str, Any], body: Any) -> None:
+def test_what_changes_nothing_ends_no_session(active_user: User, admin: dict[str, Any], body: Any) -> None:
     theirs = log_in(active_user)
-    assert call("update_user", tokens, body, user_id=active_user.id).status_code == 200
+    assert call("update_user", admin, body, user_id=active_user.id).status_code == 200
     assert call("get_profile", theirs).status_code == 200
     assert events_of(active_user) == ["logged_in"]
 
 
 @pytest.mark.parametrize("body", [{"status": "suspended"}, {"roles": []}])
-def test_administrators_cannot_lock_themselves_out(admin: tuple[User, dict[str, Any]], body: Any) -> None:
-    response = call("update_user", admin[1], body, user_id=admin[0].id)
+def test_administrators_cannot_lock_themselves_out(admin: dict[str, Any], body: Any) -> None:
+    response = call("update_user", admin, body, user_id=me(admin))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:own-account")
-    assert call("list_users", admin[1]).status_code == 200
+    assert call("list_users", admin).status_code == 200
 
 
 def test_of_two_administrators_who_disarm_each_other_one_stays(address: str) -> None:
@@ -118,22 +113,22 @@ def test_of_two_administrators_who_disarm_each_other_one_stays(address: str) -> 
         assert statuses in ([200, 401], [200, 403])
 
 
-def test_of_two_changes_to_one_state_one_is_made(active_user: User, tokens: dict[str, Any]) -> None:
-    known = call("get_user", tokens, user_id=active_user.id).headers["ETag"]
+def test_of_two_changes_to_one_state_one_is_made(active_user: User, admin: dict[str, Any]) -> None:
+    known = call("get_user", admin, user_id=active_user.id).headers["ETag"]
 
     def change(body: Any) -> Any:
-        return call("update_user", tokens, body, user_id=active_user.id, headers={"If-Match": known})
+        return call("update_user", admin, body, user_id=active_user.id, headers={"If-Match": known})
 
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(change, [{"status": "suspended"}, {"roles": ["admin"]}] * 2))
     assert sorted(answer.status_code for answer in answers) == [200, 412, 412, 412]
     assert len(events_of(active_user)) == 1
     (winner,) = (answer for answer in answers if answer.status_code == 200)
-    assert call("get_user", tokens, user_id=active_user.id).headers["ETag"] == winner.headers["ETag"]
+    assert call("get_user", admin, user_id=active_user.id).headers["ETag"] == winner.headers["ETag"]
 
 
-def test_an_unknown_user_is_a_404(tokens: dict[str, Any]) -> None:
-    assert call("update_user", tokens, {}, user_id=uuid.uuid4()).status_code == 404
+def test_an_unknown_user_is_a_404(admin: dict[str, Any]) -> None:
+    assert call("update_user", admin, {}, user_id=uuid.uuid4()).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -149,9 +144,9 @@ def test_an_unknown_user_is_a_404(tokens: dict[str, Any]) -> None:
     ],
 )
 def test_a_bad_field_is_named_and_nothing_changes(
-    active_user: User, tokens: dict[str, Any], body: Any, pointer: str
+    active_user: User, admin: dict[str, Any], body: Any, pointer: str
 ) -> None:
-    response = call("update_user", tokens, body, user_id=active_user.id)
+    response = call("update_user", admin, body, user_id=active_user.id)
     assert response.status_code == 422
     assert [error["pointer"] for error in response.json["errors"]] == [pointer]
     assert events_of(active_user) == []

@@ -3,17 +3,16 @@
 import json
 import os
 import threading
-import uuid
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, update
 
 from shared.database import transaction
 from shared.tables import business
-from tests.conftest import User, call, events_of, log_in, post
+from tests.conftest import User, add_business, call, envelope, events_of, log_in, post, row_of
 from tests.providers import Answer, Asked, Provider, serving
 
 SUBMITTED = "com.aegis.user.business_submitted.v1"
@@ -39,34 +38,17 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
         yield server
 
 
-def store(user: User, **changes: Any) -> None:
-    """A submission whose event is still on its way."""
-    row = {"number": NUMBER, "opened_on": date(2019, 3, 4), "representative": "김민준", "status": "pending"}
-    with transaction() as connection:
-        connection.execute(insert(business).values(account_id=user.id, **(row | changes)))
-
-
-def stored(user: User) -> Any:
-    with transaction() as connection:
-        return connection.execute(select(business).where(business.c.account_id == user.id)).one()
-
-
 def outcome(user: User) -> tuple[str, str | None]:
-    row = stored(user)
+    row = row_of(user, business)
     return row.status, row.reason
 
 
-def envelope(user: User, type_: str) -> dict[str, str]:
-    attributes = {"id": str(uuid.uuid4()), "source": "/aegis/user-service", "specversion": "1.0", "type": type_}
-    return {f"ce-{name}": value for name, value in {**attributes, "subject": str(user.id)}.items()}
-
-
 def deliver(user: User, type_: str = SUBMITTED, headers: dict[str, str] | None = None) -> Any:
-    return post("verify_business", "/", {"user_id": str(user.id)}, **(headers or envelope(user, type_)))
+    return post("verify_business", "/", {"user_id": str(user.id)}, **(headers or envelope(type_)))
 
 
 def test_the_registry_is_asked_as_it_wants_to_be(active_user: User, registry: Provider) -> None:
-    store(active_user)
+    add_business(active_user)
     assert deliver(active_user).status_code == 204
     (asked,) = registry.asked
     assert asked.path == VALIDATE
@@ -76,11 +58,11 @@ def test_the_registry_is_asked_as_it_wants_to_be(active_user: User, registry: Pr
 
 def test_a_business_that_is_active_as_stated_is_verified(active_user: User, registry: Provider) -> None:
     tokens = log_in(active_user)
-    store(active_user)
+    add_business(active_user)
     assert call("get_profile", tokens).json["business"]["status"] == "pending"
     deliver(active_user)
     assert outcome(active_user) == ("verified", None)
-    assert stored(active_user).checked_at is not None
+    assert row_of(active_user, business).checked_at is not None
     assert call("get_profile", tokens).json["business"] == {"number": NUMBER, "status": "verified", "reason": None}
     assert events_of(active_user)[-1] == "business_verified"
 
@@ -102,7 +84,7 @@ def test_any_other_is_rejected_with_the_reason(
     active_user: User, registry: Provider, answers: list[Answer], reason: str
 ) -> None:
     tokens = log_in(active_user)
-    store(active_user)
+    add_business(active_user)
     registry.answers = list(answers)
     assert deliver(active_user).status_code == 204
     assert outcome(active_user) == ("rejected", reason)
@@ -112,7 +94,7 @@ def test_any_other_is_rejected_with_the_reason(
 
 
 def test_the_state_is_asked_where_the_answer_leaves_it_out(active_user: User, registry: Provider) -> None:
-    store(active_user)
+    add_business(active_user)
     registry.answers = [found(valid="01"), found(**state("01"))]
     deliver(active_user)
     assert outcome(active_user) == ("verified", None)
@@ -154,8 +136,8 @@ UNCLEAR = [
 def test_a_registry_that_is_away_or_unclear_changes_nothing_and_is_asked_again(
     active_user: User, registry: Provider, answer: Answer
 ) -> None:
-    store(active_user)
-    headers = envelope(active_user, SUBMITTED)
+    add_business(active_user)
+    headers = envelope(SUBMITTED)
     registry.answers = [answer]
     failed = deliver(active_user, headers=headers)
     assert (failed.status_code, failed.headers["Retry-After"]) == (503, "5")
@@ -170,7 +152,7 @@ def test_a_registry_that_is_away_or_unclear_changes_nothing_and_is_asked_again(
 def test_a_question_that_the_registry_refuses_is_not_asked_again(
     active_user: User, registry: Provider, status: int, code: str
 ) -> None:
-    store(active_user)
+    add_business(active_user)
     registry.answers = [Answer(status, {"status_code": code})]
     assert deliver(active_user).status_code == 422
     assert outcome(active_user) == ("pending", None)
@@ -186,7 +168,7 @@ def test_an_answer_on_a_submission_that_was_replaced_meanwhile_is_dropped(
         replaced.wait(3)
         return ACTIVE
 
-    store(active_user)
+    add_business(active_user)
     with serving("BUSINESS_REGISTRY_API_URL", answer_late, monkeypatch):
         delivery = threading.Thread(target=deliver, args=(active_user,))
         delivery.start()
@@ -212,7 +194,7 @@ def test_no_transaction_is_open_while_the_registry_is_asked(active_user: User, m
         checked_out.append(engine().pool.checkedout())  # type: ignore[attr-defined]
         return ACTIVE
 
-    store(active_user)
+    add_business(active_user)
     with serving("BUSINESS_REGISTRY_API_URL", look, monkeypatch):
         deliver(active_user)
     assert checked_out == [0]
@@ -220,7 +202,7 @@ def test_no_transaction_is_open_while_the_registry_is_asked(active_user: User, m
 
 @pytest.mark.parametrize("status", ["verified", "rejected", "closed"])
 def test_a_submission_is_examined_once(active_user: User, registry: Provider, status: str) -> None:
-    store(active_user, status=status)
+    add_business(active_user, status=status)
     assert deliver(active_user).status_code == 204
     assert registry.asked == []
 
@@ -231,7 +213,7 @@ def test_without_a_business_nothing_happens(active_user: User, registry: Provide
 
 
 def test_a_verified_business_that_is_still_active_stays_so(active_user: User, registry: Provider) -> None:
-    store(active_user, status="verified", checked_at=func.now() - timedelta(days=1))
+    add_business(active_user, status="verified", checked_at=func.now() - timedelta(days=1))
     registry.answers = [found(**state("01"))]
     before = events_of(active_user)
     assert deliver(active_user, DUE).status_code == 204
@@ -246,7 +228,7 @@ def test_a_verified_business_that_is_active_no_more_is_closed(
     active_user: User, registry: Provider, code: str, reason: str
 ) -> None:
     tokens = log_in(active_user)
-    store(active_user, status="verified")
+    add_business(active_user, status="verified")
     assert call("get_profile", tokens).json["business"]["status"] == "verified"
     registry.answers = [found(**state(code))]
     deliver(active_user, DUE)
@@ -256,7 +238,7 @@ def test_a_verified_business_that_is_active_no_more_is_closed(
 
 @pytest.mark.parametrize("answer", [*UNCLEAR, found(**state("04")), found(valid="01")], ids=str)
 def test_no_unclear_answer_closes_a_business(active_user: User, registry: Provider, answer: Answer) -> None:
-    store(active_user, status="verified")
+    add_business(active_user, status="verified")
     registry.answers = [answer]
     assert deliver(active_user, DUE).status_code == 503
     assert outcome(active_user) == ("verified", None)
@@ -265,7 +247,7 @@ def test_no_unclear_answer_closes_a_business(active_user: User, registry: Provid
 def test_a_submission_that_never_got_an_answer_is_examined_when_its_check_is_due(
     active_user: User, registry: Provider
 ) -> None:
-    store(active_user)
+    add_business(active_user)
     deliver(active_user, DUE)
     assert outcome(active_user) == ("verified", None)
     assert registry.asked[0].path == VALIDATE
@@ -282,13 +264,13 @@ def test_a_submission_that_never_got_an_answer_is_examined_when_its_check_is_due
     ],
 )
 def test_the_sandbox_decides_by_the_number(active_user: User, number: str, expected: tuple[str, str | None]) -> None:
-    store(active_user, number=number)
+    add_business(active_user, number=number)
     assert deliver(active_user).status_code == 204
     assert outcome(active_user) == expected
 
 
 def test_in_the_sandbox_some_close_after_they_were_verified(active_user: User) -> None:
-    store(active_user, number="1010100085")
+    add_business(active_user, number="1010100085")
     deliver(active_user)
     assert outcome(active_user) == ("verified", None)
     deliver(active_user, DUE)

@@ -1,6 +1,5 @@
 """Verifying a phone number with the code from the text message."""
 
-import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -15,11 +14,6 @@ from shared.tables import account, phone_verification
 from tests.conftest import User, call, create_user, events_of, inbox, log_in, session_of, wait_for
 
 CODE = "031415"
-
-
-@pytest.fixture
-def phone() -> str:
-    return f"+82104{secrets.randbelow(10**7):07}"
 
 
 def give_code(user: User, phone: str, *, expires_in: timedelta = timedelta(minutes=5)) -> None:

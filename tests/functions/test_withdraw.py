@@ -5,12 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from shared.database import transaction
 from shared.settings import settings
 from shared.tables import account
-from tests.conftest import PASSWORD, User, call, events_of, log_in, session_of
+from tests.conftest import PASSWORD, User, call, events_of, log_in, session_of, withdrawn_since
 
 
 def withdraw(tokens: dict[str, Any], password: str = PASSWORD) -> Any:
@@ -26,15 +26,6 @@ def status_of(user: User) -> tuple[str, bool]:
     with transaction() as connection:
         row = connection.execute(select(account.c.status, account.c.withdrawn_at).where(account.c.id == user.id)).one()
     return row.status, row.withdrawn_at is not None
-
-
-def withdrawn_since(user: User, days: int) -> None:
-    with transaction() as connection:
-        connection.execute(
-            update(account)
-            .where(account.c.id == user.id)
-            .values(status="withdrawn", withdrawn_at=func.now() - timedelta(days=days))
-        )
 
 
 def test_all_sessions_end_at_once(active_user: User) -> None:
@@ -75,12 +66,12 @@ def test_logging_in_restores_the_account_as_it_was(active_user: User) -> None:
 
 
 def test_the_day_before_the_last_it_is_restored(active_user: User) -> None:
-    withdrawn_since(active_user, settings().withdrawal_days - 1)
+    withdrawn_since(timedelta(days=settings().withdrawal_days - 1), active_user)
     assert call("login", body=credentials(active_user)).status_code == 200
 
 
 def test_after_the_days_a_log_in_is_refused_though_the_account_is_not_purged_yet(active_user: User) -> None:
-    withdrawn_since(active_user, settings().withdrawal_days)
+    withdrawn_since(timedelta(days=settings().withdrawal_days), active_user)
     response = call("login", body=credentials(active_user))
     assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:invalid-credentials")
     assert "restored" not in events_of(active_user)

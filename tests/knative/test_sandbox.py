@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +24,8 @@ def sid() -> str:
 def request(url: str, data: bytes, headers: dict[str, str]) -> tuple[int, Any]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=10) as response:
-            return response.status, json.load(response)
+            content = response.read()
+            return response.status, json.loads(content) if content else None
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
 
@@ -48,11 +48,6 @@ def registry(operation: str, question: Any, authorization: str | None = None) ->
     headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
     data = question if isinstance(question, bytes) else json.dumps(question).encode()
     return request(f"{os.environ['BUSINESS_REGISTRY_API_URL']}/api/nts-businessman/v1/{operation}", data, headers)
-
-
-@pytest.fixture
-def phone() -> str:
-    return f"+82107{secrets.randbelow(10**7):07}"
 
 
 def test_a_text_is_queued_and_stands_in_the_inbox(phone: str) -> None:
@@ -141,6 +136,43 @@ def test_the_last_digit_decides_what_the_registry_knows(last: int) -> None:
 def test_the_providers_are_not_public(phone: str) -> None:
     for path in (f"/2010-04-01/Accounts/{sid()}/Messages.json", "/api/nts-businessman/v1/status"):
         assert request(os.environ["PUBLIC_URL"] + path, b"{}", {})[0] == 404
+
+
+def mail(body: Any, authorization: str | None = None) -> tuple[int, Any]:
+    """What SendGrid's API would answer."""
+    headers = {"Authorization": authorization or f"Bearer {os.environ['EMAIL_API_KEY']}"}
+    return request(
+        os.environ["EMAIL_SERVICE_URL"] + "/v3/mail/send",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", **headers},
+    )
+
+
+def test_a_mail_cannot_run_a_script_in_the_inbox(address: str) -> None:
+    script = "<script>alert(1)</script>"
+    message = {
+        "personalizations": [{"to": [{"email": address}]}],
+        "from": {"email": "a@example.com"},
+        "subject": script,
+        "content": [{"type": "text/html", "value": script}],
+    }
+    assert mail(message)[0] == 202
+    with urllib.request.urlopen(f"{os.environ['PUBLIC_URL']}/inbox", timeout=10) as response:
+        html = response.read().decode()
+    assert address in html
+    assert "<script>alert" not in html
+    assert "script-src 'self';" in response.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("body", "authorization", "status"), [({}, None, 400), ([], None, 400), ({}, "Bearer wrong", 401)]
+)
+def test_a_malformed_or_unauthorized_mail_gets_the_providers_error(
+    body: Any, authorization: str | None, status: int
+) -> None:
+    refused, error = mail(body, authorization)
+    assert refused == status
+    assert error["errors"][0]["message"]
 
 
 @pytest.fixture
