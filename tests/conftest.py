@@ -338,4 +338,4 @@ def no_pause_of_the_cache() -> Iterator[None]:
     cache._pause.until = 0.0
 
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.browser", "tests.servers"]

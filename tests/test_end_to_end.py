@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -13,16 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
+from tests.browser import PHONE, needs_chromium
 from tests.conftest import PASSWORD, inbox, mailed_token, wait_for
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PHONE = {"width": 390, "height": 844}
-
-needs_chromium = pytest.mark.skipif(
-    not CHROMIUM, reason="NO BROWSER: install Chromium to test the pages as people see them"
-)
 
 
 def call(method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
@@ -93,19 +86,6 @@ def test_change_the_address_and_the_password(address: str) -> None:
     assert call("PUT", f"{users}/me/password", change, **bearer)[0] == 204
     assert call("GET", f"{users}/me", **bearer)[1]["email"] == new
     assert call("POST", f"{users}/login", {"email": new, "password": new_password})[0] == 200
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            env={**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))},
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        page = browser.new_context(viewport=PHONE, locale="ko-KR").new_page()  # type: ignore[arg-type]
-        yield page
-        browser.close()
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.authenticator import site
+from tests.browser import needs_chromium
 from tests.conftest import User, call, session_of
-from tests.test_end_to_end import needs_chromium, page
-
-__all__ = ["page"]
 
 REGISTER = """async ([tokens, name]) => {
     const headers = {"Content-Type": "application/json", "Authorization": `Bearer ${tokens.access_token}`};

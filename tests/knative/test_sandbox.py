@@ -5,15 +5,14 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
+from tests.browser import PHONE, needs_chromium
 from tests.conftest import inbox
-from tests.test_end_to_end import CHROMIUM, PHONE, needs_chromium
 
 
 def sid() -> str:
@@ -173,18 +172,6 @@ def test_a_malformed_or_unauthorized_mail_gets_the_providers_error(
     refused, error = mail(body, authorization)
     assert refused == status
     assert error["errors"][0]["message"]
-
-
-@pytest.fixture
-def page(tmp_path: Any) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            env={**os.environ, "HOME": str(tmp_path)},
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield browser.new_context(viewport=PHONE).new_page()  # type: ignore[arg-type]
-        browser.close()
 
 
 @needs_chromium
