@@ -3,7 +3,7 @@
 import uuid
 from typing import Any
 
-from tests.conftest import User, call, events_of, log_in, session_of
+from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of
 
 
 def test_all_sessions_of_the_user_end_from_the_next_request_on(active_user: User, admin: dict[str, Any]) -> None:
@@ -32,6 +32,6 @@ def test_an_unknown_user_is_a_404(admin: dict[str, Any]) -> None:
 
 
 def test_it_is_for_administrators(active_user: User) -> None:
-    tokens = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    tokens = strong_session_of(active_user)
     assert call("end_user_sessions", tokens, user_id=active_user.id).status_code == 403
     assert call("get_profile", tokens).status_code == 200

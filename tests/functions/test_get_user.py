@@ -7,7 +7,7 @@ from sqlalchemy import insert
 
 from shared.database import transaction
 from shared.tables import business, passkey, totp
-from tests.conftest import User, call, log_in, session_of
+from tests.conftest import User, call, log_in, strong_session_of
 
 
 def test_a_user_is_shown_in_full(active_user: User, admin: dict[str, Any]) -> None:
@@ -54,5 +54,5 @@ def test_an_unknown_user_is_a_404(admin: dict[str, Any]) -> None:
 
 def test_only_administrators_may_read_others(active_user: User) -> None:
     assert call("get_user", user_id=active_user.id).status_code == 401
-    tokens = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    tokens = strong_session_of(active_user)
     assert call("get_user", tokens, user_id=active_user.id).status_code == 403

@@ -9,7 +9,7 @@ from sqlalchemy import delete
 
 from shared.database import transaction
 from shared.tables import account
-from tests.conftest import User, call, events_of, log_in, session_of, wait_for
+from tests.conftest import User, call, events_of, log_in, strong_session_of, wait_for
 
 
 def trail(admin: dict[str, Any], user_id: uuid.UUID, **query: Any) -> list[dict[str, Any]]:
@@ -66,5 +66,5 @@ def test_a_bad_parameter_is_named(active_user: User, admin: dict[str, Any], name
 
 def test_only_administrators_may_read_it(active_user: User) -> None:
     assert call("list_audit", user_id=active_user.id).status_code == 401
-    theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    theirs = strong_session_of(active_user)
     assert call("list_audit", theirs, user_id=active_user.id).status_code == 403

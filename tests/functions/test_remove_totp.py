@@ -12,7 +12,7 @@ from tests.conftest import User, call, events_of, log_in, session_of, strong_ses
 
 def test_the_password_alone_is_enough_again(active_user: User) -> None:
     with_totp(active_user)
-    tokens = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    tokens = strong_session_of(active_user)
     assert call("get_profile", tokens).json["second_factor"] is True
     response = call("remove_totp", tokens)
     assert (response.status_code, response.data) == (204, b"")

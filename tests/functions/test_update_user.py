@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from shared import access_tokens
 from shared.database import transaction
 from shared.tables import account, outbox
-from tests.conftest import User, call, create_admin, create_user, events_of, log_in, session_of
+from tests.conftest import User, call, create_admin, create_user, events_of, log_in, strong_session_of
 
 
 def status_of(user: User) -> str:
@@ -72,11 +72,11 @@ def test_an_unverified_account_keeps_its_status(address: str, admin: dict[str, A
 def test_changing_roles_ends_the_sessions_whose_tokens_carry_the_old_ones(
     active_user: User, admin: dict[str, Any]
 ) -> None:
-    theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    theirs = strong_session_of(active_user)
     response = call("update_user", admin, {"roles": ["admin", "admin"]}, user_id=active_user.id)
     assert (response.status_code, response.json["roles"]) == (200, ["admin"])
     assert call("get_profile", theirs).status_code == 401
-    theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    theirs = strong_session_of(active_user)
     assert call("list_users", theirs).status_code == 200
     assert call("get_profile", theirs).json["roles"] == ["admin"]
     assert call("update_user", admin, {"roles": []}, user_id=active_user.id).json["roles"] == []
@@ -154,7 +154,7 @@ def test_a_bad_field_is_named_and_nothing_changes(
 
 def test_only_administrators_may_change_others(active_user: User) -> None:
     assert call("update_user", None, {"status": "suspended"}, user_id=active_user.id).status_code == 401
-    theirs = session_of(active_user, amr=["pwd", "otp", "mfa"])
+    theirs = strong_session_of(active_user)
     assert call("update_user", theirs, {"roles": ["admin"]}, user_id=active_user.id).status_code == 403
     assert status_of(active_user) == "active"
 

@@ -10,9 +10,9 @@ from sqlalchemy import select
 from shared import sessions
 from shared.clients import Client
 from shared.database import transaction
-from shared.registry import HTTP_FUNCTIONS
+from shared.registry import HTTP_FUNCTIONS, load_all
 from shared.tables import account
-from tests.conftest import PASSWORD, User, call, load_all, session_of, somebody_waits_for, wait_for
+from tests.conftest import PASSWORD, User, call, session_of, somebody_waits_for, wait_for
 
 NEW_PASSWORD = "a wholly new choice of words"
 CHANGES: dict[str, Any] = {
