@@ -1,4 +1,4 @@
-"""People who use the service: they register, verify, log in, read, refresh, leave and come back.
+"""People who use the service: they register, verify, log in, read, change, refresh, leave and come back.
 
 Each request is named after the function that answers it.
 """
@@ -36,6 +36,14 @@ class Person(HttpUser):
     @task(20)
     def get_profile(self) -> None:
         self.send("get_profile", "GET", f"{USERS}/me")
+
+    @task(1)
+    def update_profile(self) -> None:
+        self.send("update_profile", "PATCH", f"{USERS}/me", {"name": f"Kim {uuid.uuid4().hex[:4]}"})
+
+    @task(1)
+    def list_sessions(self) -> None:
+        self.send("list_sessions", "GET", f"{USERS}/me/sessions")
 
     @task(3)
     def refresh_token(self) -> None:

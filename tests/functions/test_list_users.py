@@ -80,7 +80,7 @@ def test_the_beginning_of_a_name_finds_its_user_in_any_case(active_user: User, a
 
 @pytest.mark.parametrize("form", ["+82{}", "0{}", "0{:.2}-{}"], ids=["E.164", "national", "dashes"])
 def test_a_phone_number_finds_its_user_in_either_form(active_user: User, admin: dict[str, Any], form: str) -> None:
-    number = f"10{uuid.uuid4().int % 10**8:08}"
+    number = f"10{20_000_000 + uuid.uuid4().int % 70_000_000}"
     change(active_user, phone=f"+82{number}")
     written = f"0{number[:2]}-{number[2:6]}-{number[6:]}" if "-" in form else form.format(number)
     assert found(admin, phone=written) == [str(active_user.id)]
