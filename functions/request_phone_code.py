@@ -16,6 +16,8 @@ from shared.tables import phone_verification
 
 PER_NUMBER = "10/day"
 """Over all accounts: each text costs money, and somebody who may not have asked for it reads it."""
+FIRST_OF_ACCOUNT = {"account+phone": "1/day", "phone": "40/day"}
+"""Beyond that each account has one, or whoever spends a number's limit locks its owner out; but not without end."""
 
 
 class NewPhone(RequestBody):
@@ -35,7 +37,8 @@ def request_phone_code(body: NewPhone, caller: Caller) -> None:
     The code comes as a text message within seconds, in the language of the account, and is good for five minutes.
     A new request replaces the one before. The verified number of the account stays until the new one is verified.
     The number may be written in E.164 or as in Korea, and must be one that gets texts. An account may ask five
-    times an hour and ten times a day, and a number is texted about ten times a day.
+    times an hour and ten times a day, and a number is texted ten times a day; beyond that, once a day for
+    each account, fifty times in all at the most.
     """
     _count(str(caller.user_id), body.phone)
     row = {"phone": body.phone, "code_hash": None, "tries": 0, "requested_at": func.now(), "expires_at": None}
@@ -59,5 +62,4 @@ def _count(account: str, phone: str) -> None:
     try:
         enforce("request_phone_code", {"phone": PER_NUMBER}, subjects)
     except TooManyRequests:
-        # An account's first request of a day goes through: or whoever spends a number's limit locks its owner out.
-        enforce("request_phone_code", {"account+phone": "1/day"}, subjects)
+        enforce("request_phone_code", FIRST_OF_ACCOUNT, subjects)
