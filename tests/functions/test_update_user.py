@@ -159,8 +159,8 @@ def test_only_administrators_may_change_others(active_user: User) -> None:
     assert status_of(active_user) == "active"
 
 
-def test_nobody_gets_a_role_before_their_address_is_verified(address: str, tokens: dict[str, Any]) -> None:
+def test_nobody_gets_a_role_before_their_address_is_verified(address: str, admin: dict[str, Any]) -> None:
     user = create_user(address, "pending")
-    response = call("update_user", tokens, {"roles": ["admin"]}, user_id=user.id)
+    response = call("update_user", admin, {"roles": ["admin"]}, user_id=user.id)
     assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, "/roles")
     assert events_of(user) == []
