@@ -135,8 +135,8 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
         kinds.append(problems.ReauthenticationRequired)
     if function.body:
         kinds.extend(_BODY_PROBLEMS)
-    elif function.query:
-        kinds.append(problems.InvalidRequest)
+    if function.query:
+        kinds.extend((problems.InvalidRequest, problems.HeadersTooLarge))
     if "{" in function.path:
         kinds.append(problems.NotFound)
     if "if_match" in function.takes:

@@ -158,6 +158,12 @@ class TooManyRequests(Problem):
         super().__init__(headers={"Retry-After": "1", **(headers or {})})
 
 
+class HeadersTooLarge(Problem):
+    status = 431
+    title = "The path, the query or the headers are too large"
+    detail = "All of them together may have 8 KiB."
+
+
 class InternalError(Problem):
     status = 500
     title = "Something went wrong on our side"

@@ -87,6 +87,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "threads": threads,
             # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
             "keepalive": 120,
+            # As much as the proxies before us let through: what is wrong with a long query, its function says.
+            "limit_request_line": 8190,
             # Within the 30 s that a pod has left when Knative's queue-proxy has drained.
             "graceful_timeout": 25,
             "control_socket_disable": True,

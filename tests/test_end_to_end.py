@@ -56,6 +56,13 @@ def test_an_unknown_address_and_a_wrong_method_are_problems() -> None:
     assert (status, problem["status"], headers["Allow"]) == (405, 405, "GET, HEAD, PATCH")
 
 
+def test_what_is_too_long_is_a_problem_too() -> None:
+    status, problem, headers = call("GET", "/api/v1/users?email=" + "a" * 9000)
+    assert (status, headers["Content-Type"]) == (431, "application/problem+json")
+    assert problem["type"] == "urn:aegis:problem:headers-too-large"
+    assert call("GET", "/api/v1/users?email=" + "a" * 6000)[0] == 401
+
+
 def test_health_and_metrics_of_functions_are_not_public() -> None:
     for path in ("/health/live", "/health/ready", "/metrics", "/v3/mail/send"):
         assert call("GET", path)[0] == 404

@@ -133,6 +133,7 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
             "mappers": [
                 _local_reply("GE", 500, problems.ServiceUnavailable()),
                 _local_reply("EQ", 413, problems.BodyTooLarge()),
+                _local_reply("EQ", 431, problems.HeadersTooLarge()),
             ]
         },
     }

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import string
 import time
 import uuid
 from typing import Any
@@ -9,13 +10,21 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 
 from shared import access_tokens
-from shared.access_tokens import Caller
+from shared.access_tokens import Caller, InvalidAccessToken
 from shared.settings import settings
 from tests.conftest import User, client, log_in
 
 PATH = "/api/v1/users/me"
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller(user_id=uuid.uuid4(), session_id=uuid.uuid4(), roles=("admin",), amr=("pwd",), authenticated_at=1)
 
 
 def get(token: str, scheme: str = "Bearer") -> Any:
@@ -98,3 +107,24 @@ def test_a_token_signed_with_a_shared_secret_is_a_401(active_user: User) -> None
 
 def test_a_token_signed_with_another_key_is_a_401(active_user: User) -> None:
     assert get(sign(claims_of(active_user), key=ec.generate_private_key(ec.SECP256R1()))).status_code == 401
+
+
+@settings_(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 10_000), character=st.sampled_from(string.ascii_letters + string.digits + "-_.="))
+def test_a_token_of_which_one_character_was_changed_is_no_token(caller: Caller, position: int, character: str) -> None:
+    token = access_tokens.issue(caller)
+    position %= len(token)
+    changed = token[:position] + character + token[position + 1 :]
+    try:
+        assert access_tokens.verify(changed) == caller
+    except InvalidAccessToken:
+        assert changed != token
+    else:
+        # The last character of base64url has bits that say nothing.
+        assert changed == token or position == len(token) - 1 or changed[position + 1] == "."
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda content: content.decode("latin-1")))
+def test_no_text_is_taken_for_a_token(text: str) -> None:
+    with pytest.raises(InvalidAccessToken):
+        access_tokens.verify(text)
