@@ -13,7 +13,7 @@ from shared.database import transaction
 from shared.events import TotpEnabled, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
-from shared.problems import InvalidRequest, Problem
+from shared.problems import FieldError, InvalidRequest, Problem
 from shared.second_factors import new_recovery_codes, recovery_code_hash, step_of
 from shared.tables import recovery_code, totp
 
@@ -65,7 +65,7 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
         step = step_of(user_id, secret, body.code.get_secret_value())
         if step is None:
             fault = "This is not the code that the app shows. Is the clock of its device right?"
-            raise InvalidRequest(errors=[{"pointer": "/code", "detail": fault}])
+            raise InvalidRequest(errors=[FieldError(pointer="/code", code="totp_wrong", detail=fault)])
         connection.execute(
             update(totp).where(totp.c.account_id == user_id).values(confirmed_at=func.now(), last_step=step)
         )

@@ -28,7 +28,7 @@ class Credentials(RequestBody):
 class InvalidCredentials(Problem):
     status = 401
     title = "The e-mail address or the password is wrong"
-    detail = "Or the address is not verified yet: then follow the link in the mail. Which of these it is, is not said."
+    detail = "Or the address is not verified yet, or the account is suspended. Which of these it is, is not said."
     authenticate = "Bearer"
 
 

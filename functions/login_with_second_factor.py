@@ -32,19 +32,23 @@ class SecondFactor(RequestBody):
             min_length=6,
             max_length=32,
             description="Six digits of the authenticator app, or a recovery code.",
-            examples=["123456", "7K3M-QP0X-2A9D-VW5T"],
+            examples=["123456", "7K3M-QP0X-2A9D-VW5T-H8RC-4NZE"],
         ),
     ]
 
 
 class InvalidSecondFactor(Problem):
     status = 401
-    title = "The code or the challenge is not valid"
+    title = "The code is not valid"
     detail = "The code is wrong, or was used before. Wait for the next one of the app, or send a recovery code."
     authenticate = "Bearer"
 
 
-LOG_IN_AGAIN = "The challenge is unknown, expired or used up. Log in again with the password for a new one."
+class ChallengeOver(Problem):
+    status = 401
+    title = "The challenge is over"
+    detail = "It is unknown, expired, or its five tries are used up. Log in again with the password for a new one."
+    authenticate = "Bearer"
 
 
 @http_function(
@@ -52,7 +56,7 @@ LOG_IN_AGAIN = "The challenge is unknown, expired or used up. Log in again with 
     "/api/v1/users/login/second-factor",
     limits={"address": "30/minute"},
     uses=["access_tokens", "refresh_tokens"],
-    problems=[InvalidSecondFactor],
+    problems=[InvalidSecondFactor, ChallengeOver],
 )
 def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
     """Log in with the second factor.
@@ -69,7 +73,7 @@ def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
             .where(challenges.is_live(token, SECOND_FACTOR), totp.c.confirmed_at.is_not(None))
         ).first()
     if found is None:
-        raise InvalidSecondFactor(LOG_IN_AGAIN)
+        raise ChallengeOver
     counted = ("login_with_second_factor", LIMITS_OF_ACCOUNT, {"account": str(found.account_id)})
     enforce(*counted)
 
@@ -82,7 +86,7 @@ def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
             challenges.spend(connection, token, SECOND_FACTOR, found.account_id)
             tokens = sessions.log_in(connection, found.account_id, ["pwd", *METHODS], client)
     if tokens is None:
-        raise InvalidSecondFactor("" if may_try else LOG_IN_AGAIN)
+        raise InvalidSecondFactor if may_try else ChallengeOver
     forgive(*counted)
     return tokens
 

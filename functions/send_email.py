@@ -59,6 +59,7 @@ MAILS = (
     Mail(events.TotpEnabled, "totp_enabled", VERIFIED),
     Mail(events.TotpRemoved, "totp_removed", VERIFIED),
     Mail(events.RecoveryCodeUsed, "recovery_code_used", VERIFIED),
+    Mail(events.RecoveryCodesRenewed, "recovery_codes_renewed", VERIFIED),
     Mail(events.PasskeyRegistered, "passkey_registered", VERIFIED),
     Mail(events.PasskeyRemoved, "passkey_removed", VERIFIED),
     Mail(events.PhoneVerified, "phone_verified", VERIFIED),

@@ -81,4 +81,8 @@ def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusi
 def _warnings(number: str) -> list[FieldError]:
     if check_digit(number[:-1]) == number[-1]:
         return []
-    return [FieldError(pointer="/number", detail="The check digit does not fit: look for a typing error.")]
+    return [
+        FieldError(
+            pointer="/number", code="check_digit", detail="The check digit does not fit: look for a typing error."
+        )
+    ]

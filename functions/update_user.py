@@ -94,14 +94,14 @@ def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:
     if body.status and body.status != user["status"]:
         if is_pending:
             detail = "The address is not verified yet. Only its owner can make the account active."
-            raise InvalidRequest(errors=[FieldError(pointer="/status", detail=detail)])
+            raise InvalidRequest(errors=[FieldError(pointer="/status", code="not_verified", detail=detail)])
         changes["status"] = body.status
         if body.status == "active":
             changes["withdrawn_at"] = None
     if body.roles is not None and (roles := sorted(set(body.roles))) != user["roles"]:
         if is_pending:
             detail = "The address is not verified yet: nobody knows whose account it is."
-            raise InvalidRequest(errors=[FieldError(pointer="/roles", detail=detail)])
+            raise InvalidRequest(errors=[FieldError(pointer="/roles", code="not_verified", detail=detail)])
         changes["roles"] = roles
     return changes
 

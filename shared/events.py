@@ -175,6 +175,12 @@ class RecoveryCodeUsed(Event):
     type = "com.aegis.user.recovery_code_used.v1"
 
 
+class RecoveryCodesRenewed(Event):
+    """A user made new recovery codes; those from before are void."""
+
+    type = "com.aegis.user.recovery_codes_renewed.v1"
+
+
 class PasskeyRegistered(Event):
     """A passkey was added."""
 

@@ -227,7 +227,9 @@ def _success(operation: HttpFunction, request: Request, result: Any) -> Response
 def _validated_query(model: type[M], request: Request) -> M:
     repeated = [name for name, values in request.args.lists() if len(values) > 1]
     if repeated:
-        raise InvalidRequest(errors=[_fault((name,), "It is given more than once.") for name in repeated[:MAX_FAULTS]])
+        raise InvalidRequest(
+            errors=[_fault((name,), "repeated", "It is given more than once.") for name in repeated[:MAX_FAULTS]]
+        )
     return _validated(lambda model: model.model_validate(request.args.to_dict()), model)
 
 
@@ -240,11 +242,13 @@ def _validated(validate: Callable[[type[M]], M], model: type[M]) -> M:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         if any(fault["type"] == "json_invalid" for fault in faults):
             raise MalformedRequest from None
-        raise InvalidRequest(errors=[_fault(fault["loc"], fault["msg"]) for fault in faults[:MAX_FAULTS]]) from None
+        raise InvalidRequest(
+            errors=[_fault(fault["loc"], fault["type"], fault["msg"]) for fault in faults[:MAX_FAULTS]]
+        ) from None
 
 
-def _fault(location: tuple[int | str, ...], detail: str) -> FieldError:
-    return FieldError(pointer=json_pointer(location), detail=detail)
+def _fault(location: tuple[int | str, ...], code: str, detail: str) -> FieldError:
+    return FieldError(pointer=json_pointer(location), code=code, detail=detail)
 
 
 def json_pointer(location: tuple[int | str, ...]) -> str:

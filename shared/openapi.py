@@ -38,9 +38,13 @@ def document(functions: Iterable[HttpFunction]) -> dict[str, Any]:
             "version": "1.0.0",
             "description": (
                 "Every error is a problem detail (RFC 9457) with a stable `type`. "
-                "Send `X-Request-Id` to find your request in the logs; the answer carries it."
+                "Faults of fields come with a `code` to translate by. Send `X-Request-Id` to find your request in the "
+                "logs; the answer carries it. Every POST takes an `Idempotency-Key`; the other methods may be repeated "
+                "as they are. After a 401 refresh the access token once, then log in; after a 429 or 503 wait for "
+                "`Retry-After`."
             ),
         },
+        "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.items())),
@@ -54,8 +58,10 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
     operation: dict[str, Any] = {
         "operationId": function.name,
         "summary": first.rstrip("."),
-        "description": re.sub(r"(?<!\n)\n(?!\n)", " ", rest.strip()),
-        "tags": ["users"],
+        "description": "\n\n".join(
+            filter(None, [re.sub(r"(?<!\n)\n(?!\n)", " ", rest.strip()), *_conditions(function)])
+        ),
+        "tags": [_tag(function)],
     }
     if function.authenticated:
         operation["security"] = [{"access_token": []}]
@@ -73,7 +79,15 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
         _add(schemas, {result.__name__: _schema(result, schemas)})
         success["content"] = {JSON: {"schema": _ref(result.__name__)}}
         if function.method in ("GET", "PATCH"):
-            success["headers"]["ETag"] = {"schema": {"type": "string"}, "description": "Of this state; for If-Match."}
+            success["headers"]["ETag"] = {
+                "schema": {"type": "string"},
+                "description": "Of this state (RFC 9110, 8.8.3).",
+            }
+        if function.query:
+            success["headers"]["Link"] = {
+                "schema": {"type": "string"},
+                "description": 'The next page: rel="next" (RFC 8288).',
+            }
     operation["responses"] = {str(function.status): success, **_problem_responses(function)}
     return operation
 
@@ -83,6 +97,34 @@ _HEADERS = {
     "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the limit that is nearest."},
     "RateLimit-Policy": {"schema": {"type": "string"}, "description": "That limit: requests (q) in seconds (w)."},
 }
+
+
+def _conditions(function: HttpFunction) -> Iterator[str]:
+    if function.role:
+        yield "**For administrators, in a session with a second factor.**"
+    if function.recent_login:
+        yield "**Takes a log-in of the last ten minutes** (RFC 9470): else log in again, which starts another session."
+
+
+TAGS = {
+    "joining": "Registration, verification, forgotten passwords.",
+    "logging in": "An access token lives ten minutes, a refresh token one refresh, a session 30 days, or 14 idle.",
+    "account": "What users read and change of themselves.",
+    "second factors": "Authenticator app, recovery codes, passkeys.",
+    "administration": "For the role admin.",
+}
+_JOINING = re.compile(r"/api/v1/users(/email/.*|/password/.*)?")
+_FACTORS = re.compile(r"/api/v1/users/me/(totp|passkeys).*")
+
+
+def _tag(function: HttpFunction) -> str:
+    if function.role:
+        return "administration"
+    if _JOINING.fullmatch(function.path):
+        return "joining"
+    if _FACTORS.fullmatch(function.path):
+        return "second factors"
+    return "account" if "/me" in function.path else "logging in"
 
 
 def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
@@ -106,7 +148,10 @@ def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
         yield {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A UUID in double quotes: sent again with it, the request gets its first answer again.",
+            "description": (
+                "A UUID in double quotes, new for each request. Sent again with it within a day, the request gets its "
+                "first answer again, with the header Idempotency-Replayed."
+            ),
             "schema": {"type": "string", "pattern": '^"[ !#-\\[\\]-~]{16,255}"$'},
             "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
         }
@@ -160,8 +205,17 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     return responses
 
 
+_FORMATS = (("_at", "date-time"), ("_on", "date"))
+"""What the name of a member says of its text."""
+
+
 def _schema(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     schema = TypeAdapter(model).json_schema(ref_template=_SCHEMAS)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        for name, property_ in part.get("properties", {}).items():
+            for text in (property_, *property_.get("anyOf", ())):
+                if text.get("type") == "string":
+                    text.update(next(({"format": form} for end, form in _FORMATS if name.endswith(end)), {}))
     _add(schemas, schema.pop("$defs", {}))
     return schema
 

@@ -61,7 +61,9 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
     length = len(password)
     password = _normalized(password)
     if min(length, len(password)) < MIN_LENGTH:  # one character may become eighteen
-        raise InvalidRequest(errors=[_fault(pointer, f"A password has at least {MIN_LENGTH} characters.")])
+        raise InvalidRequest(
+            errors=[_fault(pointer, "password_too_short", f"A password has at least {MIN_LENGTH} characters.")]
+        )
 
     from zxcvbn import zxcvbn
 
@@ -71,11 +73,19 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
     if strength["score"] < _MIN_STRENGTH:
         raise InvalidRequest(
             errors=[
-                _fault(pointer, "This password is common, or follows a pattern that is tried first. Choose another.")
+                _fault(
+                    pointer,
+                    "password_common",
+                    "This password is common, or follows a pattern that is tried first. Choose another.",
+                )
             ]
         )
     if _is_breached(password):
-        raise InvalidRequest(errors=[_fault(pointer, "This password stands in a list of stolen ones. Choose another.")])
+        raise InvalidRequest(
+            errors=[
+                _fault(pointer, "password_breached", "This password stands in a list of stolen ones. Choose another.")
+            ]
+        )
 
 
 def hash_password(password: str) -> str:
@@ -178,8 +188,8 @@ def _unknown_hash() -> str:
     return f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${salt}${digest}"
 
 
-def _fault(pointer: str, detail: str) -> FieldError:
-    return {"pointer": pointer, "detail": detail}
+def _fault(pointer: str, code: str, detail: str) -> FieldError:
+    return FieldError(pointer=pointer, code=code, detail=detail)
 
 
 @contextmanager

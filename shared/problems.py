@@ -8,9 +8,13 @@ from typing_extensions import TypedDict
 
 
 class FieldError(TypedDict):
-    """One fault in a request: where it is (JSON pointer, RFC 6901, into the body or the query) and what it is."""
+    """One fault in a request: where it is (JSON pointer, RFC 6901, into the body or the query) and what it is.
+
+    `code` is stable: what a client translates by. `detail` is English, for developers.
+    """
 
     pointer: str
+    code: str
     detail: str
 
 

@@ -179,7 +179,7 @@ def test_a_person_sets_a_new_password_with_the_link_in_the_mail(page: Page, erro
     field, button = page.locator("#password"), page.get_by_role("button", name="비밀번호 설정")
     field.fill("short")
     button.click()
-    page.get_by_text("다른 비밀번호를 입력해 주세요: A password has at least 15 characters.").wait_for()
+    page.get_by_text("다른 비밀번호를 입력해 주세요: 15자보다 짧습니다.").wait_for()
     field.fill(new_password)
     page.get_by_label("비밀번호 표시").check()
     assert field.get_attribute("type") == "text"

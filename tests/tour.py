@@ -178,6 +178,7 @@ def uses_a_second_factor(person: Person) -> None:
     credentials = {"email": person.email, "password": PASSWORD}
     challenge = person.does("login", credentials, expect=401)["challenge"]
     person.tokens = person.does("login_with_second_factor", {"challenge": challenge, "code": codes[0]})
+    person.does("renew_recovery_codes")
 
 
 def uses_a_passkey(kim: Person) -> None:

@@ -164,7 +164,9 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
         # Passkeys belong to a domain, which an IP address is not: pages make and use them under this name.
         "PASSKEY_DOMAIN": "localhost",
-        "CORS_ALLOWED_ORIGINS": f"http://localhost:{port}",
+        "CORS_ALLOWED_ORIGINS": ",".join(
+            dict.fromkeys([f"http://localhost:{port}", *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")])])
+        ),
         "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
         "ENCRYPTION_KEY": secret(data, "encryption_key"),
@@ -252,6 +254,7 @@ def answers(url: str) -> bool:
 
 def greet(port: int, data: Path, seconds: float) -> None:
     base = f"http://{LOOPBACK}:{port}"
+    folder = "" if data == ROOT / ".local" else f"DATA_DIR={data} "
     body = json.dumps({"email": "kim@example.com", "password": "correct horse battery staple", "name": "Kim"})
     say(
         f"""
@@ -265,6 +268,9 @@ ready after {seconds:.1f} s
 Register a user, then follow the link in the inbox:
 
   curl -i {base}/api/v1/users -H 'Content-Type: application/json' -d '{body}'
+
+Call every operation once:    {folder}make tour URL={base}
+Make an administrator:        {folder}./aegis admin create EMAIL
 
 Ctrl-C stops all of it."""
     )

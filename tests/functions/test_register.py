@@ -120,7 +120,7 @@ def test_an_earlier_link_never_activates_a_later_password(address: str) -> None:
 
 @pytest.mark.parametrize(
     "password",
-    ["short", "fourteen chars", "aaaaaaaaaaaaaaaaaa", "passwordpassword", "123456789012345", "qwertyuiopasdfgh"],
+    ["brief", "fourteen chars", "aaaaaaaaaaaaaaaaaa", "passwordpassword", "123456789012345", "qwertyuiopasdfgh"],
 )
 def test_a_weak_password_is_refused(address: str, password: str) -> None:
     response = register(address, password=password)

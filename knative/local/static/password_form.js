@@ -30,7 +30,7 @@ async function send() {
     });
     if (response.ok) return show("done");
     const errors = response.status === 422 ? (await response.json()).errors : [];
-    const faults = errors.filter((error) => error.pointer === "/password").map((error) => error.detail);
+    const faults = errors.filter((error) => error.pointer === "/password").map((error) => outcome.dataset[error.code] || error.detail);
     if (faults.length || response.status === 403) show("refused", faults);
     else show(response.status < 500 && response.status !== 429 ? "invalid" : "unavailable");
   } catch {
