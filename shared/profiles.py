@@ -3,7 +3,7 @@
 Whoever changes a part of it reads the profile in the transaction of the change, and puts it when that is committed.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from typing_extensions import TypedDict
@@ -23,6 +23,11 @@ class BusinessState(TypedDict):
     number: str
     status: Literal["pending", "verified", "rejected", "closed"]
     reason: str | None
+
+
+def business_state(number: str | None, status: Any, reason: str | None) -> BusinessState | None:
+    """What is shown of a business; nothing where there is none."""
+    return BusinessState(number=number, status=status, reason=reason) if number else None
 
 
 class Profile(TypedDict):
@@ -99,6 +104,6 @@ def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Prof
         phone=row.phone,
         roles=row.roles,
         second_factor=row.confirmed_at is not None,
-        business=BusinessState(number=row.number, status=row.status, reason=row.reason) if row.number else None,
+        business=business_state(row.number, row.status, row.reason),
         created_at=row.created_at.isoformat(),
     )

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 from typing_extensions import TypedDict
 
 from shared import sessions
-from shared.profiles import BusinessState
+from shared.profiles import BusinessState, business_state
 from shared.tables import account, business, passkey, session, totp
 
 Status = Literal["pending", "active", "suspended", "withdrawn"]
@@ -61,9 +61,7 @@ def select_listed() -> Select[Any]:
 def listed(row: Row[Any]) -> ListedUser:
     return ListedUser(
         **_common(row),
-        business=BusinessState(number=row.business_number, status=row.business_status, reason=row.business_reason)
-        if row.business_number
-        else None,
+        business=business_state(row.business_number, row.business_status, row.business_reason),
     )
 
 
