@@ -19,10 +19,13 @@ from typing import Any
 import psutil
 import pytest
 
+from knative.local import servers
 from knative.local.servers import MAX_CONNECTIONS, free_port
+from knative.local.supervisor import Process
 from knative.local.up import containers
 from shared.settings import load
 from tests.conftest import PASSWORD, ROOT, wait_for
+from tests.servers import Own
 
 SERVERS = ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
 
@@ -250,11 +253,16 @@ def test_two_run_side_by_side(tmp_path: Path) -> None:
         assert two.request("/inbox", Accept="application/json")[1] == []
 
 
-def test_servers_that_the_environment_names_are_used(tmp_path: Path) -> None:
-    with running(tmp_path, **{name: os.environ[name] for name in SERVERS}) as up:
+def test_servers_that_the_environment_names_are_used(
+    own_database: Process, own_redis: Process, own: Own, tmp_path: Path
+) -> None:
+    """Servers of its own: two services on one database and one broker share the events, and with them the mails."""
+    own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
+    folder = tmp_path / "service"
+    with running(folder, **{name: os.environ[name] for name in SERVERS}) as up:
         assert "using DATABASE_URL from the environment" in up.output
-        assert not (tmp_path / "postgresql").exists()
-        assert up.request("/inbox", Accept="application/json")[0] == 200
+        assert not (folder / "postgresql").exists()
+        assert up.request("/inbox", Accept="application/json") == (200, [])
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
