@@ -4,8 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from pydantic import Field, SecretStr
-from sqlalchemy import func, insert, select, update
-from typing_extensions import TypedDict
+from sqlalchemy import func, select, update
 
 from shared import authentication, profiles, second_factors, sessions
 from shared.access_tokens import Caller
@@ -14,8 +13,8 @@ from shared.events import TotpEnabled, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
 from shared.problems import FieldError, InvalidRequest, Problem
-from shared.second_factors import new_recovery_codes, recovery_code_hash, step_of
-from shared.tables import recovery_code, totp
+from shared.second_factors import RecoveryCodes, replace_recovery_codes, step_of
+from shared.tables import totp
 
 LIFETIME = timedelta(minutes=15)
 """Of an enrolment that waits to be confirmed."""
@@ -25,10 +24,6 @@ class TotpConfirmation(RequestBody):
     code: Annotated[
         SecretStr, Field(min_length=6, max_length=16, description="Six digits of the app.", examples=["123456"])
     ]
-
-
-class RecoveryCodes(TypedDict):
-    recovery_codes: list[str]
 
 
 class NoTotpEnrolment(Problem):
@@ -54,7 +49,6 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
     waiting = select(totp.c.secret).where(
         totp.c.account_id == user_id, totp.c.confirmed_at.is_(None), totp.c.created_at > func.now() - LIFETIME
     )
-    codes = new_recovery_codes()
     with transaction() as connection:
         # No log-in slips through by the password alone while this takes effect.
         sessions.lock(connection, caller)
@@ -69,11 +63,10 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
         connection.execute(
             update(totp).where(totp.c.account_id == user_id).values(confirmed_at=func.now(), last_step=step)
         )
-        rows = [{"account_id": user_id, "code_hash": recovery_code_hash(user_id, code)} for code in codes]
-        connection.execute(insert(recovery_code).values(rows))
+        codes = replace_recovery_codes(connection, user_id)
         ended = sessions.end_all(connection, user_id, but=caller.session_id)
         announce(connection, TotpEnabled(user_id=user_id))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
     profiles.put(profile)
-    return RecoveryCodes(recovery_codes=codes)
+    return codes

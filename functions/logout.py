@@ -15,6 +15,6 @@ def logout(caller: Caller) -> None:
     after a minute, should Redis just then not take the news).
     """
     with transaction() as connection:
-        sessions.end(connection, caller.session_id)
+        sessions.end(connection, caller.user_id, caller.session_id)
         announce(connection, LoggedOut(user_id=caller.user_id, session_id=caller.session_id))
     authentication.refuse_tokens_of(caller.user_id, caller.session_id)

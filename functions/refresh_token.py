@@ -59,7 +59,7 @@ def refresh_token(body: Refresh) -> TokenPair:
         )
         reused = found.used_at is not None and not (found.in_grace and _is_unused(connection, successor))
         if reused:
-            sessions.end(connection, caller.session_id)
+            sessions.end(connection, caller.user_id, caller.session_id)
             announce(connection, RefreshTokenReused(user_id=caller.user_id, session_id=caller.session_id))
         elif found.used_at is None:
             connection.execute(update(tokens).where(_is(token)).values(used_at=func.now()))

@@ -11,7 +11,6 @@ from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
 from shared.http_function import http_function
 from shared.passkeys import CredentialDescriptor, TooManyPasskeys
-from shared.problems import Unauthenticated
 from shared.settings import settings
 from shared.tables import account, passkey
 
@@ -73,8 +72,6 @@ def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
         sessions.lock(connection, caller)
         second_factors.require(connection, caller)
         rows = connection.execute(with_passkeys).all()
-        if not rows:
-            raise Unauthenticated
         known = [row.credential_id for row in rows if row.credential_id]
         if len(known) >= passkeys.MAX_PASSKEYS:
             raise TooManyPasskeys

@@ -6,7 +6,8 @@ import secrets
 import time
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, insert, select, update
+from typing_extensions import TypedDict
 
 from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.encryption import keyed_hash, seal, unseal
@@ -58,6 +59,19 @@ def use_step(connection: Connection, user_id: UUID, step: int) -> bool:
         .values(last_step=step)
     )
     return used.rowcount > 0
+
+
+class RecoveryCodes(TypedDict):
+    recovery_codes: list[str]
+
+
+def replace_recovery_codes(connection: Connection, user_id: UUID) -> RecoveryCodes:
+    """Gives a user new recovery codes; those from before are void. Only their hashes are stored."""
+    codes = new_recovery_codes()
+    rows = [{"account_id": user_id, "code_hash": recovery_code_hash(user_id, code)} for code in codes]
+    connection.execute(delete(recovery_code).where(recovery_code.c.account_id == user_id))
+    connection.execute(insert(recovery_code).values(rows))
+    return RecoveryCodes(recovery_codes=codes)
 
 
 def new_recovery_codes() -> list[str]:

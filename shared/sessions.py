@@ -128,11 +128,13 @@ def is_live() -> ColumnElement[bool]:
     )
 
 
-def end(connection: Connection, session_id: UUID) -> None:
-    """Ends a session. After the commit, call `authentication.refuse_tokens_of` with it."""
-    connection.execute(
-        update(session).where(session.c.id == session_id, session.c.ended_at.is_(None)).values(ended_at=func.now())
-    )
+def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
+    """Ends a session; False where it is not a live one of this user.
+
+    After the commit, call `authentication.refuse_tokens_of` with it.
+    """
+    this = (session.c.id == session_id, session.c.account_id == user_id, is_live())
+    return connection.execute(update(session).where(*this).values(ended_at=func.now())).rowcount > 0
 
 
 def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -> Sequence[UUID]:
