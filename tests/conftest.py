@@ -297,7 +297,7 @@ def bearer(tokens: dict[str, Any]) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens['access_token']}"}
 
 
-def wait_for(find: Callable[[], T], seconds: float = 15.0) -> T:
+def wait_for(find: Callable[[], T], seconds: float = 60.0) -> T:
     """What `find` returns, as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (found := find()):

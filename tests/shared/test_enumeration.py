@@ -76,6 +76,7 @@ def test_known_and_unknown_addresses_get_the_same_answer(operation: Callable[[in
     assert first == second
 
 
+@pytest.mark.usefixtures("own_database")  # its thousands of events would keep the mails of other tests waiting
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_known_and_unknown_addresses_take_the_same_time(operation: Callable[[int], Ask]) -> None:
     found = [chance_to_take_longer(operation(2 * PAIRS + 1))]
