@@ -44,6 +44,8 @@ class Trigger:
     backoff_policy: str
     backoff_seconds: float
     timeout_seconds: float
+    dead_letter_service: str
+    """Takes an event that could not be delivered."""
 
     def matches(self, attributes: dict[str, str]) -> bool:
         """Whether an event with these attributes passes all filters."""
@@ -113,6 +115,7 @@ def triggers() -> tuple[Trigger, ...]:
             backoff_policy=trigger["spec"]["delivery"]["backoffPolicy"],
             backoff_seconds=seconds(trigger["spec"]["delivery"]["backoffDelay"]),
             timeout_seconds=seconds(trigger["spec"]["delivery"]["timeout"]),
+            dead_letter_service=trigger["spec"]["delivery"]["deadLetterSink"]["ref"]["name"],
         )
         for trigger in _of_kind("Trigger")
     )

@@ -27,6 +27,7 @@ TRIGGER = Trigger(
     backoff_policy="linear",
     backoff_seconds=0.01,
     timeout_seconds=2,
+    dead_letter_service="keep-dead-letter",
 )
 
 
