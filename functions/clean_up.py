@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Table, delete, exists, func, select, tuple_
 
-from shared import idempotency, sessions
+from shared import idempotency, outbox, sessions
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import UserPurged, announce
@@ -17,7 +17,6 @@ from shared.tables import (
     account,
     challenge,
     credential,
-    outbox,
     phone_verification,
     processed_event,
     refresh_token,
@@ -37,8 +36,8 @@ PENDING = timedelta(days=7)
 """For so long an address may wait to be verified, from the last registration of it, or until a link has expired."""
 ENDED_SESSIONS = timedelta(days=90)
 """For so long a user can see in an export which sessions there were."""
-DELIVERED = timedelta(days=8)
-"""Longer than an event may still come: the relay sends those of a day again, the broker keeps them for a week."""
+DELIVERED = outbox.KEPT
+"""An event may come again for as long as the outbox has it."""
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,6 @@ def expired() -> Mapping[str, tuple[Table, ColumnElement[bool]]]:
         "ended sessions": (session, session.c.ended_at < func.now() - ENDED_SESSIONS),
         "expired sessions": (session, session.c.expires_at < func.now() - ENDED_SESSIONS),
         "processed events": (processed_event, processed_event.c.claimed_at < func.now() - DELIVERED),
-        "sent events": (outbox, outbox.c.sent_at.is_not(None) & (outbox.c.occurred_at < func.now() - DELIVERED)),
         "accounts never verified": (
             account,
             (account.c.status == "pending")

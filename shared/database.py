@@ -161,15 +161,16 @@ def is_unavailable(error: Exception) -> bool:
     """Whether the error says that the database is away or busy, rather than that a statement is wrong."""
     if not isinstance(error, DBAPIError):
         return True
-    return isinstance(error, InterfaceError) or error.connection_invalidated or _sqlstate(error).startswith(_NOT_NOW)
+    return isinstance(error, InterfaceError) or error.connection_invalidated or sqlstate(error).startswith(_NOT_NOW)
 
 
 def is_duplicate(error: DBAPIError) -> bool:
     """Whether a unique constraint refused the row; pg8000 raises no IntegrityError."""
-    return _sqlstate(error) == "23505"
+    return sqlstate(error) == "23505"
 
 
-def _sqlstate(error: DBAPIError) -> str:
+def sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of an error; empty when it did not come from the server."""
     details = error.orig.args[0] if error.orig and error.orig.args else None
     return str(details.get("C")) if isinstance(details, dict) else ""
 

@@ -10,6 +10,7 @@ import logging.config
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from alembic import command
@@ -20,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared import logs
 from shared.database import is_unavailable
+from shared.outbox import keep_days
 from shared.settings import InvalidSettings, load, settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -36,6 +38,7 @@ def migrate() -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     engine.dispose()
+    keep_days(datetime.now(UTC))
 
 
 def main() -> None:

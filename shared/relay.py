@@ -2,157 +2,236 @@
 
     python -m shared.relay
 
-Woken by NOTIFY; several may run, and the rows that one is sending are locked for the others. A relay that dies
-between the broker's answer and its own commit sends those events again: consumers know them by their id.
+Woken by NOTIFY. Several may run: one leads, by an advisory lock that PostgreSQL frees when its connection ends, and
+the others stand by. A relay that dies between the broker's answer and its own commit has sent events that the next
+one sends again: consumers know them by their id.
 """
 
-import contextlib
-import json
 import logging
 import logging.config
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
-import pg8000
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
-from sqlalchemy import Row, func, update
+from sqlalchemy import ARRAY, Connection, NullPool, Text, Uuid, any_, cast, create_engine, func, literal, update
 from sqlalchemy import select as select_rows
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 
-from shared import database, kafka, logs
+from shared import database, kafka, logs, outbox
 from shared.events import SOURCE
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
-from shared.tables import outbox, relayed_topic
+from shared.tables import outbox as events
+from shared.tables import relayed_topic
 
 BATCH = 500
 IDLE_SECONDS = 1.0
-"""How long to wait for a NOTIFY before looking anyway: one may be lost with a connection."""
-SEND_SECONDS = 10.0
+"""How long to wait for a NOTIFY before looking anyway, and between two tries to lead."""
+SEND_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
-RESENT = timedelta(days=1)
-RESENT_AT_ONCE = 5000
+UPKEEP_SECONDS = 3600.0
+LOST = timedelta(days=1)
+"""Of so long events are sent again to a broker that has lost some: more would keep the new ones waiting."""
+
+_LOCK = 7_253_417_910
+# A relay whose machine has vanished loses the lead as soon as this tells the server.
+_KEEPALIVES = {"tcp_keepalives_idle": 1, "tcp_keepalives_interval": 1, "tcp_keepalives_count": 2}
 
 log = logging.getLogger("relay")
+
+
+class Session(NamedTuple):
+    """A connection to PostgreSQL that is not shared, and the socket on which it is notified."""
+
+    connection: Connection
+    notifications: Any
+    transport: socket.socket
 
 
 def run(stopped: threading.Event) -> None:
     """Relays until stopped, through every failure of the database and the broker."""
     while not stopped.is_set():
         try:
-            _relay(stopped)
-        except (ServiceUnavailable, KafkaError, OSError, pg8000.Error) as error:
-            log.warning("waiting for the database or the broker", extra={"error": type(error).__name__})
+            with _session() as session:
+                while not (leads := _lead(session.connection)) and not stopped.wait(IDLE_SECONDS):
+                    pass
+                if leads:
+                    _relay(session, stopped)
+        except Exception as error:
+            is_expected = isinstance(error, (ServiceUnavailable, KafkaError)) or database.is_unavailable(error)
+            log.log(
+                logging.WARNING if is_expected else logging.ERROR,
+                "waiting for the database or the broker",
+                extra={"error": type(error).__name__},
+                exc_info=not is_expected,
+            )
             stopped.wait(PAUSE_SECONDS)
 
 
-def _relay(stopped: threading.Event) -> None:
-    with contextlib.ExitStack() as clients:
-        # A connection of its own, not through PgBouncer, which cannot pass on a LISTEN.
-        listener, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
-        clients.callback(listener.close)
-        listener.autocommit = True
-        listener.cursor().execute("LISTEN outbox")
-        admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
+@contextmanager
+def _session() -> Iterator[Session]:
+    """A session of its own, not through PgBouncer, which can pass on neither a LISTEN nor a lock of the session."""
+    raw, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
+    engine = create_engine("postgresql+pg8000://", creator=lambda: raw, poolclass=NullPool, hide_parameters=True)
+    with engine.connect() as connection:
+        with connection.begin():
+            for name, value in _KEEPALIVES.items():
+                connection.exec_driver_sql(f"SET {name} = {value}")
+            connection.exec_driver_sql("LISTEN outbox")
+        yield Session(connection, raw.notifications, transport)
+
+
+def _lead(connection: Connection) -> bool:
+    """Whether this relay is the one that sends, from now on until its session ends."""
+    with connection.begin():
+        return bool(connection.scalar(select_rows(func.pg_try_advisory_lock(_LOCK))))
+
+
+def _relay(session: Session, stopped: threading.Event) -> None:
+    with _broker() as (admin, producer):
+        leader = Leader(session.connection, admin, producer)
+        log.info("relaying")
+        upkeep_at = 0.0
+        while not stopped.is_set():
+            if time.monotonic() >= upkeep_at:
+                outbox.keep_days(datetime.now(UTC))
+                upkeep_at = time.monotonic() + UPKEEP_SECONDS
+            session.notifications.clear()
+            while leader.send_batch() == BATCH:
+                pass
+            # Those that came with the answers to statements are not on the socket any more.
+            if not session.notifications:
+                select.select([session.transport], [], [], IDLE_SECONDS)
+
+
+@contextmanager
+def _broker() -> Iterator[tuple[KafkaAdminClient, KafkaProducer]]:
+    """Clients of the broker that give up after SEND_SECONDS; by themselves they wait for up to two minutes."""
+    milliseconds = int(SEND_SECONDS * 1000)
+    common: dict[str, Any] = {
+        "bootstrap_servers": settings().kafka_bootstrap_servers,
+        "bootstrap_timeout_ms": milliseconds,
+        "request_timeout_ms": milliseconds // 2,
+        "reconnect_backoff_max_ms": 1000,
+    }
+    with ExitStack() as clients:
+        admin = KafkaAdminClient(**common)
         clients.callback(admin.close)
         producer = KafkaProducer(
-            bootstrap_servers=settings().kafka_bootstrap_servers,
+            **common,
             acks="all",
             enable_idempotence=True,
             linger_ms=0,
-            max_block_ms=int(SEND_SECONDS * 1000),
-            delivery_timeout_ms=int(SEND_SECONDS * 1000),
-            request_timeout_ms=int(SEND_SECONDS * 500),
+            batch_size=64 * 1024,
+            max_block_ms=milliseconds,
+            delivery_timeout_ms=milliseconds,
         )
-        clients.callback(producer.close, timeout=1)
-        log.info("relaying")
-        known = ""
-        while not stopped.is_set():
-            topic_id = kafka.ensure_topics(admin)
-            if topic_id != known:
-                resend_what_was_forgotten(topic_id)
-                known = topic_id
-            while send_batch(producer) == BATCH:
-                pass
-            if select.select([transport], [], [], IDLE_SECONDS)[0]:
-                # Reads what was notified; raises when the server has closed the connection.
-                listener.cursor().execute("SELECT 1")
+        clients.callback(producer.close, timeout=0)
+        yield admin, producer
 
 
-def resend_what_was_forgotten(topic_id: str) -> None:
-    """Marks the events of the last day as not sent, when the topic is not the one that they were sent to.
+class Leader:
+    """The relay that sends. It knows the topic that it fills: the id, and where each partition ended."""
 
-    In steps, each short enough for the database's time limit; the new topic is noted last, so that a relay that
-    dies between leaves the rest to the next.
-    """
-    with database.transaction() as connection:
-        known = connection.scalar(select_rows(relayed_topic.c.topic_id).where(relayed_topic.c.name == kafka.EVENTS))
-    if known == topic_id:
-        return
-    if known:
-        log.warning("the broker has forgotten its events; sending those of the last day again")
-        while _mark_unsent(limit=RESENT_AT_ONCE) == RESENT_AT_ONCE:
-            pass
-    with database.transaction() as connection:
-        connection.execute(
-            insert(relayed_topic)
-            .values(name=kafka.EVENTS, topic_id=topic_id)
-            .on_conflict_do_update(index_elements=["name"], set_={"topic_id": topic_id})
-        )
+    def __init__(self, connection: Connection, admin: KafkaAdminClient, producer: KafkaProducer) -> None:
+        self._connection, self._admin, self._producer = connection, admin, producer
+        with connection.begin():
+            known = connection.execute(
+                select_rows(*relayed_topic.c["topic_id", "ends"]).where(relayed_topic.c.name == kafka.EVENTS)
+            ).first()
+        self._topic_id: str = known.topic_id if known else ""
+        self._ends: list[int] = list(known.ends) if known else []
 
+    def send_batch(self) -> int:
+        """Sends the oldest events that are not sent, and marks them. Returns how many there were.
 
-def _mark_unsent(limit: int) -> int:
-    sent = (
-        select_rows(outbox.c.position)
-        .where(outbox.c.occurred_at > func.now() - RESENT, outbox.c.sent_at.is_not(None))
-        .order_by(outbox.c.position)
-        .limit(limit)
-    )
-    with database.transaction() as connection:
-        return connection.execute(update(outbox).where(outbox.c.position.in_(sent)).values(sent_at=None)).rowcount
-
-
-def send_batch(producer: KafkaProducer) -> int:
-    """Sends the oldest events that are not sent, and marks them. Returns how many there were."""
-    unsent = (
-        select_rows(outbox).where(outbox.c.sent_at.is_(None)).order_by(outbox.c.position).limit(BATCH).with_for_update()
-    )
-    with database.transaction() as connection:
-        rows = connection.execute(unsent).all()
+        A broker that has lost events is sent those of the last day again.
+        """
+        if (topic_id := kafka.ensure_topics(self._admin)) != self._topic_id:
+            if self._topic_id:
+                _send_again()
+            self._topic_id, self._ends = topic_id, []
+            self._mark([])
+        rows = self._oldest_unsent()
         if rows:
-            _send(producer, rows)
-            positions = [row.position for row in rows]
-            connection.execute(update(outbox).where(outbox.c.position.in_(positions)).values(sent_at=func.now()))
-    return len(rows)
+            is_complete = self._send(rows)
+            self._mark(rows)
+            if not is_complete:
+                _send_again()
+        return len(rows)
 
-
-def _send(producer: KafkaProducer, rows: Sequence[Row[Any]]) -> None:
-    """Sends events and waits until the broker has all of them."""
-    futures = [
-        producer.send(
-            kafka.EVENTS,
-            key=str(row.subject).encode(),
-            value=json.dumps(row.data, ensure_ascii=False, separators=(",", ":")).encode(),
-            headers=kafka.to_headers(attributes(row)),
+    def _oldest_unsent(self) -> Sequence[Any]:
+        unsent = (
+            select_rows(*events.c["id", "type", "subject", "request_id", "occurred_at"], cast(events.c.data, Text))
+            .where(events.c.sent_at.is_(None))
+            .order_by(events.c.position)
+            .limit(BATCH)
         )
-        for row in rows
-    ]
-    deadline = time.monotonic() + SEND_SECONDS
-    for future in futures:
-        future.get(timeout=max(0.0, deadline - time.monotonic()))
+        with self._connection.begin():
+            return self._connection.execute(unsent).all()
+
+    def _send(self, rows: Sequence[Any]) -> bool:
+        """Sends events and waits until the broker has all of them. Returns whether it still has those from before.
+
+        Each answer is asked for: the producer's flush does not raise when it fails.
+        """
+        futures = [
+            self._producer.send(
+                kafka.EVENTS,
+                key=str(row.subject).encode(),
+                value=row.data.encode(),
+                headers=kafka.to_headers(attributes(row)),
+            )
+            for row in rows
+        ]
+        deadline = time.monotonic() + SEND_SECONDS
+        is_complete = True
+        for future in futures:
+            sent = future.get(timeout=max(0.0, deadline - time.monotonic()))
+            self._ends.extend([0] * (sent.partition + 1 - len(self._ends)))
+            is_complete &= sent.offset >= self._ends[sent.partition]
+            self._ends[sent.partition] = sent.offset + 1
+        return is_complete
+
+    def _mark(self, rows: Sequence[Any]) -> None:
+        state = {"topic_id": self._topic_id, "ends": self._ends}
+        remember = (
+            insert(relayed_topic)
+            .values(name=kafka.EVENTS, **state)
+            .on_conflict_do_update(index_elements=["name"], set_=state)
+        )
+        with self._connection.begin():
+            self._connection.execute(remember)
+            if rows:
+                times = [row.occurred_at for row in rows]
+                self._connection.execute(
+                    update(events)
+                    .where(
+                        events.c.occurred_at.between(min(times), max(times)),
+                        events.c.id == any_(literal([row.id for row in rows], ARRAY(Uuid))),
+                    )
+                    .values(sent_at=func.now())
+                )
 
 
-def attributes(row: Row[Any]) -> dict[str, str]:
+def _send_again() -> None:
+    log.warning("the broker has lost events; sending those of the last day again")
+    outbox.send_again(datetime.now(UTC) - LOST)
+
+
+def attributes(row: Any) -> dict[str, str]:
     """The CloudEvents attributes of an event in the outbox."""
     return {
         "specversion": "1.0",

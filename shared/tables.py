@@ -7,7 +7,6 @@ from sqlalchemy import (
     Date,
     DateTime,
     ForeignKey,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -106,16 +105,16 @@ Index("refresh_token_used_at", refresh_token.c.used_at, postgresql_where=refresh
 outbox = Table(
     "outbox",
     metadata,
-    Column("position", BigInteger, Identity(always=True), primary_key=True),  # order of sending
-    Column("id", Uuid, nullable=False, unique=True),
+    Column("position", BigInteger, nullable=False, server_default=text("nextval('outbox_positions'::regclass)")),
+    Column("id", Uuid, primary_key=True),
     Column("type", Text, nullable=False),
     Column("subject", Uuid, nullable=False),  # the user; events of one are sent in order
     Column("data", JSONB, nullable=False),
     Column("request_id", Text, nullable=False),
-    Column("occurred_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("occurred_at", DateTime(timezone=True), primary_key=True, server_default=_now),  # partitions of a day each
     Column("sent_at", DateTime(timezone=True)),
+    postgresql_partition_by="RANGE (occurred_at)",
 )
-Index("outbox_occurred_at", outbox.c.occurred_at, postgresql_using="brin")
 Index("outbox_unsent", outbox.c.position, postgresql_where=outbox.c.sent_at.is_(None))
 Index("outbox_subject", outbox.c.subject, outbox.c.position)
 
@@ -124,6 +123,7 @@ relayed_topic = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("topic_id", Text, nullable=False),
+    Column("ends", ARRAY(BigInteger), nullable=False, server_default="{}"),  # of its partitions, after what was sent
 )
 
 processed_event = Table(

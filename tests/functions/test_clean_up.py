@@ -16,7 +16,6 @@ from shared.tables import (
     account,
     challenge,
     credential,
-    outbox,
     phone_verification,
     processed_event,
     refresh_token,
@@ -56,12 +55,6 @@ def token(user: User, used: timedelta | None) -> dict[str, Any]:
         "session_id": with_session(user),
         "used_at": None if used is None else ago(used),
     }
-
-
-def event(**values: Any) -> dict[str, Any]:
-    """A row of the outbox as if sent; sent_at keeps the relay away."""
-    row = {"id": uuid7(), "type": "tested", "subject": uuid7(), "data": {}, "request_id": "", "sent_at": func.now()}
-    return row | values
 
 
 Row = Callable[[User], Mapping[str, Any]]
@@ -138,11 +131,6 @@ EXPIRED: dict[str, tuple[Table, Row, Row]] = {
         lambda _: {"function": "tested", "event_id": str(uuid7()), "claimed_at": ago(8 * DAY + MARGIN)},
         lambda _: {"function": "tested", "event_id": str(uuid7()), "claimed_at": ago(8 * DAY - MARGIN)},
     ),
-    "sent event": (
-        outbox,
-        lambda _: event(occurred_at=ago(8 * DAY + MARGIN)),
-        lambda _: event(occurred_at=ago(8 * DAY - MARGIN)),
-    ),
 }
 
 
@@ -165,12 +153,6 @@ def test_what_has_expired_goes_and_what_has_not_stays(kind: str, address: str) -
     gone, kept = put(table, expired(create_user(address))), put(table, live(create_user("other-" + address)))
     assert fire("clean_up").status_code == 204
     assert (is_there(table, gone), is_there(table, kept)) == (False, True)
-
-
-def test_an_event_that_is_not_sent_stays_however_old(own_database: object) -> None:
-    key = put(outbox, event(occurred_at=ago(100 * DAY), sent_at=None))
-    fire("clean_up")
-    assert is_there(outbox, key)
 
 
 def test_a_session_takes_its_refresh_tokens_along(active_user: User) -> None:

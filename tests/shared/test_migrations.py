@@ -2,10 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Column
 
 from knative.local import servers
 from shared.database import engine, transaction
@@ -16,8 +18,18 @@ from tests.servers import Own
 
 def test_the_migrated_schema_is_that_of_the_tables() -> None:
     with engine().connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        options = {"compare_type": True, "compare_server_default": compare_default, "include_name": is_no_partition}
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, metadata) == []
+
+
+def compare_default(_context: object, column: Column[Any], *_: object) -> bool | None:
+    # Alembic compares by computing both, and the next of a sequence is always another.
+    return False if column.name == "position" else None
+
+
+def is_no_partition(name: str | None, _type: str, _parents: object) -> bool:
+    return not (name or "").startswith("outbox_2") and name != "outbox_other"
 
 
 def test_migrations_started_at_once_do_no_harm(own: Own, tmp_path: Path) -> None:

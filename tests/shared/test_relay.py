@@ -1,6 +1,9 @@
 """The outbox relay: every committed event reaches the broker, in order per user."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -8,15 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select
-from uuid_utils.compat import uuid7
+from sqlalchemy import func, select, text, update
 
 from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
 from shared import kafka, logs, relay
 from shared.database import transaction
 from shared.events import EmailVerified, announce
-from shared.tables import outbox
+from shared.tables import outbox, relayed_topic
 from tests.conftest import wait_for
 from tests.servers import Own, kill, read_topic, start_again
 
@@ -27,10 +29,12 @@ def running(relays: int = 1) -> Iterator[None]:
     threads = [threading.Thread(target=relay.run, args=(stopped,)) for _ in range(relays)]
     for thread in threads:
         thread.start()
-    yield
-    stopped.set()
-    for thread in threads:
-        thread.join()
+    try:
+        yield
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.fixture
@@ -40,13 +44,14 @@ def own_kafka(own: Own) -> Process:
 
 def announce_many(count: int, users: list[uuid.UUID]) -> None:
     """Events whose data count up, for each user in turn."""
-    rows = [
-        {"id": uuid7(), "type": EmailVerified.type, "subject": user, "data": {"number": number}, "request_id": "r1"}
-        for number in range(count)
-        for user in users
-    ]
+    statement = """
+        INSERT INTO outbox (id, type, subject, data, request_id)
+        SELECT gen_random_uuid(), :type, subject, json_build_object('number', number), 'r1'
+        FROM generate_series(0, :count - 1) AS number, unnest(CAST(:users AS uuid[])) AS subject
+        ORDER BY number
+    """
     with transaction() as connection:
-        connection.execute(insert(outbox), rows)
+        connection.execute(text(statement), {"type": EmailVerified.type, "count": count, "users": users})
 
 
 def unsent() -> int:
@@ -94,6 +99,74 @@ def test_each_users_events_arrive_once_and_in_order(own_database: Process, own_k
     for record in received(1200):
         numbers.setdefault(record.key, []).append(json.loads(record.value)["number"])
     assert numbers == {str(user).encode(): list(range(120)) for user in users}
+
+
+def test_another_relay_takes_over_from_one_that_is_killed(own_database: Process, own_kafka: Process) -> None:
+    with process() as leader:
+        announce_many(1, [uuid.uuid4()])
+        wait_for(lambda: unsent() == 0)
+        with process():
+            users = [uuid.uuid4() for _ in range(10)]
+            announce_many(200, users)
+            wait_for(lambda: unsent() < 2000)
+            leader.kill()
+            wait_for(lambda: unsent() == 0)
+    numbers: dict[bytes, list[int]] = {}
+    for record in received(2001):
+        numbers.setdefault(record.key, []).append(json.loads(record.value)["number"])
+    for user in users:
+        # What the first had sent and not marked came twice; the first time in order, whatever comes after.
+        assert list(dict.fromkeys(numbers[str(user).encode()])) == list(range(200))
+
+
+@contextmanager
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A relay of its own, which can be killed."""
+    started = subprocess.Popen([sys.executable, "-m", "shared.relay"])
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+@pytest.mark.parametrize("broker", ["refuses", "says nothing"])
+def test_without_a_broker_events_wait_and_the_relay_ends_when_told(
+    own_database: Process, monkeypatch: pytest.MonkeyPatch, broker: str
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if broker == "says nothing":
+            silent.listen()
+        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{silent.getsockname()[1]}")
+        announce_many(1, [uuid.uuid4()])
+        with process() as alone:
+            wait_for(leads)
+            assert unsent() == 1
+            alone.terminate()
+            assert alone.wait(30) == 0
+    assert unsent() == 1
+
+
+def leads() -> bool:
+    with transaction() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")))
+
+
+def test_a_broker_that_has_lost_the_end_of_its_topic_is_sent_it_again(
+    own_database: Process, own_kafka: Process
+) -> None:
+    user = uuid.uuid4()
+    announce_many(3, [user])
+    with running():
+        wait_for(lambda: unsent() == 0)
+    with transaction() as connection:
+        # As if it had taken two more events before it lost them.
+        connection.execute(update(relayed_topic).values(ends=[5] * kafka.PARTITIONS))
+    announce_many(1, [user])
+    with running():
+        wait_for(lambda: unsent() == 0 and len(received(4)) > 4)
+    assert len({dict(record.headers)["ce_id"] for record in received(8)}) == 4
 
 
 def test_events_wait_in_the_outbox_for_a_broker_that_is_away(

@@ -1,0 +1,104 @@
+"""The outbox: committed events that wait for the relay, and those of the last days, which can be sent again.
+
+Its partitions hold a day (UTC) each, so that old events cost one DROP TABLE, and none of them slows what waits.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ARRAY, Connection, Uuid, any_, func, literal, select, update
+from sqlalchemy.exc import DBAPIError
+
+from shared.database import sqlstate, transaction
+from shared.tables import outbox
+
+KEPT = timedelta(days=8)
+"""Longer than the broker keeps them, so that whatever it has lost can be sent again."""
+AHEAD = timedelta(days=3)
+AT_ONCE = 5000
+
+_DEFAULT = "outbox_other"
+_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION = "55P03", "23514"
+
+
+def keep_days(now: datetime) -> None:
+    """Makes the partitions of the next days, and drops those whose events are old and sent.
+
+    A partition that writers hold is waited for a second at the most; the next call makes up for it.
+    """
+    days = _days()
+    for day in (_midnight(now) + timedelta(days=number) for number in range(AHEAD.days + 1)):
+        if _name(day) not in days:
+            values = f"FROM ('{day.isoformat()}') TO ('{(day + timedelta(days=1)).isoformat()}')"
+            _attempt(f"CREATE TABLE {_name(day)} PARTITION OF outbox FOR VALUES {values}")
+    oldest = _midnight(now - KEPT)
+    for name in days:
+        if name < _name(oldest) and not _has_unsent(name):
+            _attempt(f"DROP TABLE {name}")
+    while _delete_from_default(oldest) == AT_ONCE:
+        pass
+
+
+def send_again(since: datetime) -> int:
+    """Lets the relay send all events again that have occurred since then; returns how many it had sent.
+
+    In steps, each short enough for the database's time limit. Who has processed an event ignores it then.
+    """
+    count, last = 0, None
+    while True:
+        sent = select(outbox.c.id).where(outbox.c.occurred_at >= since, outbox.c.sent_at.is_not(None))
+        if last:
+            sent = sent.where(outbox.c.id > last)
+        with transaction() as connection:
+            ids = connection.scalars(sent.order_by(outbox.c.id).limit(AT_ONCE)).all()
+            connection.execute(
+                update(outbox)
+                .where(outbox.c.occurred_at >= since, outbox.c.id == any_(literal(ids, ARRAY(Uuid))))
+                .values(sent_at=None)
+            )
+            wake_relay(connection)
+        if not ids:
+            return count
+        count, last = count + len(ids), ids[-1]
+
+
+def wake_relay(connection: Connection) -> None:
+    """Tells the relay that something waits; an insert does so by itself."""
+    connection.execute(select(func.pg_notify("outbox", "")))
+
+
+def _attempt(statement: str) -> None:
+    """Changes the partitions, unless their lock cannot be had, or events of a new one's day are in the default one."""
+    try:
+        with transaction() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+            connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        if sqlstate(error) not in (_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION):
+            raise
+
+
+def _midnight(time: datetime) -> datetime:
+    return time.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _name(day: datetime) -> str:
+    return f"outbox_{day:%Y%m%d}"
+
+
+def _days() -> list[str]:
+    partitions = "SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = oid WHERE inhparent = 'outbox'::regclass"
+    with transaction() as connection:
+        return [name for (name,) in connection.exec_driver_sql(partitions) if name != _DEFAULT]
+
+
+def _has_unsent(partition: str) -> bool:
+    with transaction() as connection:
+        found = connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition} WHERE sent_at IS NULL)")  # noqa: S608
+        return bool(found.scalar())
+
+
+def _delete_from_default(oldest: datetime) -> int:
+    old = f"SELECT ctid FROM {_DEFAULT} WHERE occurred_at < '{oldest.isoformat()}' AND sent_at IS NOT NULL"  # noqa: S608
+    with transaction() as connection:
+        statement = f"DELETE FROM {_DEFAULT} WHERE ctid = ANY(ARRAY({old} LIMIT {AT_ONCE}))"  # noqa: S608
+        return connection.exec_driver_sql(statement).rowcount
