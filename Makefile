@@ -32,6 +32,9 @@ check: setup  ## lint, check format and types, render and validate the manifests
 	@$(BIN)/mypy
 	@$(BIN)/python -m knative.check
 
+schemas: setup  ## write the JSON Schemas of the events anew; refuses what breaks a consumer
+	@$(BIN)/python -m shared.events.contract
+
 secrets: setup  ## make the secrets of the development overlay, once
 	@$(BIN)/python -m knative.local.keys knative/overlays/development/data/secrets.env
 
@@ -42,4 +45,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test tour fuzz test-cluster loadtest check secrets setup lock
+.PHONY: help up test tour fuzz test-cluster loadtest check schemas secrets setup lock

@@ -1,9 +1,9 @@
 """What the service announces. An event holds ids, never personal data or a secret."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, insert
 from uuid_utils.compat import uuid7
 
@@ -19,7 +19,7 @@ class Event(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: ClassVar[str]
-    user_id: UUID
+    user_id: Annotated[UUID, Field(description="Also the subject of the CloudEvent, and the key of its record.")]
 
 
 class UserRegistered(Event):
@@ -76,7 +76,7 @@ class LoggedIn(Event):
 
     type = "com.aegis.user.logged_in.v1"
     session_id: UUID
-    amr: list[str]
+    amr: Annotated[list[str], Field(description="How the user proved who they are (RFC 8176).")]
 
 
 class LoggedOut(Event):
@@ -97,7 +97,7 @@ class ProfileUpdated(Event):
     """Name or language were changed."""
 
     type = "com.aegis.user.profile_updated.v1"
-    fields: list[str]
+    fields: Annotated[list[str], Field(description="Those that changed, as the profile names them.")]
 
 
 class PhoneCodeRequested(Event):
@@ -140,7 +140,7 @@ class BusinessRejected(Event):
     """The registry does not confirm the business."""
 
     type = "com.aegis.user.business_rejected.v1"
-    reason: str
+    reason: Annotated[str, Field(description="unregistered, suspended, closed, not_registered_as_stated, or new ones.")]
 
 
 class BusinessClosed(Event):
@@ -159,14 +159,14 @@ class TotpRemoved(Event):
     """A second factor was removed; by an administrator, where one is named."""
 
     type = "com.aegis.user.totp_removed.v1"
-    actor_id: UUID | None = None
+    actor_id: Annotated[UUID | None, Field(description="The administrator, if it was one who called.")] = None
 
 
 class SessionsEnded(Event):
     """An administrator ended all sessions of an account."""
 
     type = "com.aegis.user.sessions_ended.v1"
-    actor_id: UUID
+    actor_id: Annotated[UUID, Field(description="The administrator.")]
 
 
 class RecoveryCodeUsed(Event):
@@ -223,22 +223,22 @@ class UserSuspended(Event):
     """An administrator suspended an account; its sessions have ended."""
 
     type = "com.aegis.user.suspended.v1"
-    actor_id: UUID
+    actor_id: Annotated[UUID, Field(description="The administrator.")]
 
 
 class UserReinstated(Event):
     """An administrator ended a suspension or a withdrawal."""
 
     type = "com.aegis.user.reinstated.v1"
-    actor_id: UUID
+    actor_id: Annotated[UUID, Field(description="The administrator.")]
 
 
 class RolesChanged(Event):
     """The roles of an account were changed; its sessions have ended. Without actor: from the command line."""
 
     type = "com.aegis.user.roles_changed.v1"
-    roles: list[str]
-    actor_id: UUID | None = None
+    roles: Annotated[list[str], Field(description="All that the account has now.")]
+    actor_id: Annotated[UUID | None, Field(description="The administrator, if it was one who called.")] = None
 
 
 ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
