@@ -44,6 +44,7 @@ def document(functions: Iterable[HttpFunction]) -> dict[str, Any]:
                 "`Retry-After`."
             ),
         },
+        "externalDocs": {"url": "/asyncapi.json", "description": "The events that the service announces (AsyncAPI)"},
         "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         "paths": paths,
         "components": {

@@ -222,6 +222,8 @@ def test_the_documentation_shows_every_operation_and_asks_nobody_else(page: Page
         page.locator(f'[data-path="{path}"]').first.wait_for()
     page.locator('[data-path="/api/v1/users/login"]').first.click()
     page.get_by_text("The e-mail address or the password is wrong").first.wait_for()
+    events = page.get_by_role("link", name="The events that the service announces")
+    assert events.get_attribute("href") == f"{os.environ['PUBLIC_URL']}/asyncapi.json"
     assert errors == []
 
 

@@ -1,10 +1,20 @@
 """The tour that `make tour` takes."""
 
+import json
 import os
 import subprocess
 import sys
+import urllib.request
+from typing import Any
 
-from tests.conftest import DATA, ROOT
+import jsonschema_rs
+from sqlalchemy import select
+
+from shared import kafka
+from shared.database import transaction
+from shared.tables import account, outbox
+from tests.conftest import DATA, ROOT, wait_for
+from tests.servers import read_topic
 
 
 def tour(**environment: str) -> subprocess.CompletedProcess[str]:
@@ -18,10 +28,39 @@ def tour(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_tour_calls_every_operation() -> None:
+def test_the_tour_calls_every_operation_and_its_events_are_as_documented() -> None:
     done = tour()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "operations answered as they should" in done.stdout
+    kim = select(account.c.id).where(account.c.email.startswith("new-kim-"))
+    with transaction() as connection:
+        announced = {str(id_) for id_ in connection.scalars(select(outbox.c.id).where(outbox.c.subject.in_(kim)))}
+    assert announced
+    with urllib.request.urlopen(f"{os.environ['PUBLIC_URL']}/asyncapi.json", timeout=10) as response:
+        document = json.load(response)
+
+    records: dict[str, Any] = {}
+
+    def read_all() -> bool:
+        for record in read_topic(kafka.EVENTS, kafka.PARTITIONS, 1):
+            records[dict(record.headers)["ce_id"].decode()] = record
+        return announced <= records.keys()
+
+    wait_for(read_all)
+    for id_ in announced:
+        check_against(document, records[id_])
+
+
+def check_against(document: Any, record: Any) -> None:
+    """That a record of the topic is what the AsyncAPI document says of its event."""
+    headers = {name: value.decode() for name, value in record.headers}
+    key, payload = record.key.decode(), json.loads(record.value)
+    assert headers.keys() == document["components"]["schemas"]["CloudEvent"]["properties"].keys()
+    assert key == headers["ce_subject"] == payload["user_id"]
+    message = document["components"]["messages"][headers["ce_type"]]
+    said = {"headers": message["headers"], "payload": message["payload"], "key": message["bindings"]["kafka"]["key"]}
+    schema = {"properties": said, "components": document["components"]}
+    jsonschema_rs.validate(schema, {"headers": headers, "payload": payload, "key": key}, validate_formats=True)
 
 
 def test_a_service_that_is_not_there_is_told_in_one_line() -> None:

@@ -14,7 +14,7 @@ from shared.manifests import Route, routes
 from shared.request import MAX_BODY_BYTES
 
 SITE = "site"
-SITE_PATHS = ("/docs", "/inbox", "/openapi.json", "/verify-email", "/reset-password", "/static")
+SITE_PATHS = ("/docs", "/inbox", "/openapi.json", "/asyncapi.json", "/verify-email", "/reset-password", "/static")
 
 _PRECISION = ("Exact", "RegularExpression", "PathPrefix")
 """Which of several routes that match is taken, as the gateway of a cluster does."""

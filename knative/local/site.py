@@ -11,8 +11,8 @@ from flask import Flask, Response, jsonify, render_template, request
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from knative.local.sandbox import sandbox
-from shared import openapi
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared import asyncapi, openapi
+from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 from shared.server import Server
 
 VERIFY_EMAIL_WORDS = {
@@ -82,6 +82,11 @@ def show_openapi() -> Response:
     return jsonify(openapi_document())
 
 
+@app.get("/asyncapi.json")
+def show_asyncapi() -> Response:
+    return jsonify(asyncapi_document())
+
+
 @app.get("/verify-email")
 def show_verify_email() -> str:
     """Asks for the password, posts it with the token from the link's fragment, and says what came of it."""
@@ -119,6 +124,13 @@ def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of all functions."""
     load_all()
     return openapi.document(HTTP_FUNCTIONS.values())
+
+
+@cache
+def asyncapi_document() -> dict[str, Any]:
+    """The AsyncAPI document of all events."""
+    load_all()
+    return asyncapi.document(EVENT_FUNCTIONS.values())
 
 
 def main() -> None:
