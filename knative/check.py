@@ -4,8 +4,11 @@ Kubernetes' own kinds against their schemas; of the others, what a schema could 
 """
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,32 +20,49 @@ import yaml
 from knative.local.keys import write_secrets
 
 KUBERNETES = "1.34"
-OVERLAYS = Path(__file__).parent / "overlays"
+KNATIVE = Path(__file__).parent
+OVERLAYS = KNATIVE / "overlays"
 IMAGE = "dev.local/aegis-user-service"
+
+DELIVERIES = ("dispatcher", "eventing")
+"""The components that deliver events. An overlay names one of them, in one line."""
+
+_CHOICE = re.compile(rf"(?<=/components/)({'|'.join(DELIVERIES)})$", re.MULTILINE)
 
 
 def main() -> None:
-    problems = [
-        f"{overlay.relative_to(OVERLAYS)}: {problem}"
-        for overlay in overlays()
-        for problem in problems_of(render(overlay))
-    ]
+    problems = [f"{name}: {problem}" for name, objects in renderings() for problem in problems_of(objects)]
     if problems:
         sys.exit("\n".join(problems))
 
 
-def overlays() -> list[Path]:
-    return sorted(file.parent for file in OVERLAYS.rglob("kustomization.yaml"))
+def renderings() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Every overlay by name, and its objects: with each of the components that deliver events, where it names one."""
+    for file in sorted(OVERLAYS.rglob("kustomization.yaml")):
+        name = str(file.parent.relative_to(OVERLAYS))
+        if _CHOICE.search(file.read_text("utf-8")):
+            for delivery in DELIVERIES:
+                yield f"{name} with {delivery}", render(file.parent, delivery)
+        else:
+            yield name, render(file.parent)
 
 
-def render(overlay: Path) -> list[dict[str, Any]]:
-    """The objects of an overlay; ends with kubectl's words when it cannot be rendered."""
+def render(overlay: Path, delivery: str | None = None) -> list[dict[str, Any]]:
+    """The objects of an overlay, as it stands or with the given component to deliver events.
+
+    Ends with kubectl's words when it cannot be rendered.
+    """
     write_secrets(OVERLAYS / "development" / "data" / "secrets.env")
     kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        copied = shutil.copytree(KNATIVE, Path(folder, "knative"), ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        file = copied / overlay.relative_to(KNATIVE) / "kustomization.yaml"
+        if delivery:
+            file.write_text(_CHOICE.sub(delivery, file.read_text("utf-8")), "utf-8")
+        done = subprocess.run([kubectl, "kustomize", file.parent], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{overlay} cannot be rendered:\n{done.stderr}")
-    return [item for item in yaml.safe_load_all(done.stdout) if item]
+    return [item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item]
 
 
 def problems_of(objects: list[dict[str, Any]]) -> Iterator[str]:

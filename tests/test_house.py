@@ -84,3 +84,9 @@ def test_a_trigger_states_all_of_its_delivery() -> None:
         if manifest["kind"] == "Trigger":
             stated = manifest["spec"]["delivery"].keys()
             assert stated == {"retry", "backoffPolicy", "backoffDelay", "timeout", "deadLetterSink"}
+
+
+def test_a_trigger_delivers_in_order() -> None:
+    for manifest in manifests():
+        if manifest["kind"] == "Trigger":
+            assert manifest["metadata"]["annotations"]["kafka.eventing.knative.dev/delivery.order"] == "ordered"

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from knative import check
-from shared.manifests import function_name, functions
+from shared import kafka
+from shared.manifests import function_name, functions, schedules, triggers
 from shared.registry import load_all, uses
 
 DEVELOPMENT = check.OVERLAYS / "development"
@@ -15,6 +16,12 @@ DEVELOPMENT = check.OVERLAYS / "development"
 def objects() -> dict[tuple[str, str], dict[str, Any]]:
     """The objects of the development overlay, by kind and name."""
     return {(item["kind"], item["metadata"]["name"]): item for item in check.render(DEVELOPMENT)}
+
+
+@pytest.fixture
+def with_eventing() -> dict[tuple[str, str], dict[str, Any]]:
+    """The same where Knative Eventing delivers the events."""
+    return {(item["kind"], item["metadata"]["name"]): item for item in check.render(DEVELOPMENT, "eventing")}
 
 
 def problems(objects: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
@@ -28,6 +35,10 @@ def container(item: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_overlay_is_sound(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     assert problems(objects) == []
+
+
+def test_the_overlay_is_sound_with_knative_eventing(with_eventing: dict[tuple[str, str], dict[str, Any]]) -> None:
+    assert problems(with_eventing) == []
 
 
 def test_a_misspelt_field_is_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -52,6 +63,21 @@ def test_two_routes_with_one_match_are_found(objects: dict[tuple[str, str], dict
 def test_a_route_without_a_timeout_is_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     del objects["HTTPRoute", "login"]["spec"]["rules"][0]["timeouts"]
     assert problems(objects) == ["HTTPRoute login states no timeout: the gateway's is 15 s"]
+
+
+def test_knative_eventing_reads_the_topic_of_the_relay_by_the_same_triggers(
+    with_eventing: dict[tuple[str, str], dict[str, Any]],
+) -> None:
+    names = {kind: {name for of, name in with_eventing if of == kind} for kind, _ in with_eventing}
+    assert names["Trigger"] == {trigger.name for trigger in triggers()}
+    assert names["PingSource"] == {schedule.name for schedule in schedules()}
+    assert "dispatcher" not in names["Deployment"]
+    assert "CronJob" not in names
+    broker = with_eventing["Broker", "aegis-user"]
+    assert broker["metadata"]["annotations"]["kafka.eventing.knative.dev/external.topic"] == kafka.EVENTS
+    servers = with_eventing["ConfigMap", broker["spec"]["config"]["name"]]["data"]["bootstrap.servers"]
+    assert servers == with_eventing["ConfigMap", "user-service-config"]["data"]["KAFKA_BOOTSTRAP_SERVERS"]
+    assert servers.partition(":")[0].endswith(".svc.cluster.local")  # it is resolved in another namespace
 
 
 def knative_services(objects: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
