@@ -47,6 +47,10 @@ class Trigger:
     dead_letter_service: str
     """Takes an event that could not be delivered."""
 
+    @property
+    def function(self) -> str:
+        return function_name(self.service)
+
     def matches(self, attributes: dict[str, str]) -> bool:
         """Whether an event with these attributes passes all filters."""
         return all(_passes(filter_, attributes) for filter_ in self.filters)

@@ -1,0 +1,89 @@
+"""Send again what some function should have processed and did not."""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ARRAY, Connection, Text, Uuid, any_, column, exists, func, literal, select, update, values
+
+from shared.database import transaction
+from shared.event_function import event_function
+from shared.events import ALL_EVENTS, SOURCE
+from shared.manifests import triggers
+from shared.outbox import wake_relay
+from shared.schedules import ScheduleFired
+from shared.tables import outbox, processed_event
+
+LATE = timedelta(hours=1)
+"""After it was sent. Longer than any Trigger tries: what is not processed then is not on its way any more."""
+WINDOW = timedelta(hours=6)
+"""So far back each run looks: some runs may fail. For what is older there is `aegis events replay`."""
+BATCH = 5000
+WORK_SECONDS = 20.0
+"""Within the lifetime of a claim on the event."""
+
+log = logging.getLogger(__name__)
+
+
+@event_function(ScheduleFired)
+def resend_events(event: ScheduleFired) -> None:
+    """Send again what some function should have processed and did not, whoever lost it.
+
+    A broker that lost a part of its topic, or Knative, which passes over an event when no dead letter can be kept. Each
+    function that has processed an event ignores it when it comes again.
+    """
+    deadline = time.monotonic() + WORK_SECONDS
+    last, resent = UUID(int=0), 0
+    while time.monotonic() < deadline:
+        with transaction() as connection:
+            ids = connection.scalars(
+                select(outbox.c.id)
+                .where(
+                    outbox.c.occurred_at > func.now() - WINDOW,
+                    outbox.c.sent_at < func.now() - LATE,
+                    outbox.c.id > last,
+                )
+                .order_by(outbox.c.id)
+                .limit(BATCH)
+            ).all()
+            if not ids:
+                break
+            resent += _resend_unprocessed(connection, ids)
+            last = ids[-1]
+    if resent:
+        log.warning("sent again what was not processed", extra={"events": resent})
+
+
+def _resend_unprocessed(connection: Connection, ids: Sequence[UUID]) -> int:
+    """Marks those of these events as unsent that a function should have processed. Returns how many."""
+    wanted = values(column("function", Text), column("type", Text), name="wanted").data(
+        [
+            (trigger.function, event.type)
+            for trigger in triggers()
+            for event in ALL_EVENTS
+            if trigger.matches({"type": event.type})
+        ]
+    )
+    is_processed = (
+        exists()
+        .where(
+            processed_event.c.function == wanted.c.function,
+            processed_event.c.event_id == func.concat(SOURCE, " ", outbox.c.id),
+            processed_event.c.done_at.is_not(None),
+        )
+        .correlate(wanted, outbox)
+    )
+    count = connection.execute(
+        update(outbox)
+        .where(
+            outbox.c.occurred_at > func.now() - WINDOW,
+            outbox.c.id == any_(literal(ids, ARRAY(Uuid))),
+            exists(select(wanted).where(wanted.c.type == outbox.c.type, ~is_processed)),
+        )
+        .values(sent_at=None)
+    ).rowcount
+    if count:
+        wake_relay(connection)
+    return count

@@ -1,0 +1,82 @@
+"""The round that finds what was lost on the way, whoever lost it."""
+
+import uuid
+from collections.abc import Collection
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, insert, select
+from uuid_utils.compat import uuid7
+
+from functions import resend_events
+from knative.local.supervisor import Process
+from shared.database import transaction
+from shared.events import LoggedIn, UserRegistered
+from shared.manifests import triggers
+from shared.tables import outbox, processed_event
+from tests.conftest import fire
+
+LONG_AGO, JUST_NOW = timedelta(hours=2), timedelta(minutes=50)
+
+
+def sent(type_: str, processed_by: Collection[str], ago: timedelta = LONG_AGO) -> uuid.UUID:
+    """An event that was sent so long ago, and which of the functions have processed it."""
+    id_, then = uuid7(), func.now() - ago
+    row = {"id": id_, "type": type_, "subject": uuid7(), "data": {}, "request_id": ""}
+    with transaction() as connection:
+        connection.execute(insert(outbox).values(**row, occurred_at=then, sent_at=then))
+        for function in processed_by:
+            this = {"function": function, "event_id": f"/aegis/user-service {id_}"}
+            connection.execute(insert(processed_event).values(**this, done_at=func.now()))
+    return id_
+
+
+def waiting() -> set[uuid.UUID]:
+    """The events that the relay is to send."""
+    with transaction() as connection:
+        return set(connection.scalars(select(outbox.c.id).where(outbox.c.sent_at.is_(None))).all())
+
+
+def test_an_event_that_a_function_did_not_process_is_sent_again(own_database: Process) -> None:
+    unmailed = sent(UserRegistered.type, ["record_audit"])
+    unrecorded = sent(LoggedIn.type, [])
+    assert fire("resend_events").status_code == 204
+    assert waiting() == {unmailed, unrecorded}
+
+
+def test_an_event_that_every_function_has_processed_is_left_alone(own_database: Process) -> None:
+    sent(UserRegistered.type, ["record_audit", "send_email"])
+    sent(LoggedIn.type, ["record_audit"])
+    fire("resend_events")
+    assert waiting() == set()
+
+
+def test_an_event_that_may_be_on_its_way_is_left_alone(own_database: Process) -> None:
+    sent(UserRegistered.type, [], ago=JUST_NOW)
+    fire("resend_events")
+    assert waiting() == set()
+
+
+def test_a_delivery_that_began_and_never_ended_is_made_again(own_database: Process) -> None:
+    id_ = sent(LoggedIn.type, [])
+    with transaction() as connection:
+        this = {"function": "record_audit", "event_id": f"/aegis/user-service {id_}"}
+        connection.execute(insert(processed_event).values(this))
+    fire("resend_events")
+    assert waiting() == {id_}
+
+
+def test_all_that_was_lost_is_found_in_small_steps(own_database: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resend_events, "BATCH", 3)
+    lost = {sent(LoggedIn.type, []) for _ in range(10)}
+    for _ in range(10):
+        sent(LoggedIn.type, ["record_audit"])
+    fire("resend_events")
+    assert waiting() == lost
+
+
+def test_no_trigger_still_tries_when_an_event_counts_as_lost() -> None:
+    for trigger in triggers():
+        # Knative's broker doubles the pause with each retry, from twice the delay on, and has no upper bound.
+        pauses = sum(trigger.backoff_seconds * 2**retry for retry in range(1, trigger.retries + 1))
+        assert pauses + trigger.timeout_seconds * (trigger.retries + 1) < resend_events.LATE.total_seconds() / 2
