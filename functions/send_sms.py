@@ -1,7 +1,6 @@
 """Send the text message with the code that verifies a phone number."""
 
 import base64
-import logging
 import secrets
 import tomllib
 from datetime import timedelta
@@ -14,24 +13,22 @@ from urllib.parse import urlencode
 import urllib3
 from sqlalchemy import func, update
 
+from shared import providers
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import PhoneCodeRequested
 from shared.phone_numbers import hash_phone_code
-from shared.problems import Problem, ServiceUnavailable
+from shared.problems import Problem
 from shared.settings import settings
 from shared.tables import account, phone_verification
 
 CODE_LIFETIME = timedelta(minutes=5)
-PROVIDER_TIMEOUT_SECONDS = 5.0
-"""For connecting, and again for the answer: together well within the lifetime of a claim on the event."""
+ANSWER_SECONDS = 10.0
 
+_PROVIDER = "The provider of text messages"
 _TEXTS = Path(__file__).parents[1] / "shared" / "mails" / "texts.toml"
 # Of the provider's error codes those that say "not now": the credentials, too many requests.
 _NOT_NOW = (20003, 20429)
-_provider = urllib3.PoolManager(timeout=PROVIDER_TIMEOUT_SECONDS, retries=False, maxsize=16)
-
-log = logging.getLogger(__name__)
 
 
 class TextRefused(Problem):
@@ -85,26 +82,24 @@ def _send(number: str, text: str) -> None:
         # In seconds: a code that has expired must not arrive.
         "ValidityPeriod": int(CODE_LIFETIME.total_seconds()),
     }
-    try:
-        response = _provider.request(
-            "POST",
-            f"{settings().sms_service_url}/2010-04-01/Accounts/{account_sid}/Messages.json",
-            body=urlencode(message),
-            headers={
-                "Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}",
-                "Content-Type": "application/x-www-form-urlencoded",
-            },
-        )
-    except urllib3.exceptions.HTTPError as error:
-        raise ServiceUnavailable from error
+    response = providers.ask(
+        _PROVIDER,
+        "POST",
+        f"{settings().sms_service_url}/2010-04-01/Accounts/{account_sid}/Messages.json",
+        seconds=ANSWER_SECONDS,
+        body=urlencode(message),
+        headers={
+            "Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}",
+            "Content-Type": "application/x-www-form-urlencoded",
+        },
+    )
     if response.status < 300:
         return
     code = _error_code(response)
     if response.status == 400 and code not in _NOT_NOW:
-        log.warning("text message refused", extra={"error": code})
-        raise TextRefused
+        raise TextRefused(f"{_PROVIDER} answered 400 with the error {code}.")
     # Also 401 and 403: a key that is being replaced must not cost a text.
-    raise ServiceUnavailable(retry_after=5)
+    raise providers.not_now(_PROVIDER, response)
 
 
 def _error_code(response: urllib3.BaseHTTPResponse) -> int | None:

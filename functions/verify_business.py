@@ -3,10 +3,9 @@
 from datetime import date
 from typing import Any, Literal
 
-import urllib3
 from sqlalchemy import Connection, Row, func, select, update
 
-from shared import profiles
+from shared import profiles, providers
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import (
@@ -22,16 +21,16 @@ from shared.problems import Problem, ServiceUnavailable
 from shared.settings import settings
 from shared.tables import account, business
 
-REGISTRY_TIMEOUT = urllib3.Timeout(connect=2.0, read=4.0)
-"""In seconds. Two questions at the most: together less than a Trigger gives a delivery."""
+ANSWER_SECONDS = 5.0
+"""For each of two questions at the most."""
 
 Verdict = tuple[Literal["verified", "rejected", "closed"], str | None]
 
+_REGISTRY = "The business registry"
 _ACTIVE = "01"
 _REASONS = {"02": "suspended", "03": "closed", "": "unregistered"}
 # What the registry says of a request that it will never take.
 _REFUSALS = ("BAD_JSON_REQUEST", "REQUEST_DATA_MALFORMED", "TOO_LARGE_REQUEST")
-_registry = urllib3.PoolManager(timeout=REGISTRY_TIMEOUT, retries=False, maxsize=16)
 
 
 class RegistryRefused(Problem):
@@ -108,7 +107,7 @@ def _examine(number: str, opened_on: date, representative: str) -> Verdict:
             return "rejected", _REASONS[code]
         case "02", _:
             return "rejected", "not_registered_as_stated"
-    raise ServiceUnavailable(retry_after=5)
+    raise _unclear()
 
 
 def _examine_again(number: str) -> Verdict:
@@ -126,7 +125,11 @@ def _state_code(state: Any) -> str:
     code = state.get("b_stt_cd") if isinstance(state, dict) else None
     if isinstance(code, str) and (code == _ACTIVE or code in _REASONS):
         return code
-    raise ServiceUnavailable(retry_after=5)
+    raise _unclear()
+
+
+def _unclear() -> ServiceUnavailable:
+    return ServiceUnavailable(f"{_REGISTRY} gave no clear answer.", retry_after=providers.RETRY_AFTER_SECONDS)
 
 
 def _ask(operation: Literal["validate", "status"], question: dict[str, Any], number: str) -> dict[str, Any]:
@@ -136,20 +139,22 @@ def _ask(operation: Literal["validate", "status"], question: dict[str, Any], num
         ServiceUnavailable: it is away, has too much to do, does not know our key, or answers what makes no sense.
         RegistryRefused: it will not take this question.
     """
+    response = providers.ask(
+        _REGISTRY,
+        "POST",
+        f"{settings().business_registry_api_url}/api/nts-businessman/v1/{operation}",
+        seconds=ANSWER_SECONDS,
+        json=question,
+        # Not as the parameter serviceKey: logs hold URLs.
+        headers={"Authorization": f"Infuser {settings().business_registry_api_key}"},
+    )
     try:
-        response = _registry.request(
-            "POST",
-            f"{settings().business_registry_api_url}/api/nts-businessman/v1/{operation}",
-            json=question,
-            # Not as the parameter serviceKey: logs hold URLs.
-            headers={"Authorization": f"Infuser {settings().business_registry_api_key}"},
-        )
         answer: Any = response.json()
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise ServiceUnavailable(retry_after=5) from error
+    except ValueError:
+        answer = None
     match answer:
         case {"status_code": "OK", "data": [{"b_no": found} as item]} if response.status == 200 and found == number:
             return dict(item)
         case {"status_code": code} if response.status < 500 and code in _REFUSALS:
-            raise RegistryRefused
-    raise ServiceUnavailable(retry_after=5)
+            raise RegistryRefused(f"{_REGISTRY} answered {code}.")
+    raise _unclear() if response.status == 200 else providers.not_now(_REGISTRY, response)

@@ -1,14 +1,16 @@
 """The provider that delivers mails, in the shape of SendGrid's API v3."""
 
+import re
+
 import urllib3
 
-from shared.problems import Problem, ServiceUnavailable
+from shared import providers
+from shared.problems import Problem
 from shared.settings import settings
 
-TIMEOUT_SECONDS = 5.0
-"""For connecting, and again for the answer: together well within the lifetime of a claim on an event."""
+ANSWER_SECONDS = 10.0
 
-_provider = urllib3.PoolManager(timeout=TIMEOUT_SECONDS, retries=False, maxsize=16)
+_PROVIDER = "The mail provider"
 
 
 class MailRefused(Problem):
@@ -33,17 +35,25 @@ def send_mail(address: str, subject: str, text: str, html: str) -> None:
         # Tracking would lead the link, and with it the token, through the provider's servers.
         "tracking_settings": {"click_tracking": off, "open_tracking": off},
     }
-    try:
-        response = _provider.request(
-            "POST",
-            f"{settings().email_service_url}/v3/mail/send",
-            json=message,
-            headers={"Authorization": f"Bearer {settings().email_api_key}"},
-        )
-    except urllib3.exceptions.HTTPError as error:
-        raise ServiceUnavailable from error
+    response = providers.ask(
+        _PROVIDER,
+        "POST",
+        f"{settings().email_service_url}/v3/mail/send",
+        seconds=ANSWER_SECONDS,
+        json=message,
+        headers={"Authorization": f"Bearer {settings().email_api_key}"},
+    )
     if response.status in (400, 413):
-        raise MailRefused
+        raise MailRefused(f"{_PROVIDER} answered {response.status}, and finds fault with {_faults(response)}.")
     if response.status >= 300:
         # Also 401 and 403: a key that is being replaced must not cost a mail.
-        raise ServiceUnavailable(retry_after=5)
+        raise providers.not_now(_PROVIDER, response)
+
+
+def _faults(response: urllib3.BaseHTTPResponse) -> str:
+    """The fields of a mail that the provider names. Not its words, which may quote the address."""
+    try:
+        named = [str(error["field"]) for error in response.json()["errors"]]
+    except (ValueError, KeyError, TypeError):
+        named = []
+    return ", ".join(field for field in named[:5] if re.fullmatch(r"[\w.]{1,80}", field)) or "no field by name"

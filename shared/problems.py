@@ -181,6 +181,6 @@ class ServiceUnavailable(Problem):
     title = "The service is not available right now"
     detail = "Try again after the seconds in the header Retry-After."
 
-    def __init__(self, *, retry_after: int = 1) -> None:
+    def __init__(self, detail: str = "", *, retry_after: int = 1) -> None:
         """retry_after: seconds."""
-        super().__init__(headers={"Retry-After": str(retry_after)})
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})

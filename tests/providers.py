@@ -3,11 +3,12 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,6 +29,9 @@ class Answer:
     status: int = 200
     body: Any = b""
     """Sent as JSON; bytes as they are."""
+    headers: dict[str, str] = field(default_factory=dict)
+    trickles: Literal["", "head", "body"] = ""
+    """Which part comes byte by byte, and never to its end."""
     drops: bool = False
     """Whether the connection is closed instead."""
     after: threading.Event | None = None
@@ -63,11 +67,24 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         with contextlib.suppress(OSError):  # who asked may have given up
+            if answer.trickles == "head":
+                self._trickle(f"HTTP/1.1 {answer.status} OK\r\nX-Slow: ".encode())
             self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(10**6 if answer.trickles else len(content)))
             self.end_headers()
+            if answer.trickles == "body":
+                self._trickle(content)
             self.wfile.write(content)
+
+    def _trickle(self, start: bytes) -> None:
+        """Sends the start, then a byte at a time, until who asked gives up."""
+        self.wfile.write(start)
+        while True:
+            self.wfile.write(b" ")
+            time.sleep(0.02)
 
     do_GET = do_POST  # noqa: N815
 

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import select, update
 
 from functions.send_email import MAILS, Mail
-from shared import mails
+from shared import mail_provider, mails
 from shared import settings as settings_module
 from shared.database import transaction
 from shared.events import Event
@@ -72,10 +73,49 @@ def test_a_provider_that_drops_the_connection_is_tried_again(address: str, provi
     assert len(provider.asked) == 2
 
 
-def test_a_mail_that_the_provider_refuses_is_not_tried_again(address: str, provider: Provider) -> None:
-    user = create_user(address, "pending")
-    provider.answers = [Answer(400)]
-    assert deliver(user).status_code == 422
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_provider_that_says_when_to_come_again_is_heard(address: str, provider: Provider, status: int) -> None:
+    provider.answers = [Answer(status, headers={"Retry-After": "17"})]
+    failed = deliver(create_user(address, "pending"))
+    assert (failed.status_code, failed.headers["Retry-After"]) == (503, "17")
+    assert failed.json["detail"] == f"The mail provider answered {status}."
+
+
+@pytest.mark.parametrize("answer", [Answer(after=threading.Event()), Answer(202, trickles="head")], ids=str)
+def test_a_provider_that_hangs_or_trickles_is_given_up_and_tried_again(
+    address: str, provider: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, headers = create_user(address, "pending"), envelope(REGISTERED)
+    provider.answers = [answer]
+    with monkeypatch.context() as patched:
+        patched.setattr(mail_provider, "ANSWER_SECONDS", 0.3)
+        failed = deliver(user, headers=headers)
+    assert (failed.status_code, failed.json["detail"]) == (503, "The mail provider does not answer in time.")
+    assert deliver(user, headers=headers).status_code == 204
+    assert len(provider.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "faults"),
+    [
+        (
+            {"errors": [{"message": "no kim@example.com", "field": "personalizations.0.to.0.email"}]},
+            "personalizations.0.to.0.email",
+        ),
+        ({"errors": [{"message": "no", "field": None}, {"message": "no", "field": "kim@example.com"}]}, "None"),
+        ({"errors": [{"field": "a@b"}]}, "no field by name"),
+        ({"errors": "many"}, "no field by name"),
+        (b"\xff", "no field by name"),
+    ],
+    ids=str,
+)
+def test_a_mail_that_the_provider_refuses_is_not_tried_again(
+    address: str, provider: Provider, body: Any, faults: str
+) -> None:
+    provider.answers = [Answer(400, body)]
+    refused = deliver(create_user(address, "pending"))
+    assert refused.status_code == 422
+    assert refused.json["detail"] == f"The mail provider answered 400, and finds fault with {faults}."
 
 
 def test_a_verified_account_gets_no_more_links(active_user: User, provider: Provider) -> None:

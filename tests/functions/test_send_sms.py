@@ -2,6 +2,7 @@
 
 import base64
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -137,17 +138,50 @@ def test_a_provider_that_drops_the_connection_is_tried_again(active_user: User, 
     assert deliver(active_user, headers).status_code == 204
 
 
+def test_a_provider_that_says_when_to_come_again_is_heard(active_user: User, phone: str, provider: Provider) -> None:
+    await_code(active_user, phone)
+    provider.answers = [Answer(429, {"code": 20429}, headers={"Retry-After": "17"})]
+    failed = deliver(active_user)
+    assert (failed.status_code, failed.headers["Retry-After"]) == (503, "17")
+    assert failed.json["detail"] == "The provider of text messages answered 429."
+
+
+@pytest.mark.parametrize("answer", [Answer(after=threading.Event()), Answer(201, trickles="body")], ids=str)
+def test_a_provider_that_hangs_or_trickles_is_given_up_and_tried_again(
+    active_user: User, phone: str, provider: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await_code(active_user, phone)
+    headers = envelope(REQUESTED)
+    provider.answers = [answer]
+    with monkeypatch.context() as patched:
+        patched.setattr(send_sms, "ANSWER_SECONDS", 0.3)
+        failed = deliver(active_user, headers)
+    assert (failed.status_code, failed.json["detail"]) == (
+        503,
+        "The provider of text messages does not answer in time.",
+    )
+    assert deliver(active_user, headers).status_code == 204
+
+
 @pytest.mark.parametrize(
-    "answer",
-    [error(21211, 400), error(21610, 400), error(21614, 400), Answer(400, b"[]"), Answer(400, b"\xff")],
+    ("answer", "code"),
+    [
+        (error(21211, 400), 21211),
+        (error(21610, 400), 21610),
+        (error(21614, 400), 21614),
+        (Answer(400, b"[]"), None),
+        (Answer(400, b"\xff"), None),
+    ],
     ids=str,
 )
 def test_a_text_that_the_provider_refuses_is_not_tried_again(
-    active_user: User, phone: str, provider: Provider, answer: Answer
+    active_user: User, phone: str, provider: Provider, answer: Answer, code: int | None
 ) -> None:
     await_code(active_user, phone)
     provider.answers = [answer]
-    assert deliver(active_user).status_code == 422
+    refused = deliver(active_user)
+    assert refused.status_code == 422
+    assert refused.json["detail"] == f"The provider of text messages answered 400 with the error {code}."
 
 
 def test_a_number_that_was_verified_or_removed_meanwhile_gets_no_text(active_user: User, provider: Provider) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, update
 
+from functions import verify_business
 from shared.database import transaction
 from shared.tables import business
 from tests.conftest import User, add_business, call, envelope, events_of, log_in, post, row_of
@@ -146,6 +147,29 @@ def test_a_registry_that_is_away_or_unclear_changes_nothing_and_is_asked_again(
     assert outcome(active_user) == ("verified", None)
 
 
+def test_a_registry_that_says_when_to_come_again_is_heard(active_user: User, registry: Provider) -> None:
+    add_business(active_user)
+    registry.answers = [Answer(429, {"code": -21}, headers={"Retry-After": "17"})]
+    failed = deliver(active_user)
+    assert (failed.status_code, failed.headers["Retry-After"]) == (503, "17")
+    assert failed.json["detail"] == "The business registry answered 429."
+
+
+@pytest.mark.parametrize("answer", [Answer(after=threading.Event()), Answer(200, trickles="body")], ids=str)
+def test_a_registry_that_hangs_or_trickles_is_given_up_and_asked_again(
+    active_user: User, registry: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_business(active_user)
+    headers = envelope(SUBMITTED)
+    registry.answers = [found(valid="01"), answer]
+    with monkeypatch.context() as patched:
+        patched.setattr(verify_business, "ANSWER_SECONDS", 0.3)
+        failed = deliver(active_user, headers=headers)
+    assert (failed.status_code, failed.json["detail"]) == (503, "The business registry does not answer in time.")
+    assert deliver(active_user, headers=headers).status_code == 204
+    assert outcome(active_user) == ("verified", None)
+
+
 @pytest.mark.parametrize(
     ("status", "code"), [(400, "BAD_JSON_REQUEST"), (411, "REQUEST_DATA_MALFORMED"), (413, "TOO_LARGE_REQUEST")]
 )
@@ -154,7 +178,8 @@ def test_a_question_that_the_registry_refuses_is_not_asked_again(
 ) -> None:
     add_business(active_user)
     registry.answers = [Answer(status, {"status_code": code})]
-    assert deliver(active_user).status_code == 422
+    refused = deliver(active_user)
+    assert (refused.status_code, refused.json["detail"]) == (422, f"The business registry answered {code}.")
     assert outcome(active_user) == ("pending", None)
 
 
