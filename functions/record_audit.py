@@ -4,10 +4,9 @@ from datetime import datetime
 from uuid import UUID
 
 from cloudevents.http import CloudEvent
-from sqlalchemy import exists, literal, or_, select
+from sqlalchemy import Connection, exists, literal, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import ALL_EVENTS, Event
 from shared.problems import InvalidRequest
@@ -15,7 +14,7 @@ from shared.tables import account, audit
 
 
 @event_function(*ALL_EVENTS)
-def record_audit(event: Event, envelope: CloudEvent) -> None:
+def record_audit(event: Event, envelope: CloudEvent, connection: Connection) -> None:
     """Record an event in the audit trail, once.
 
     Only of an account that is there, or was: anyone can ask for mails to addresses that have none, and so fill it.
@@ -30,12 +29,11 @@ def record_audit(event: Event, envelope: CloudEvent) -> None:
     }
     is_known = or_(exists().where(account.c.id == event.user_id), exists().where(audit.c.account_id == event.user_id))
     values = select(*(literal(value, column.type) for column, value in row.items())).where(is_known)
-    with transaction() as connection:
-        connection.execute(
-            insert(audit)
-            .from_select([column.name for column in row], values)
-            .on_conflict_do_nothing(index_elements=["event_id"])
-        )
+    connection.execute(
+        insert(audit)
+        .from_select([column.name for column in row], values)
+        .on_conflict_do_nothing(index_elements=["event_id"])
+    )
 
 
 def _event_id(envelope: CloudEvent) -> UUID:

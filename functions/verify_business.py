@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from shared import profiles, providers
 from shared.database import transaction
-from shared.event_function import event_function
+from shared.event_function import Mark, event_function
 from shared.events import (
     BusinessCheckDue,
     BusinessClosed,
@@ -40,7 +40,7 @@ class RegistryRefused(Problem):
 
 
 @event_function(BusinessSubmitted, BusinessCheckDue, uses=["business_registry", "cache"])
-def verify_business(event: BusinessSubmitted | BusinessCheckDue) -> None:
+def verify_business(event: BusinessSubmitted | BusinessCheckDue, mark: Mark) -> None:
     """Check a business registration with the registry of the National Tax Service.
 
     The registry is asked between two transactions. A submission that was replaced meanwhile has an event of its own,
@@ -63,6 +63,7 @@ def verify_business(event: BusinessSubmitted | BusinessCheckDue) -> None:
         connection.execute(select(account.c.id).where(account.c.id == event.user_id).with_for_update(key_share=True))
         changed = _write(connection, event, found, verdict)
         profile = profiles.read(connection, event.user_id) if changed else None
+        mark(connection)
     profiles.put(profile)
 
 

@@ -4,13 +4,19 @@ The handler's parameters say what it takes:
 
     event: Event            the validated data of the event
     envelope: CloudEvent    the event as it came, for its attributes
+    connection: Connection  the transaction in which the event is marked as processed: what the handler writes in it
+                            happens exactly once
+    mark: Mark              marks the event as processed in a transaction of the handler's own, for one that asks a
+                            provider before it writes
 
 It serves CloudEvents over HTTP in either content mode. It registers as an HTTP function, because
 functions-framework's own CloudEvent mode hands malformed JSON to the handler as bytes and answers 500 to a
 structured event that is no object.
 """
 
+import contextlib
 import functools
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,23 +28,41 @@ from cloudevents.http import CloudEvent, from_http
 from flask import Request, Response
 from functions_framework import HTTPFunction
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared import logs
 from shared.database import transaction
 from shared.events import Event
-from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, ServiceUnavailable
+from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, Problem, ServiceUnavailable
 from shared.registry import EVENT_FUNCTIONS, EventFunction
-from shared.request import answer, empty_response
+from shared.request import MAX_BODY_BYTES, answer, empty_response
 from shared.schedules import ScheduleFired
 from shared.settings import Dependency
 from shared.tables import processed_event
 
-GIVEN = frozenset({"event", "envelope"})
+GIVEN = frozenset({"event", "envelope", "connection", "mark"})
+GIVEN_UNREAD = frozenset({"headers", "body"})
+MAX_UNREAD_BYTES = 1024 * 1024
+"""As much as Kafka takes for a record, unless it is told otherwise."""
 MAX_IDENTITY_LENGTH = 512
 CLAIM_LIFETIME = timedelta(seconds=30)
-"""After so long a delivery that neither succeeded nor failed is taken for dead; twice what a Trigger gives it."""
+"""After so long a delivery that neither succeeded nor failed is taken for dead.
+
+Twice what a Trigger gives a delivery (15 s), and more than the database and a provider together can take of it. The
+Triggers' retries go on for minutes after that.
+"""
+MARK_AGAIN_SECONDS = 1.0
+
+Mark = Callable[[Connection], None]
+
+
+class DeliveryUnderWay(Problem):
+    """A 409, which brokers and sources of Knative send again as they do a 503; but nothing of ours is at fault."""
+
+    status = 409
+    title = "Another delivery of this event is under way"
+    detail = "Deliver it again later: it is then either processed, or free to be."
 
 
 def event_function(
@@ -46,18 +70,23 @@ def event_function(
 ) -> Callable[[Callable[..., None]], HTTPFunction]:
     """Registers a handler under its own name. Each event takes effect once, however often it is delivered.
 
-    A delivery is claimed first and marked when the handler returns. When the handler raises, the claim is
-    given back and the next delivery tries again. Only a process or a database that dies between an effect outside
-    the database and the mark makes that effect happen twice.
+    An event is known by its source and id. What the handler does with `connection` is done in the transaction that
+    also marks the event as processed. Any other handler has its delivery claimed first, and marked when it returns.
+    When it raises, the claim is given back and the next delivery tries again.
+
+    So one thing can happen twice, and only this: what a provider was asked for, when the process dies, is frozen for
+    longer than a claim lives, or has no database for as long, after the provider took the request and before the mark;
+    or when the provider's answer never arrived, which looks like a request that it never took.
 
     Args:
-        events: the events that the handler takes; `ScheduleFired` for a function that runs at fixed times.
+        events: the events that the handler takes; `ScheduleFired` for a function that runs at fixed times. None for a
+            function that takes whatever it is sent, as `headers` and `body`, and counts it once by itself.
         uses: the dependencies that must be set, and that /health/ready reports.
     """
 
     def decorate(handler: Callable[..., None]) -> HTTPFunction:
         takes = frozenset(get_type_hints(handler)) - {"return"}
-        if unknown := takes - GIVEN:
+        if unknown := takes - (GIVEN if events else GIVEN_UNREAD):
             raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
         function = EVENT_FUNCTIONS[handler.__name__] = EventFunction(
             name=handler.__name__,
@@ -70,7 +99,13 @@ def event_function(
         @functions_framework.http
         @functools.wraps(handler)
         def serve(request: Request) -> Response:
-            return answer(function.name, "/", request, lambda body, _headers: _deliver(function, request, body))
+            return answer(
+                function.name,
+                "/",
+                request,
+                lambda body, _headers: _deliver(function, request, body),
+                max_body_bytes=MAX_BODY_BYTES if events else MAX_UNREAD_BYTES,
+            )
 
         return serve
 
@@ -80,22 +115,26 @@ def event_function(
 def _deliver(function: EventFunction, request: Request, body: bytes) -> Response:
     if request.method != "POST":
         raise MethodNotAllowed(["POST"])
+    if not function.handles:
+        _call(function, headers=dict(request.headers.items()), body=body)
+        return empty_response(204)
     envelope = _envelope(request, body)
     if request_id := str(envelope.get("requestid", "")):
         logs.request_id.set(request_id)
-    model = function.handles.get(envelope["type"])
-    if model is None:
-        raise InvalidRequest(f"This function takes {', '.join(function.handles)}.")
-    try:
-        event = model.model_validate(envelope.data)
-    except ValidationError:
-        raise InvalidRequest(f"The data is not that of a {model.type}.") from None
-
-    with _claimed(function.name, f"{envelope['source']} {envelope['id']}") as first:
-        if first:
-            given: dict[str, Any] = {"event": event, "envelope": envelope}
-            function.handler(**{name: given[name] for name in function.takes})
+    event, event_id = _event(function, envelope), f"{envelope['source']} {envelope['id']}"
+    if "connection" in function.takes:
+        with transaction() as connection:
+            if _is_first(connection, function.name, event_id):
+                _call(function, event=event, envelope=envelope, connection=connection)
+    else:
+        with _claimed(function.name, event_id) as mark:
+            if mark:
+                _call(function, event=event, envelope=envelope, mark=mark)
     return empty_response(204)
+
+
+def _call(function: EventFunction, **given: Any) -> None:
+    function.handler(**{name: given[name] for name in function.takes})
 
 
 def _envelope(request: Request, body: bytes) -> CloudEvent:
@@ -115,23 +154,62 @@ def _envelope(request: Request, body: bytes) -> CloudEvent:
         RecursionError,
     ) as error:
         raise MalformedRequest("The request is not a CloudEvent (version 1.0) in binary or structured mode.") from error
+    if envelope["specversion"] != "1.0":
+        raise MalformedRequest("The event is not of version 1.0 of CloudEvents.")
     if not all(isinstance(envelope[name], str) for name in ("source", "id", "type")):
         raise MalformedRequest("The source, id or type of the event is no text.")
     identity = f"{envelope['source']}{envelope['id']}"
     if not (envelope["source"] and envelope["id"] and identity.isprintable() and len(identity) <= MAX_IDENTITY_LENGTH):
         raise MalformedRequest("The source or the id of the event is empty, too long or not printable.")
+    if " " in envelope["source"]:
+        raise MalformedRequest("The source of the event is not a URI reference.")
     if not isinstance(envelope.data, dict):
         raise MalformedRequest("The data of the event is not a JSON object.")
     return envelope
 
 
-@contextmanager
-def _claimed(function: str, event_id: str) -> Iterator[bool]:
-    """Whether this delivery of an event is the one to take effect.
+def _event(function: EventFunction, envelope: CloudEvent) -> Event | ScheduleFired:
+    """The data of an event.
 
     Raises:
-        ServiceUnavailable: another delivery of it is under way; this one may come again.
+        InvalidRequest: the function does not take its type and version, or the data is not of that.
     """
+    model = function.handles.get(envelope["type"])
+    if model is None:
+        raise InvalidRequest(f"{function.name} does not take events of the type {envelope['type'][:100]}.")
+    try:
+        return model.model_validate(envelope.data)
+    except ValidationError as error:
+        # Where and what kind, not the value: it may be what no event should hold.
+        faults = [f"{'.'.join(map(str, fault['loc']))} ({fault['type']})" for fault in error.errors()[:5]]
+        raise InvalidRequest(f"The data is not that of a {model.type}: {', '.join(faults)}.") from None
+
+
+def _is_first(connection: Connection, function: str, event_id: str) -> bool:
+    """Marks an event as processed. A delivery of it at the same time waits here for the first to commit or fail."""
+    mark = (
+        insert(processed_event)
+        .values(function=function, event_id=event_id, done_at=func.now())
+        .on_conflict_do_update(
+            index_elements=["function", "event_id"],
+            set_={"done_at": func.now()},
+            where=processed_event.c.done_at.is_(None),  # claimed by the function as it was before
+        )
+        .returning(processed_event.c.done_at)
+    )
+    return connection.scalar(mark) is not None
+
+
+@contextmanager
+def _claimed(function: str, event_id: str) -> Iterator[Mark | None]:
+    """Claims an event for one delivery, and marks it as processed when the block has succeeded.
+
+    Gives what marks it earlier; None when it is processed already.
+
+    Raises:
+        DeliveryUnderWay: another delivery of it is; this one may come again.
+    """
+    started = time.monotonic()
     this: tuple[ColumnElement[bool], ...] = (
         processed_event.c.function == function,
         processed_event.c.event_id == event_id,
@@ -150,16 +228,30 @@ def _claimed(function: str, event_id: str) -> Iterator[bool]:
         claimed_at = connection.scalar(claim)
         done = claimed_at is None and connection.scalar(select(processed_event.c.done_at).where(*this)) is not None
     if done:
-        yield False
+        yield None
         return
     if claimed_at is None:
-        raise ServiceUnavailable
+        raise DeliveryUnderWay
     this = (*this, processed_event.c.claimed_at == claimed_at)  # not a claim that another delivery made since
+    done_now = update(processed_event).where(*this).values(done_at=func.now())
+
+    def mark(connection: Connection) -> None:
+        if not connection.execute(done_now).rowcount:
+            raise ServiceUnavailable  # it took so long that another delivery took over: only that one may count
+
     try:
-        yield True
+        yield mark
     except BaseException:
-        with transaction() as connection:
-            connection.execute(delete(processed_event).where(*this))
+        # Unless it is marked: then the commit came through, and only word of it was lost.
+        with contextlib.suppress(ServiceUnavailable), transaction() as connection:
+            connection.execute(delete(processed_event).where(*this, processed_event.c.done_at.is_(None)))
         raise
-    with transaction() as connection:
-        connection.execute(update(processed_event).where(*this).values(done_at=func.now()))
+    while True:  # what was sent would be sent again: so a database that is away for a moment is waited for
+        try:
+            with transaction() as connection:
+                connection.execute(done_now)
+            return
+        except ServiceUnavailable:
+            if time.monotonic() - started > CLAIM_LIFETIME.total_seconds():
+                raise
+            time.sleep(MARK_AGAIN_SECONDS)

@@ -37,7 +37,12 @@ class Reply(Generic[T]):
 
 
 def answer(
-    function: str, endpoint: str, request: Request, work: Callable[[bytes, dict[str, str]], Response]
+    function: str,
+    endpoint: str,
+    request: Request,
+    work: Callable[[bytes, dict[str, str]], Response],
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Response:
     """Answers one request by `work`, which may raise any Problem.
 
@@ -51,12 +56,12 @@ def answer(
     request_id = _request_id(request.headers.get("X-Request-Id", ""))
     logs.request_id.set(request_id)
     # One more than allowed: a chunked body is cut off there, without an error.
-    request.max_content_length = MAX_BODY_BYTES + 1
+    request.max_content_length = max_body_bytes + 1
     headers: dict[str, str] = {}
     try:
-        response = work(_body(request), headers)
+        response = work(_body(request, max_body_bytes), headers)
     except RequestEntityTooLarge:
-        response = problem_response(BodyTooLarge())
+        response = problem_response(BodyTooLarge(f"A body may have {max_body_bytes // 1024} KiB."))
         # functions-framework reads the rest of the request into memory unless the answer is streamed.
         response.response = iter([response.get_data()])
     except Problem as problem:
@@ -123,7 +128,7 @@ def json_response(body: Mapping[str, Any] | bytes, status: int) -> Response:
     return Response(content, status, content_type="application/json")
 
 
-def _body(request: Request) -> bytes:
+def _body(request: Request, max_bytes: int) -> bytes:
     """The body of a request.
 
     Raises:
@@ -134,7 +139,7 @@ def _body(request: Request) -> bytes:
     if client:
         client.settimeout(BODY_SECONDS)
     try:
-        if len(body := request.get_data()) > MAX_BODY_BYTES:
+        if len(body := request.get_data()) > max_bytes:
             raise RequestEntityTooLarge
     except RequestEntityTooLarge:
         _discard_body(request)

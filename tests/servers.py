@@ -2,23 +2,26 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from flask import Flask, request
 from flask.testing import FlaskClient
 from kafka import KafkaConsumer, TopicPartition
 
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
+from knative.local.up import answers
 from shared import cache, database, settings
 from shared.migrate import migrate
 from shared.registry import HTTP_FUNCTIONS
 from shared.request import METHODS
-from tests.conftest import BufferedClient, wait_for
+from tests.conftest import ROOT, BufferedClient, wait_for
 
 
 def forget_settings() -> None:
@@ -88,6 +91,26 @@ def serve() -> Iterator[Serve]:
     yield serve
     for name in names:
         del HTTP_FUNCTIONS[name]
+
+
+def function_process(function: str, **variables: str) -> tuple[Process, str]:
+    """A process that serves a function as a pod does, and its URL."""
+    port = servers.free_port()
+    url = f"http://{servers.LOOPBACK}:{port}/"
+    own = {"PYTHONPATH": str(ROOT), "FUNCTION_TARGET": function, "HOST": servers.LOOPBACK, "PORT": str(port)}
+    process = Process(
+        function,
+        [sys.executable, "-m", "shared.server"],
+        {**os.environ, **own, **variables},
+        is_ready=lambda: answers(f"{url}health/live"),
+    )
+    return process, url
+
+
+def post_event(url: str, data: Any, headers: dict[str, str]) -> int:
+    """The status of the answer, over a connection of its own: the server may be another one than before."""
+    sent = {**headers, "Connection": "close"}
+    return urllib3.request("POST", url, json=data, headers=sent, retries=False, timeout=30).status
 
 
 def kill(process: Process) -> None:

@@ -10,16 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import urllib3
 from sqlalchemy import select, update
 
 from functions.send_email import MAILS, Mail
+from knative.local.supervisor import Supervisor
 from shared import mail_provider, mails
 from shared import settings as settings_module
 from shared.database import transaction
+from shared.event_function import CLAIM_LIFETIME
 from shared.events import Event
-from shared.tables import account, verification
+from shared.tables import account, processed_event, verification
 from tests.conftest import User, create_user, envelope, inbox, post, somebody_waits_for, wait_for
 from tests.providers import Answer, Provider, serving
+from tests.servers import function_process, kill, post_event, start_again
 
 REGISTERED = "com.aegis.user.registered.v1"
 REPEATED = "com.aegis.user.registration_repeated.v1"
@@ -116,6 +120,35 @@ def test_a_mail_that_the_provider_refuses_is_not_tried_again(
     refused = deliver(create_user(address, "pending"))
     assert refused.status_code == 422
     assert refused.json["detail"] == f"The mail provider answered 400, and finds fault with {faults}."
+
+
+def test_a_process_that_dies_between_the_mail_and_the_mark_sends_it_twice(
+    address: str, provider: Provider, supervisor: Supervisor
+) -> None:
+    """The one case of it, as shared/event_function.py says: by kill -9 while the provider has the mail."""
+    user, headers = create_user(address, "pending"), envelope(REGISTERED)
+    server, url = function_process("send_email", EMAIL_SERVICE_URL=provider.url)
+    supervisor.start(server)
+    supervisor.wait_until_ready(server, seconds=30)
+    data = {"user_id": str(user.id), "locale": "ko"}
+    provider.answers = [Answer(202, after=threading.Event())]
+    with ThreadPoolExecutor(1) as pool:
+        delivery = pool.submit(post_event, url, data, headers)
+        wait_for(lambda: provider.asked)
+        kill(server)
+        assert isinstance(delivery.exception(), urllib3.exceptions.HTTPError)
+
+    start_again(supervisor, server)
+    assert post_event(url, data, headers) == 409
+    assert len(provider.asked) == 1
+    with transaction() as connection:  # as if it had been so long ago
+        connection.execute(
+            update(processed_event)
+            .where(processed_event.c.event_id == f"{headers['ce-source']} {headers['ce-id']}")
+            .values(claimed_at=processed_event.c.claimed_at - CLAIM_LIFETIME)
+        )
+    assert [post_event(url, data, headers) for _ in range(2)] == [204, 204]
+    assert len(provider.asked) == 2
 
 
 def test_a_verified_account_gets_no_more_links(active_user: User, provider: Provider) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy import func, update
 
 from functions import verify_business
 from shared.database import transaction
-from shared.tables import business
+from shared.event_function import CLAIM_LIFETIME
+from shared.tables import business, processed_event
 from tests.conftest import User, add_business, call, envelope, events_of, log_in, post, row_of
 from tests.providers import Answer, Asked, Provider, serving
 
@@ -168,6 +169,33 @@ def test_a_registry_that_hangs_or_trickles_is_given_up_and_asked_again(
     assert (failed.status_code, failed.json["detail"]) == (503, "The business registry does not answer in time.")
     assert deliver(active_user, headers=headers).status_code == 204
     assert outcome(active_user) == ("verified", None)
+
+
+def test_what_is_written_of_an_answer_and_the_mark_are_one_transaction(
+    active_user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delivery that took so long that another one took over writes nothing, and announces nothing."""
+    headers = envelope(SUBMITTED)
+    answers: list[Any] = []
+
+    def answer(_: Asked) -> Answer:
+        if not answers:
+            answers.append(None)
+            with transaction() as connection:
+                connection.execute(
+                    update(processed_event)
+                    .where(processed_event.c.event_id == f"{headers['ce-source']} {headers['ce-id']}")
+                    .values(claimed_at=processed_event.c.claimed_at - CLAIM_LIFETIME, done_at=None)
+                )
+        return ACTIVE
+
+    add_business(active_user)
+    with serving("BUSINESS_REGISTRY_API_URL", answer, monkeypatch):
+        assert deliver(active_user, headers=headers).status_code == 503
+        assert outcome(active_user) == ("pending", None)
+        assert "business_verified" not in events_of(active_user)
+        assert deliver(active_user, headers=headers).status_code == 204
+    assert events_of(active_user).count("business_verified") == 1
 
 
 @pytest.mark.parametrize(
