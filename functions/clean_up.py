@@ -17,6 +17,7 @@ from shared.tables import (
     account,
     challenge,
     credential,
+    dead_letter,
     phone_verification,
     processed_event,
     refresh_token,
@@ -38,6 +39,8 @@ ENDED_SESSIONS = timedelta(days=90)
 """For so long a user can see in an export which sessions there were."""
 DELIVERED = outbox.KEPT
 """An event may come again for as long as the outbox has it."""
+RETRIED = timedelta(days=30)
+"""For so long an operator can see what was retried and not given up again."""
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +77,13 @@ def expired() -> Mapping[str, tuple[Table, ColumnElement[bool]]]:
         "used refresh tokens": (refresh_token, refresh_token.c.used_at < func.now() - sessions.LIFETIME),
         "ended sessions": (session, session.c.ended_at < func.now() - ENDED_SESSIONS),
         "expired sessions": (session, session.c.expires_at < func.now() - ENDED_SESSIONS),
-        "processed events": (processed_event, processed_event.c.claimed_at < func.now() - DELIVERED),
+        # Those of a dead letter stay as long as it does: when it is retried, whoever has processed the event knows it.
+        "processed events": (
+            processed_event,
+            (processed_event.c.claimed_at < func.now() - DELIVERED)
+            & ~exists().where(dead_letter.c.source + " " + dead_letter.c.event_id == processed_event.c.event_id),
+        ),
+        "dead letters that were retried": (dead_letter, dead_letter.c.retried_at < func.now() - RETRIED),
         "accounts never verified": (
             account,
             (account.c.status == "pending")

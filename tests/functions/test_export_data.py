@@ -16,6 +16,7 @@ from shared.tables import (
     business,
     challenge,
     credential,
+    dead_letter,
     metadata,
     outbox,
     passkey,
@@ -90,6 +91,7 @@ NOT_EXPORTED: dict[Table, dict[str, str]] = {
         "withdrawn_at": "shown as it is: empty while the account can be read",
     },
     session: {"id": "shown as it is"},
+    dead_letter: dict.fromkeys(set(dead_letter.c.keys()) - {"subject"}, "a copy of an event, on our own work with it"),
     outbox: {"id": "shown as it is", "position": "order of sending", "sent_at": "of the delivery, not of the user"},
 }
 OF_NOBODY = {
