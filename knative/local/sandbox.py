@@ -3,6 +3,11 @@ all in an inbox; and they answer as the business registry of the National Tax Se
 
 DATA_DIR=/data EMAIL_API_KEY=... SMS_API_KEY=SID:TOKEN BUSINESS_REGISTRY_API_KEY=... python -m knative.local.sandbox
 
+What becomes of a mail is decided by its address:
+
+    any at refused.example.com    is refused, as an address that SendGrid does not take
+    any other                     is delivered
+
 What becomes of a text is decided by its number, as with Twilio's test credentials:
 
     +15005550001    is no number (21211)
@@ -54,6 +59,9 @@ class Message(TypedDict):
     sent_at: str
 
 
+REFUSED_DOMAIN = "@refused.example.com"
+
+
 @sandbox.post("/v3/mail/send")
 def send_mail() -> tuple[Response, int]:
     """SendGrid's API v3: 202 for a mail that is taken, its own form of errors otherwise."""
@@ -79,6 +87,8 @@ def send_mail() -> tuple[Response, int]:
         return _refusal("Bad Request", "personalizations, from, subject or content"), 400
     if not sender or not messages:
         return _refusal("The from address and a recipient are required", "from"), 400
+    if any(message["to"].endswith(REFUSED_DOMAIN) for message in messages):
+        return _refusal("Does not contain a valid address.", "personalizations.0.to.0.email"), 400
     store(messages)
     return Response(), 202
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from knative.release import admins, signing_keys
+from knative.release import admins, dead_letters, signing_keys
 from knative.release.refused import Refused
 from shared import logs
 from shared.problems import ServiceUnavailable
-from shared.settings import InvalidSettings, load, settings
+from shared.settings import REQUIRED_BY, Dependency, InvalidSettings, load, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,8 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         match called.command:
             case "admin create":
-                _load_settings(data)
+                _load_settings(data, "database", "cache")
                 print(admins.create(called.email, called.locale))
+            case "events dead list":
+                _load_settings(data, "database")
+                print(dead_letters.table(_chosen(called)))
+            case "events dead show":
+                _load_settings(data, "database")
+                print(dead_letters.show(called.number))
+            case "events dead retry":
+                _load_settings(data, "database")
+                print(dead_letters.retry(_chosen(called)))
+            case "events dead drop":
+                _load_settings(data, "database")
+                print(dead_letters.drop(_chosen(called)))
             case "keys rotate":
                 file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
                 print(signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted))
@@ -74,6 +86,28 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--locale", choices=("ko", "en"), default="ko", help="language of the mails (ko)")
     create.set_defaults(command="admin create")
 
+    events = groups.add_parser("events", help="events").add_subparsers(required=True, metavar="COMMAND")
+    dead = events.add_parser(
+        "dead",
+        help="those that could not be delivered",
+        description=dead_letters.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).add_subparsers(required=True, metavar="COMMAND")
+    listed = dead.add_parser("list", help="show which there are, newest first")
+    _add_filters(listed)
+    listed.set_defaults(command="events dead list", numbers=())
+    shown = dead.add_parser("show", help="show all that is kept of one")
+    shown.add_argument("number", metavar="N", type=_number, help="as the list has it")
+    shown.set_defaults(command="events dead show")
+    for name, effect in (("retry", "deliver them again"), ("drop", "delete them")):
+        chosen = dead.add_parser(name, help=effect)
+        which = chosen.add_mutually_exclusive_group(required=True)
+        which.add_argument(
+            "numbers", metavar="N", type=_number, nargs="*", default=(), help="their numbers in the list"
+        )
+        which.add_argument("--all", action="store_true", help="all that the list has")
+        _add_filters(chosen)
+        chosen.set_defaults(command=f"events dead {name}")
     keys = groups.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="COMMAND")
     rotate = keys.add_parser(
         "rotate",
@@ -95,18 +129,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load_settings(data: Path) -> None:
+def _load_settings(data: Path, *uses: Dependency) -> None:
     """Takes the settings of the environment; where it names no database, those of the running local service."""
     if not (os.environ.get("DATABASE_URL") or os.environ.get("DB_HOST")):
         try:
             local = json.loads((data / signing_keys.ENVIRONMENT).read_text())
         except FileNotFoundError:
+            names = " and ".join(name for use in uses for name in REQUIRED_BY[use])
             raise Refused(
                 f"Nothing was changed. DATABASE_URL is not set, and no service runs on {data}.\n"
-                "Start it with make up (DATA_DIR names another folder), or set DATABASE_URL and REDIS_URL."
+                f"Start it with make up (DATA_DIR names another folder), or set {names}."
             ) from None
         os.environ.update({name: value for name, value in local.items() if not os.environ.get(name)})
-    load(os.environ, ["database", "cache"])
+    load(os.environ, uses)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--function", metavar="F", help="only what this function could not process, as send_email")
+    parser.add_argument("--type", metavar="T", help="only events of this type, as registered.v1")
+
+
+def _number(text: str) -> int:
+    """The number of a dead letter, as PostgreSQL has them."""
+    number = int(text) if text.isdecimal() else 0
+    if not 0 < number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a dead letter")
+    return number
+
+
+def _chosen(called: argparse.Namespace) -> dead_letters.Chosen:
+    return dead_letters.Chosen(called.numbers, called.function, called.type)
 
 
 def _database() -> str:

@@ -16,17 +16,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, insert, select
+from sqlalchemy.engine import make_url
+from uuid_utils.compat import uuid7
 
 from knative.local.keys import new_signing_keys, write_secrets
 from knative.local.supervisor import Process
-from knative.release import aegis
+from knative.release import aegis, dead_letters
 from knative.release.signing_keys import SECRET, TOKEN_SECONDS
-from shared import access_tokens, settings
+from shared import access_tokens, database, settings
 from shared.database import transaction
-from shared.tables import account, credential, outbox
+from shared.events import SOURCE
+from shared.relay import attributes
+from shared.tables import account, credential, dead_letter, outbox
 from tests.conftest import DATA, PASSWORD, ROOT, User, call, create_user, events_of, log_in
 from tests.servers import kill
 
@@ -176,6 +181,267 @@ def test_a_wrong_call_is_a_2() -> None:
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     done = subprocess.run([ROOT / "aegis", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "admin" in done.stdout
+
+
+# --- dead letters
+
+
+def give_up(**changes: Any) -> int:
+    """Stores a dead letter; returns its number."""
+    id_ = str(uuid7())
+    subject = str(uuid7())
+    attributes = {
+        "specversion": "1.0",
+        "id": id_,
+        "source": SOURCE,
+        "type": "com.aegis.user.registered.v1",
+        "subject": subject,
+        "time": "2026-01-02T03:04:05.678901+00:00",
+        "requestid": "the-request",
+    } | changes.pop("attributes", {})
+    row = {
+        "function": "send_email",
+        "source": attributes["source"],
+        "event_id": attributes["id"],
+        "type": attributes["type"],
+        "attributes": attributes,
+        "data": json.dumps({"user_id": subject, "locale": "ko"}).encode(),
+        "content_type": "application/json",
+        "error": "503 The mail provider answered 429.",
+    }
+    with transaction() as connection:
+        keep = insert(dead_letter).values(row | changes).returning(dead_letter.c.number)
+        return int(connection.execute(keep).scalar_one())
+
+
+def letter(number: int) -> Any:
+    with transaction() as connection:
+        return connection.execute(select(dead_letter).where(dead_letter.c.number == number)).one_or_none()
+
+
+def sent_again() -> list[Any]:
+    """What waits in the outbox."""
+    with transaction() as connection:
+        return list(connection.execute(select(outbox).where(outbox.c.sent_at.is_(None))).all())
+
+
+def dead(capsys: Any, *arguments: str | int) -> list[str]:
+    """The lines that a command prints."""
+    capsys.readouterr()
+    aegis.main(["events", "dead", *map(str, arguments)])
+    lines: list[str] = capsys.readouterr().out.splitlines()
+    return lines
+
+
+def test_the_list_shows_the_newest_first_in_columns(own_database: Process, capsys: Any) -> None:
+    assert dead(capsys, "list") == ["There are no dead letters."]
+    give_up()
+    give_up(function="record_audit", error="400 \x1b[31mred", attributes={"type": "com.other.thing"}, count=12)
+    retried = give_up(retried_at=func.now())
+    head, *lines = dead(capsys, "list")
+    assert head.split() == ["NUMBER", "FUNCTION", "TYPE", "LAST", "COUNT", "ERROR"]
+    assert [line.split()[0] for line in lines] == ["2", "1"], "no retried one"
+    assert lines[0].split()[1:3] + lines[0].split()[5:] == [
+        "record_audit",
+        "com.other.thing",
+        "12",
+        "400",
+        "\ufffd[31mred",
+    ]
+    assert lines[1].split()[1:3] == ["send_email", "registered.v1"]
+    assert lines[1].endswith("  503 The mail provider answered 429.")
+    assert len({line.index(word) for line, word in zip([head, *lines], ["ERROR", "400", "503"], strict=True)}) == 1
+    assert str(retried) not in "".join(lines).split()
+
+
+@pytest.fixture
+def function() -> str:
+    """The name of a function that only this test has."""
+    return f"tested_{uuid7().hex}"
+
+
+def test_the_list_is_narrowed_by_function_and_type(function: str, capsys: Any) -> None:
+    one, two = give_up(function=function), give_up(function=function, attributes={"type": "com.aegis.user.tested.v1"})
+
+    def listed(*filters: str) -> list[int]:
+        return [int(line.split()[0]) for line in dead(capsys, "list", *filters)[1:]]
+
+    assert listed("--function", function) == listed("--function", function.replace("_", "-")) == [two, one]
+    assert two in listed("--type", "tested.v1")
+    assert one not in listed("--type", "com.aegis.user.tested.v1")
+    assert listed("--function", function, "--type", "tested.v1") == [two]
+    assert listed("--function", function, "--type", "tested") == []
+
+
+def test_a_long_list_is_cut_and_says_so(function: str, capsys: Any) -> None:
+    for _ in range(51):
+        give_up(function=function)
+    lines = dead(capsys, "list", "--function", function)
+    assert len(lines) == 1 + 50 + 2
+    assert "The newest 50 of 51." in lines[-1]
+
+
+def test_a_terminal_gets_a_line_for_each_and_a_program_all_of_it(function: str, capsys: Any) -> None:
+    give_up(function=function, error="503 " + "long " * 100)
+    arguments = ["list", "--function", function]
+    assert dead(capsys, *arguments)[1].endswith("503 " + "long " * 100)
+    here, there = os.openpty()
+    environment = os.environ | {"COLUMNS": "110"}
+    command = [sys.executable, "-m", "knative.release.aegis", "events", "dead", *arguments]
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=there, check=True)
+    head, line = os.read(here, 4096).decode().splitlines()
+    assert (len(line), line[-1], head.split()[-1]) == (110, "…", "ERROR")
+    os.close(here)
+    os.close(there)
+
+
+def test_all_that_is_kept_of_one_is_shown(capsys: Any) -> None:
+    number = give_up(count=3, attributes={"odd": "a\x1bb"})
+    text = "\n".join(dead(capsys, "show", number))
+    row = letter(number)
+    assert (
+        f"number    {number}\nfunction  send_email\nerror     503 The mail provider answered 429.\ncount     3" in text
+    )
+    assert "retried   no" in text
+    assert f"  id              {row.event_id}" in text
+    assert "  odd             a\ufffdb" in text
+    assert '  {\n    "user_id": "' in text
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b"", ""),
+        (b"plain\ntext", "  plain\n  text"),
+        (b"\x00\xff\x10", "  00 ff 10"),
+        (b'{"a": "\\u001b\xed\x95\x9c"}', '  {\n    "a": "\\u001b한"\n  }'),
+        (b"[" * 50_000, "  " + "[" * 4000 + "\n  ..."),
+        (b"\xff" * 1024 * 1024, "  ..."),
+    ],
+)
+def test_data_of_any_kind_is_shown_in_what_a_terminal_can_take(capsys: Any, data: bytes, shown: str) -> None:
+    text = "\n".join(dead(capsys, "show", give_up(data=data)))
+    assert text.endswith(shown)
+    assert len(text) < 6000
+    assert text.replace("\n", "").isprintable()
+
+
+def test_a_retry_lets_the_relay_send_the_event_again(own_database: Process, capsys: Any) -> None:
+    held = {"id": uuid7(), "type": "tested", "subject": uuid7(), "data": {"a": 1}, "request_id": "r"}
+    with transaction() as connection:
+        connection.execute(insert(outbox).values(**held, sent_at=func.now()))
+    number = give_up(attributes={"id": str(held["id"])})
+    give_up(attributes={"id": str(held["id"])}, function="record_audit")
+    assert dead(capsys, "retry", number) == ["1 put back for delivery. What fails again is listed again."]
+    (row,) = sent_again()
+    assert (row.id, row.type, row.data) == (held["id"], "tested", {"a": 1}), "as the outbox has it"
+    assert letter(number).retried_at is not None
+    assert [line.split()[1] for line in dead(capsys, "list")[1:]] == ["record_audit"]
+
+
+def test_an_event_that_the_outbox_has_no_more_is_put_there_as_it_was(own_database: Process, capsys: Any) -> None:
+    number = give_up()
+    dead(capsys, "retry", number)
+    row, was = sent_again()[0], letter(number)
+    assert attributes(row) == {**was.attributes, "partitionkey": was.attributes["subject"]}
+    assert row.data == json.loads(was.data)
+    dead(capsys, "retry", number)  # once more does no harm
+    assert [row.id for row in sent_again()] == [UUID(was.event_id)]
+
+
+def test_a_retry_wakes_the_relay(own_database: Process, capsys: Any) -> None:
+    number = give_up()
+    listener, _ = database.connect(make_url(os.environ["DATABASE_URL"]), timeout=30)
+    listener.autocommit = True
+    listener.cursor().execute("LISTEN outbox")
+    dead(capsys, "retry", number)
+    listener.cursor().execute("SELECT 1")
+    listener.notifications.clear()
+    dead(capsys, "retry", number)  # now it is an update
+    listener.cursor().execute("SELECT 1")
+    assert [notification[1] for notification in listener.notifications] == ["outbox"]
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attributes": {"source": "/elsewhere"}},
+        {"attributes": {"source": ""}},
+        {"attributes": {"id": "17"}},
+        {"attributes": {"subject": "kim"}},
+        {"attributes": {"time": "noon"}},
+        {"attributes": {"time": "2026-01-02T03:04:05"}},
+        {"data": b"[1]"},
+        {"data": b"{"},
+        {"data": b"\xff"},
+        {"data": b"[" * 50_000},
+    ],
+    ids=lambda changes: str(changes)[:60],
+)
+def test_what_is_no_event_of_ours_is_not_retried_and_the_others_are(changes: dict[str, Any]) -> None:
+    good, other = give_up(), give_up(**changes)
+    text = refusal("events", "dead", "retry", str(other), str(good))
+    assert text.startswith("1 put back for delivery.")
+    assert f"{other} was not retried: " in text
+    assert "then drop it" in text
+    assert (letter(good).retried_at is not None, letter(other).retried_at) == (True, None)
+
+
+def test_all_takes_what_the_list_has(own_database: Process, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "BATCH", 2)
+    for _ in range(5):
+        give_up()
+    for _ in range(3):
+        give_up(function="record_audit")
+    other = give_up(function="record_audit", attributes={"source": "/elsewhere"})
+    assert dead(capsys, "retry", "--all", "--function", "send_email")[0].startswith("5 put back for delivery.")
+    assert len(sent_again()) == 5
+    assert refusal("events", "dead", "retry", "--all").startswith("3 put back for delivery.")
+    assert dead(capsys, "drop", "--all", "--type", "logged_in.v1") == [
+        "There are no dead letters. Nothing was changed."
+    ]
+    assert dead(capsys, "drop", "--all") == ["1 dropped."]
+    assert letter(other) is None
+    assert letter(1) is not None, "it was retried, and is not in the list"
+
+
+def test_what_does_not_exist_is_said() -> None:
+    number, gone = give_up(), str(2**62)
+    missing = f"There is no dead letter {gone}."
+    assert refusal("events", "dead", "show", gone).startswith(missing)
+    assert refusal("events", "dead", "retry", gone).startswith(f"Nothing was changed.\n{missing}")
+    assert refusal("events", "dead", "drop", gone, str(number)).startswith(f"1 dropped.\n{missing}")
+    assert letter(number) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["retry"],
+        ["drop"],
+        ["show"],
+        ["retry", "1", "--all"],
+        ["drop", "0"],
+        ["drop", "-1"],
+        ["show", "1e3"],
+        ["show", "9" * 20],
+    ],
+    ids=str,
+)
+def test_a_call_that_leaves_open_which_is_a_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        aegis.main(["events", "dead", *arguments])
+    assert ended.value.code == 2
+
+
+def test_dead_letters_take_the_settings_of_a_database_alone(tmp_path: Path) -> None:
+    number = give_up()
+    done = run("events", "dead", "show", str(number), DATABASE_URL=os.environ["DATABASE_URL"], DATA_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("events", "dead", "show", str(number), DATA_DIR=str(DATA)).stdout == done.stdout
+    lost = run("events", "dead", "list", DATA_DIR=str(tmp_path))
+    assert (lost.returncode, "or set DATABASE_URL." in lost.stderr) == (1, True)
 
 
 # --- signing keys

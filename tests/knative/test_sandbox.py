@@ -132,6 +132,20 @@ def test_the_last_digit_decides_what_the_registry_knows(last: int) -> None:
         assert found["status"]["b_stt_cd"] == {7: "02", 8: "03"}.get(last, "01")
 
 
+def test_a_mail_to_some_addresses_is_refused_as_by_the_provider() -> None:
+    to = "kim@refused.example.com"
+    mail = {
+        "personalizations": [{"to": [{"email": to}]}],
+        "from": {"email": "no-reply@aegis.example.com"},
+        "subject": "s",
+        "content": [{"type": "text/plain", "value": "t"}],
+    }
+    headers = {"Authorization": f"Bearer {os.environ['EMAIL_API_KEY']}", "Content-Type": "application/json"}
+    status, answer = request(f"{os.environ['EMAIL_SERVICE_URL']}/v3/mail/send", json.dumps(mail).encode(), headers)
+    assert (status, answer["errors"][0]["field"]) == (400, "personalizations.0.to.0.email")
+    assert inbox(to) == []
+
+
 def test_the_providers_are_not_public(phone: str) -> None:
     for path in (f"/2010-04-01/Accounts/{sid()}/Messages.json", "/api/nts-businessman/v1/status"):
         assert request(os.environ["PUBLIC_URL"] + path, b"{}", {})[0] == 404

@@ -1,0 +1,226 @@
+"""What an operator does about events that could not be delivered: `aegis events dead`."""
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
+
+from knative.release.refused import Refused
+from shared import dead_letters
+from shared.database import transaction
+from shared.events import SOURCE
+from shared.manifests import function_name
+from shared.tables import dead_letter, outbox
+
+LISTED = 50
+MAX_WIDTH = 40
+_SIDES = "><<<>"
+BATCH = 200
+SHOWN = 4000
+_NEWEST_FIRST = dead_letter.c.last_at.desc(), dead_letter.c.number.desc()
+TYPE_PREFIX = "com.aegis.user."
+"""Not shown in the list, and need not be typed."""
+
+HELP = """\
+Events that a function could not process: it refused them, or failed at every try. They are kept
+until you retry or drop them. Find the cause first: the error says what the function answered.
+
+A retry delivers the event again to every function that wants it; those that have processed it
+ignore it. One that fails again is listed again. docs/events.md has more.
+
+The settings are those of the environment (DATABASE_URL); without, those of the service that
+make up runs on DATA_DIR (.local)."""
+
+
+class Chosen(NamedTuple):
+    """Which dead letters a command is for: some by number, or all open ones, of a function, of a type."""
+
+    numbers: Sequence[int] = ()
+    function: str | None = None
+    type: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        conditions: list[ColumnElement[bool]] = [
+            dead_letter.c.number.in_(self.numbers) if self.numbers else dead_letters.is_open
+        ]
+        if self.function:
+            conditions.append(dead_letter.c.function == function_name(self.function))
+        if self.type:
+            conditions.append(dead_letter.c.type.in_((self.type, TYPE_PREFIX + self.type)))
+        return conditions
+
+
+def table(chosen: Chosen) -> str:
+    """The open dead letters, newest first, in columns."""
+    shown = dead_letter.c["number", "function", "type", "last_at", "count", "error"]
+    with transaction() as connection:
+        query = select(*shown).where(*chosen.conditions())
+        rows = connection.execute(query.order_by(*_NEWEST_FIRST).limit(LISTED)).all()
+        count = connection.scalar(select(func.count()).select_from(dead_letter).where(*chosen.conditions())) or 0
+    if not rows:
+        return "There are no dead letters."
+    cells = [("NUMBER", "FUNCTION", "TYPE", "LAST", "COUNT", "ERROR")]
+    for row in rows:
+        type_ = _printable(row.type.removeprefix(TYPE_PREFIX)) or "-"
+        cells.append((f"{row.number}", row.function, type_, _utc(row.last_at), f"{row.count}", _printable(row.error)))
+    widths = [min(MAX_WIDTH, max(len(line[column]) for line in cells)) for column in range(len(cells[0]) - 1)]
+    lines = []
+    for *texts, error in cells:
+        aligned = [f"{text[:width]:{side}{width}}" for text, width, side in zip(texts, widths, _SIDES, strict=True)]
+        lines.append("  ".join([*aligned, error]))
+    if sys.stdout.isatty():  # else for a program, which wants all of it
+        columns = shutil.get_terminal_size().columns
+        lines = [line if len(line) <= columns else f"{line[: columns - 1]}…" for line in lines]
+    if count > len(rows):
+        lines += ["", f"The newest {LISTED} of {count}. --function and --type show fewer; retry and drop take --all."]
+    return "\n".join(lines)
+
+
+def show(number: int) -> str:
+    """All that is kept of one."""
+    with transaction() as connection:
+        row = connection.execute(select(dead_letter).where(dead_letter.c.number == number)).one_or_none()
+    if row is None:
+        raise Refused(_missing(number))
+    facts = {
+        "number": row.number,
+        "function": row.function,
+        "error": row.error,
+        "count": row.count,
+        "first": _utc(row.first_at),
+        "last": _utc(row.last_at),
+        "retried": _utc(row.retried_at) if row.retried_at else "no",
+    }
+    attributes = {name: row.attributes[name] for name in sorted(row.attributes)}
+    lines = [f"{name:<10}{_printable(str(value))}" for name, value in facts.items()]
+    lines += ["", "attributes", *(f"  {_printable(name):<16}{_printable(value)}" for name, value in attributes.items())]
+    lines += ["", f"data ({row.content_type or 'of no content type'}, {len(row.data)} bytes)", _shown(row.data)]
+    return "\n".join(lines)
+
+
+def retry(chosen: Chosen) -> str:
+    """Puts events back into the outbox. Returns what was done.
+
+    Raises:
+        Refused: some of them do not exist, or are not ours to send; the others were put back.
+    """
+    refused, done, last = _missing_of(chosen), 0, 0
+    while True:
+        with transaction() as connection:
+            found = select(dead_letter).where(dead_letter.c.number > last, *chosen.conditions())
+            rows = connection.execute(found.order_by(dead_letter.c.number).limit(BATCH).with_for_update()).all()
+            events: dict[int, dict[str, Any]] = {}
+            for row in rows:
+                try:
+                    events[row.number] = _event(row)
+                except Refused as reason:
+                    refused.append(f"{row.number} was not retried: {reason}")
+            _put_back(connection, {event["id"]: event for event in events.values()})
+            connection.execute(
+                update(dead_letter).where(dead_letter.c.number.in_(events)).values(retried_at=func.now())
+            )
+        if not rows:
+            return _report(done, "put back for delivery. What fails again is listed again.", refused)
+        done, last = done + len(events), rows[-1].number
+
+
+def drop(chosen: Chosen) -> str:
+    """Deletes dead letters. Returns what was done.
+
+    Raises:
+        Refused: some of them do not exist; the others were dropped.
+    """
+    refused, done, deleted = _missing_of(chosen), 0, 1
+    while deleted:
+        some = select(dead_letter.c.number).where(*chosen.conditions()).limit(BATCH)
+        with transaction() as connection:
+            deleted = connection.execute(delete(dead_letter).where(dead_letter.c.number.in_(some))).rowcount
+        done += deleted
+    return _report(done, "dropped.", refused)
+
+
+def _event(row: Row[Any]) -> dict[str, Any]:
+    """The row of the outbox that an event had.
+
+    Raises:
+        Refused: it can have had none.
+    """
+    if row.source != SOURCE:
+        raise Refused(
+            f"it is no event of this service, but of {_printable(row.source) or 'nobody known'}. {_ELSEWHERE}"
+        )
+    try:
+        data, occurred_at = json.loads(row.data), datetime.fromisoformat(row.attributes["time"])
+        if not isinstance(data, dict) or occurred_at.tzinfo is None:
+            raise ValueError
+        return {
+            "id": UUID(row.event_id),
+            "type": row.type,
+            "subject": UUID(row.attributes["subject"]),
+            "data": data,
+            "request_id": row.attributes.get("requestid", ""),
+            "occurred_at": occurred_at,
+        }
+    except (ValueError, KeyError, RecursionError):
+        raise Refused(f"its id, subject, time or data is not what events of this service have. {_ELSEWHERE}") from None
+
+
+_ELSEWHERE = "Have it sent again from where it came, if it should be; then drop it."
+
+
+def _put_back(connection: Connection, events: dict[UUID, dict[str, Any]]) -> None:
+    """Marks events as not sent, and inserts those again that the outbox does not hold any more."""
+    if not events:
+        return
+    again = update(outbox).where(outbox.c.id.in_(events)).values(sent_at=None).returning(outbox.c.id)
+    held = set(connection.scalars(again))
+    if gone := [event for id_, event in events.items() if id_ not in held]:
+        connection.execute(insert(outbox).values(gone))
+    connection.execute(select(func.pg_notify("outbox", "")))  # an update does not wake the relay
+
+
+def _missing_of(chosen: Chosen) -> list[str]:
+    if not chosen.numbers:
+        return []
+    with transaction() as connection:
+        there = set(connection.scalars(select(dead_letter.c.number).where(*chosen.conditions())))
+    return [_missing(number) for number in dict.fromkeys(chosen.numbers) if number not in there]
+
+
+def _missing(number: int) -> str:
+    return f"There is no dead letter {number}. aegis events dead list shows which there are."
+
+
+def _report(done: int, what: str, refused: Sequence[str]) -> str:
+    said = f"{done} {what}" if done else "Nothing was changed."
+    if not refused:
+        return said if done else f"There are no dead letters. {said}"
+    more = [f"So for {len(refused) - LISTED} more."] if len(refused) > LISTED else []
+    raise Refused("\n".join([said, *refused[:LISTED], *more]))
+
+
+def _shown(data: bytes) -> str:
+    """JSON in lines, text as it is, and else the bytes."""
+    try:
+        text = json.dumps(json.loads(data), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        text = data.decode("utf-8", "replace")
+        if not text.replace("\n", "").isprintable():
+            text = "\n".join(textwrap.wrap(data[:SHOWN].hex(" "), 96))
+    cut = "\n  ..." if len(text) > SHOWN else ""
+    return "\n".join(f"  {_printable(line)}" for line in text[:SHOWN].splitlines()) + cut
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor or change its colours."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _utc(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
