@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Connection, Text, Uuid, any_, column, exists, func, literal, select, update, values
+from sqlalchemy import ARRAY, Connection, Text, Uuid, any_, cast, column, exists, func, literal, select, update, values
 
+from shared import dead_letters
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import ALL_EVENTS, SOURCE
 from shared.manifests import triggers
 from shared.outbox import wake_relay
 from shared.schedules import ScheduleFired
-from shared.tables import outbox, processed_event
+from shared.tables import dead_letter, outbox, processed_event
 
 LATE = timedelta(hours=1)
 """After it was sent. Longer than any Trigger tries: what is not processed then is not on its way any more."""
@@ -32,7 +33,7 @@ def resend_events(event: ScheduleFired) -> None:
     """Send again what some function should have processed and did not, whoever lost it.
 
     A broker that lost a part of its topic, or Knative, which passes over an event when no dead letter can be kept. Each
-    function that has processed an event ignores it when it comes again.
+    function that has processed an event ignores it when it comes again. Dead letters wait for an operator instead.
     """
     deadline = time.monotonic() + WORK_SECONDS
     last, resent = UUID(int=0), 0
@@ -75,12 +76,22 @@ def _resend_unprocessed(connection: Connection, ids: Sequence[UUID]) -> int:
         )
         .correlate(wanted, outbox)
     )
+    is_kept = (
+        exists()
+        .where(
+            dead_letter.c.function == wanted.c.function,
+            dead_letter.c.source == SOURCE,
+            dead_letter.c.event_id == cast(outbox.c.id, Text),
+            dead_letters.is_open,
+        )
+        .correlate(wanted, outbox)
+    )
     count = connection.execute(
         update(outbox)
         .where(
             outbox.c.occurred_at > func.now() - WINDOW,
             outbox.c.id == any_(literal(ids, ARRAY(Uuid))),
-            exists(select(wanted).where(wanted.c.type == outbox.c.type, ~is_processed)),
+            exists(select(wanted).where(wanted.c.type == outbox.c.type, ~is_processed, ~is_kept)),
         )
         .values(sent_at=None)
     ).rowcount

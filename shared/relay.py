@@ -24,13 +24,16 @@ from typing import Any, NamedTuple
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
+from prometheus_client import REGISTRY
 from sqlalchemy import ARRAY, Connection, NullPool, Text, Uuid, any_, cast, create_engine, func, literal, update
 from sqlalchemy import select as select_rows
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 
-from shared import database, kafka, logs, outbox
+from shared import database, kafka, logs, outbox, probes
 from shared.events import SOURCE
+from shared.outbox_metrics import LEADS, SENT, OutboxCollector
+from shared.probes import Heart
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
 from shared.tables import outbox as events
@@ -60,15 +63,17 @@ class Session(NamedTuple):
     transport: socket.socket
 
 
-def run(stopped: threading.Event) -> None:
+def run(stopped: threading.Event, heart: Heart) -> None:
     """Relays until stopped, through every failure of the database and the broker."""
     while not stopped.is_set():
+        heart.beat()
         try:
             with _session() as session:
                 while not (leads := _lead(session.connection)) and not stopped.wait(IDLE_SECONDS):
-                    pass
+                    heart.beat()
                 if leads:
-                    _relay(session, stopped)
+                    LEADS.set(1)
+                    _relay(session, stopped, heart)
         except Exception as error:
             is_expected = isinstance(error, (ServiceUnavailable, KafkaError)) or database.is_unavailable(error)
             log.log(
@@ -78,6 +83,8 @@ def run(stopped: threading.Event) -> None:
                 exc_info=not is_expected,
             )
             stopped.wait(PAUSE_SECONDS)
+        finally:
+            LEADS.set(0)
 
 
 @contextmanager
@@ -99,20 +106,20 @@ def _lead(connection: Connection) -> bool:
         return bool(connection.scalar(select_rows(func.pg_try_advisory_lock(_LOCK))))
 
 
-def _relay(session: Session, stopped: threading.Event) -> None:
+def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
     with _broker() as (admin, producer):
         leader = Leader(session.connection, admin, producer)
         log.info("relaying")
         upkeep_at = 0.0
         while not stopped.is_set():
+            heart.beat()
             if time.monotonic() >= upkeep_at:
                 outbox.keep_days(datetime.now(UTC))
                 upkeep_at = time.monotonic() + UPKEEP_SECONDS
             session.notifications.clear()
-            while leader.send_batch() == BATCH:
-                pass
-            # Those that came with the answers to statements are not on the socket any more.
-            if not session.notifications:
+            is_all = leader.send_batch() < BATCH
+            # Notifications that came with the answers to statements are not on the socket any more.
+            if is_all and not session.notifications:
                 select.select([session.transport], [], [], IDLE_SECONDS)
 
 
@@ -168,6 +175,7 @@ class Leader:
         if rows:
             is_complete = self._send(rows)
             self._mark(rows)
+            SENT.inc(len(rows))
             if not is_complete:
                 _send_again()
         return len(rows)
@@ -252,7 +260,9 @@ def main() -> None:
         sys.exit("\n".join(["the relay cannot start with these settings:", *error.problems]))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    run(stopped)
+    REGISTRY.register(OutboxCollector())
+    probes.serve(heart := Heart())
+    run(stopped, heart)
 
 
 if __name__ == "__main__":

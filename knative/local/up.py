@@ -218,12 +218,14 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     say("migrating the database")
     supervisor.run_to_the_end(python("migrate", "shared.migrate"))
     say("starting outbox relay, trigger dispatcher and router")
-    supervisor.start(python("relay", "shared.relay"))
+    relay_port = free_port()
+    supervisor.start(python("relay", "shared.relay", PORT=str(relay_port)))
     function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
     supervisor.start(python("dispatcher", "knative.dispatcher", FUNCTION_URL=function_url))
     supervisor.start(python("scheduler", "knative.local.scheduler", FUNCTION_URL=function_url))
     targets = [
-        {"targets": [f"{LOOPBACK}:{ports[name]}"], "labels": {"url": environment["PUBLIC_URL"]}} for name in functions()
+        {"targets": [f"{LOOPBACK}:{number}"], "labels": {"url": environment["PUBLIC_URL"]}}
+        for number in (*(ports[name] for name in functions()), relay_port)
     ]
     (data / TARGETS).write_text(json.dumps(targets, indent=1))
     envoy = router(data, port, internal_port, ports)

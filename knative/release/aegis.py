@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from knative.release import admins, dead_letters, signing_keys
+from knative.release import admins, dead_letters, replay, signing_keys
 from knative.release.refused import Refused
 from shared import logs
 from shared.problems import ServiceUnavailable
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case "events dead drop":
                 _load_settings(data, "database")
                 print(dead_letters.drop(_chosen(called)))
+            case "events replay":
+                _load_settings(data, "database")
+                print(replay.replay(called.since))
             case "keys rotate":
                 file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
                 print(signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted))
@@ -108,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
         which.add_argument("--all", action="store_true", help="all that the list has")
         _add_filters(chosen)
         chosen.set_defaults(command=f"events dead {name}")
+    again = events.add_parser(
+        "replay",
+        help="send those again that a broker may have lost",
+        description=replay.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    again.add_argument("--since", metavar="TIME", required=True, help="a time as 2026-01-31T09:30Z, or an age as 2h")
+    again.set_defaults(command="events replay")
+
     keys = groups.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="COMMAND")
     rotate = keys.add_parser(
         "rotate",

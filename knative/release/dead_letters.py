@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from knative.release.refused import Refused
 from shared import dead_letters
 from shared.database import transaction
 from shared.events import SOURCE
 from shared.manifests import function_name
-from shared.tables import dead_letter, outbox
+from shared.tables import dead_letter, outbox, processed_event
 
 LISTED = 50
 MAX_WIDTH = 40
@@ -139,10 +140,27 @@ def drop(chosen: Chosen) -> str:
     refused, done, deleted = _missing_of(chosen), 0, 1
     while deleted:
         some = select(dead_letter.c.number).where(*chosen.conditions()).limit(BATCH)
+        gone = delete(dead_letter).where(dead_letter.c.number.in_(some))
         with transaction() as connection:
-            deleted = connection.execute(delete(dead_letter).where(dead_letter.c.number.in_(some))).rowcount
+            rows = connection.execute(gone.returning(*dead_letter.c["function", "source", "event_id"])).all()
+            _settle(connection, rows)
+        deleted = len(rows)
         done += deleted
     return _report(done, "dropped.", refused)
+
+
+def _settle(connection: Connection, rows: Sequence[Row[Any]]) -> None:
+    """Marks events as processed by the function that could not: so nobody takes them for lost, and sends them again."""
+    if rows:
+        settled = [
+            {"function": row.function, "event_id": f"{row.source} {row.event_id}", "done_at": func.now()}
+            for row in rows
+        ]
+        connection.execute(
+            insert(processed_event)
+            .values(settled)
+            .on_conflict_do_update(index_elements=["function", "event_id"], set_={"done_at": func.now()})
+        )
 
 
 def _event(row: Row[Any]) -> dict[str, Any]:

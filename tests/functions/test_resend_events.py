@@ -10,10 +10,11 @@ from uuid_utils.compat import uuid7
 
 from functions import resend_events
 from knative.local.supervisor import Process
+from knative.release import dead_letters
 from shared.database import transaction
 from shared.events import LoggedIn, UserRegistered
 from shared.manifests import triggers
-from shared.tables import outbox, processed_event
+from shared.tables import dead_letter, outbox, processed_event
 from tests.conftest import fire
 
 LONG_AGO, JUST_NOW = timedelta(hours=2), timedelta(minutes=50)
@@ -64,6 +65,18 @@ def test_a_delivery_that_began_and_never_ended_is_made_again(own_database: Proce
         connection.execute(insert(processed_event).values(this))
     fire("resend_events")
     assert waiting() == {id_}
+
+
+def test_a_dead_letter_waits_for_an_operator(own_database: Process) -> None:
+    id_ = sent(LoggedIn.type, [])
+    row = {"function": "record_audit", "source": "/aegis/user-service", "event_id": str(id_), "type": LoggedIn.type}
+    with transaction() as connection:
+        connection.execute(insert(dead_letter).values(**row, attributes={}, data=b"", error="500"))
+    fire("resend_events")
+    assert waiting() == set()
+    assert dead_letters.drop(dead_letters.Chosen(function="record_audit")) == "1 dropped."
+    fire("resend_events")
+    assert waiting() == set()
 
 
 def test_all_that_was_lost_is_found_in_small_steps(own_database: Process, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -727,3 +727,40 @@ def test_other_words_of_kubectl_are_refused(file: Path, monkeypatch: pytest.Monk
     with_input(monkeypatch, text)
     assert "--show-managed-fields" in refusal("keys", "rotate", "--file", str(file), "--cluster", "-")
     assert keys_in(file) == two
+
+
+# --- replay
+
+
+def sent_before(ago: timedelta) -> UUID:
+    """An event that was sent so long ago."""
+    id_ = uuid7()
+    row = {"id": id_, "type": "tested", "subject": id_, "data": {}, "request_id": ""}
+    with transaction() as connection:
+        connection.execute(insert(outbox).values(**row, occurred_at=func.now() - ago, sent_at=func.now()))
+    return id_
+
+
+@pytest.mark.parametrize("since", ["2h", "120m", "a time"])
+def test_what_happened_since_is_sent_again(own_database: Process, capsys: Any, since: str) -> None:
+    sent_before(timedelta(hours=3))
+    again = {sent_before(timedelta(hours=1)), sent_before(timedelta(minutes=1))}
+    start = f"{datetime.now(UTC) - timedelta(hours=2):%Y-%m-%dT%H:%M}" if since == "a time" else since
+    aegis.main(["events", "replay", "--since", start])
+    assert capsys.readouterr().out.startswith("2 events since ")
+    assert {row.id for row in sent_again()} == again
+
+
+@pytest.mark.parametrize(
+    ("since", "reason"),
+    [
+        ("yesterday", "neither a time"),
+        ("2h30m", "neither a time"),
+        ("2999-01-01T00:00Z", "still to come"),
+        ("9d", "for 8 days"),
+        ("2020-01-01", "for 8 days"),
+    ],
+)
+def test_a_time_that_makes_no_sense_is_refused_with_the_reason(since: str, reason: str) -> None:
+    with pytest.raises(SystemExit, match=reason):
+        aegis.main(["events", "replay", "--since", since])

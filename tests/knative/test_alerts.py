@@ -37,6 +37,10 @@ def restarts(values: str) -> dict[str, str]:
     return {"series": f"kube_pod_container_status_restarts_total{{{labels}}}", "values": values}
 
 
+def dead_letters(function: str, values: str, pod: str = "a") -> dict[str, str]:
+    return {"series": f'dead_letters{{service="user-service", function="{function}", pod="{pod}"}}', "values": values}
+
+
 CASES: list[tuple[str, str, list[dict[str, str]], set[str]]] = [
     (
         "a tenth of the requests fails",
@@ -72,6 +76,18 @@ CASES: list[tuple[str, str, list[dict[str, str]], set[str]]] = [
         "UserServicePodCrashLooping",
         [restarts("0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9 10")],
         {""},
+    ),
+    (
+        "an event became a dead letter",
+        "UserServiceDeadLetters",
+        [dead_letters("send_email", "0x9 1x20"), dead_letters("send_email", "0x9 1x20", pod="b")],
+        {"send_email"},
+    ),
+    (
+        "the dead letters were retried",
+        "UserServiceDeadLetters",
+        [dead_letters("send_email", "2x9 _x20"), dead_letters("send_sms", "1x9 0x20")],
+        set(),
     ),
     ("a pod restarted once", "UserServicePodCrashLooping", [restarts("0 0 1x18")], set()),
 ]

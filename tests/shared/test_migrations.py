@@ -7,7 +7,6 @@ from typing import Any
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column
 
 from knative.local import servers
 from shared.database import engine, transaction
@@ -18,14 +17,14 @@ from tests.servers import Own
 
 def test_the_migrated_schema_is_that_of_the_tables() -> None:
     with engine().connect() as connection:
-        options = {"compare_type": True, "compare_server_default": compare_default, "include_name": is_no_partition}
+        options = {"compare_type": True, "compare_server_default": True, "include_name": is_no_partition}
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, metadata) == []
+        assert [found for found in compare_metadata(context, metadata) if not is_sequence(found)] == []
 
 
-def compare_default(_context: object, column: Column[Any], *_: object) -> bool | None:
-    # Alembic compares by computing both, and the next of a sequence is always another.
-    return False if column.name == "position" else None
+def is_sequence(difference: Any) -> bool:
+    """Whether it is a column numbered by a sequence: Alembic compares the next number with the one after it."""
+    return isinstance(difference, list) and difference[0][0] == "modify_default" and difference[0][3] == "position"
 
 
 def is_no_partition(name: str | None, _type: str, _parents: object) -> bool:

@@ -18,6 +18,7 @@ from knative.local.supervisor import Process, Supervisor
 from shared import kafka, logs, relay
 from shared.database import transaction
 from shared.events import EmailVerified, announce
+from shared.probes import Heart
 from shared.tables import outbox, relayed_topic
 from tests.conftest import wait_for
 from tests.servers import Own, kill, read_topic, start_again
@@ -26,7 +27,7 @@ from tests.servers import Own, kill, read_topic, start_again
 @contextmanager
 def running(relays: int = 1) -> Iterator[None]:
     stopped = threading.Event()
-    threads = [threading.Thread(target=relay.run, args=(stopped,)) for _ in range(relays)]
+    threads = [threading.Thread(target=relay.run, args=(stopped, Heart())) for _ in range(relays)]
     for thread in threads:
         thread.start()
     try:

@@ -1,0 +1,96 @@
+"""What a relay shows to Kubernetes and Prometheus."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+import uuid
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import func, insert
+
+from knative.local import servers
+from knative.local.supervisor import Process
+from shared import probes
+from shared.database import transaction
+from shared.outbox_metrics import OutboxCollector
+from shared.tables import dead_letter, outbox
+from tests.conftest import ROOT, wait_for
+from tests.servers import kill
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    number = servers.free_port()
+    monkeypatch.setenv("PORT", str(number))
+    return number
+
+
+def status_of(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def samples(collector: OutboxCollector) -> dict[str, float]:
+    return {
+        " ".join([sample.name, *filter(None, [sample.labels.get("function")])]): sample.value
+        for family in collector.collect()
+        for sample in family.samples
+    }
+
+
+def test_a_process_whose_work_stands_still_is_not_alive(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heart = probes.Heart()
+    probes.serve(heart)
+    assert status_of(port, "/health/live") == 200
+    monkeypatch.setattr(probes, "STUCK_SECONDS", 0.0)
+    assert status_of(port, "/health/live") == 503
+    heart.beat()
+    monkeypatch.setattr(probes, "STUCK_SECONDS", 60.0)
+    assert status_of(port, "/health/live") == 200
+    assert status_of(port, "/elsewhere") == 404
+
+
+def test_what_waits_and_the_dead_letters_are_counted(own_database: Process) -> None:
+    assert samples(OutboxCollector()) == {"outbox_waiting_events": 0, "outbox_waiting_seconds": 0}
+    event = {"type": "tested", "data": {}, "request_id": ""}
+    letter = {"source": "/tests", "type": "tested", "attributes": {}, "data": b"", "error": "500"}
+    with transaction() as connection:
+        for minutes in (1, 2):
+            ago = func.now() - func.make_interval(0, 0, 0, 0, 0, minutes)
+            ids = {"id": uuid.uuid4(), "subject": uuid.uuid4()}
+            connection.execute(insert(outbox).values(**event, **ids, occurred_at=ago))
+        for number, function in enumerate(("send_email", "send_email", "send_sms")):
+            connection.execute(insert(dead_letter).values(**letter, event_id=f"{number}", function=function))
+        retried = letter | {"event_id": "4", "function": "record_audit", "retried_at": func.now()}
+        connection.execute(insert(dead_letter).values(retried))
+    found = samples(OutboxCollector())
+    assert 120 <= found.pop("outbox_waiting_seconds") < 180
+    assert found == {"outbox_waiting_events": 2, "dead_letters send_email": 2, "dead_letters send_sms": 1}
+
+
+def test_nothing_is_said_of_a_database_that_is_away(own_database: Process) -> None:
+    kill(own_database)
+    assert samples(OutboxCollector()) == {}
+
+
+def test_the_relay_of_make_up_leads_and_counts_what_it_sends() -> None:
+    targets = json.loads((ROOT / ".local" / "tests" / "targets.json").read_text())
+    relay = targets[-1]["targets"][0]
+    assert os.environ["PUBLIC_URL"] == targets[-1]["labels"]["url"]
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{relay}/metrics", timeout=10) as response:
+            families = text_string_to_metric_families(response.read().decode())
+            return {sample.name: sample.value for family in families for sample in family.samples}
+
+    wait_for(lambda: metrics()["relay_leads"] == 1)
+    event = {"id": uuid.uuid4(), "type": "tested", "subject": uuid.uuid4(), "data": {}, "request_id": ""}
+    before = metrics()["relay_sent_events_total"]
+    with transaction() as connection:
+        connection.execute(insert(outbox).values(event))
+    wait_for(lambda: metrics()["relay_sent_events_total"] > before)
