@@ -16,6 +16,7 @@ KEPT = timedelta(days=8)
 AHEAD = timedelta(days=3)
 AT_ONCE = 5000
 
+_LOCK = 7_253_417_911
 _DEFAULT = "outbox_other"
 _LOCK_NOT_AVAILABLE, _CHECK_VIOLATION = "55P03", "23514"
 
@@ -29,11 +30,11 @@ def keep_days(now: datetime) -> None:
     for day in (_midnight(now) + timedelta(days=number) for number in range(AHEAD.days + 1)):
         if _name(day) not in days:
             values = f"FROM ('{day.isoformat()}') TO ('{(day + timedelta(days=1)).isoformat()}')"
-            _attempt(f"CREATE TABLE {_name(day)} PARTITION OF outbox FOR VALUES {values}")
+            _attempt(f"CREATE TABLE IF NOT EXISTS {_name(day)} PARTITION OF outbox FOR VALUES {values}")
     oldest = _midnight(now - KEPT)
     for name in days:
         if name < _name(oldest) and not _has_unsent(name):
-            _attempt(f"DROP TABLE {name}")
+            _attempt(f"DROP TABLE IF EXISTS {name}")
     while _delete_from_default(oldest) == AT_ONCE:
         pass
 
@@ -71,6 +72,7 @@ def _attempt(statement: str) -> None:
     try:
         with transaction() as connection:
             connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+            connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             connection.exec_driver_sql(statement)
     except DBAPIError as error:
         if sqlstate(error) not in (_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION):
