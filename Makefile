@@ -26,6 +26,9 @@ test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.loc
 loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL=)
 	@$(BIN)/python -m loadtests.run
 
+bench: setup  ## measure what speed costs, beside baselines in the same run (KAFKA_BOOTSTRAP_SERVERS= JSON=)
+	@$(BIN)/python -m tests.bench
+
 check: setup  ## lint, check format and types, render and validate the manifests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check

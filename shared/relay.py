@@ -107,7 +107,7 @@ def _lead(connection: Connection) -> bool:
 
 
 def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
-    with _broker() as (admin, producer):
+    with broker() as (admin, producer):
         leader = Leader(session.connection, admin, producer)
         log.info("relaying")
         upkeep_at = 0.0
@@ -124,7 +124,7 @@ def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
 
 
 @contextmanager
-def _broker() -> Iterator[tuple[KafkaAdminClient, KafkaProducer]]:
+def broker() -> Iterator[tuple[KafkaAdminClient, KafkaProducer]]:
     """Clients of the broker that give up after SEND_SECONDS; by themselves they wait for up to two minutes."""
     milliseconds = int(SEND_SECONDS * 1000)
     common: dict[str, Any] = {

@@ -1,0 +1,247 @@
+"""What speed costs: each figure beside a baseline made of the libraries alone, in the same run: `make bench`.
+
+KAFKA_BOOTSTRAP_SERVERS names a broker without our topic, in place of the embedded one. JSON= is a file for the figures.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from kafka import KafkaProducer
+from kafka.admin import KafkaAdminClient
+from kafka.producer.future import FutureRecordMetadata
+from sqlalchemy import func, select, text
+
+from knative.local import servers
+from knative.local.supervisor import Process, Supervisor
+from shared import kafka, relay
+from shared.database import transaction
+from shared.events import LoggedIn, announce
+from shared.migrate import migrate
+from shared.settings import settings
+from shared.tables import outbox
+
+RUNS = 3
+EVENTS = 10_000
+USERS = 500
+BLOCK = 2000
+"""Of so many the bare producer waits for the answers: within the time that it gives a delivery."""
+RATE, SECONDS = 50, 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table; `spread` is the largest of the runs less the smallest, in parts of their median."""
+
+    figure: str
+    value: float
+    unit: str
+    baseline: float | None
+    ratio: float | None
+    goal: str
+    met: bool
+    runs: int
+    spread: float
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="aegis-bench-") as folder, _servers(Path(folder)) as broker:
+        migrate()
+        figures = [_event_latency(), _relay()]  # the other way round, the dispatcher would have all of that to deliver
+    print(
+        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {broker}, load {os.getloadavg()[0]:.1f} at the end\n"
+    )
+    print(f"{'figure':<16}{'value':>10} {'unit':<10}{'baseline':>10}{'ratio':>8}  {'goal':<12}{'runs':>5}{'spread':>8}")
+    for one in figures:
+        baseline = f"{one.baseline:.0f}" if one.baseline is not None else "-"
+        ratio = f"{one.ratio:.2f}" if one.ratio is not None else "-"
+        print(
+            f"{one.figure:<16}{one.value:>10.0f} {one.unit:<10}{baseline:>10}{ratio:>8}  "
+            f"{one.goal:<12}{one.runs:>5}{one.spread:>8.0%}{'' if one.met else '  MISSED'}"
+        )
+    if path := os.environ.get("JSON"):
+        Path(path).write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n", "utf-8")
+    if not all(one.met for one in figures):
+        sys.exit(1)
+
+
+@contextmanager
+def _servers(folder: Path) -> Iterator[str]:
+    """PostgreSQL, and a broker where none is named; yields what the broker is."""
+    folder.chmod(0o755)
+    supervisor = Supervisor(folder, print, threading.Event())
+    try:
+        postgresql, os.environ["DATABASE_URL"] = servers.postgresql(folder, "bench")
+        started: list[Process] = [postgresql]
+        broker = f"the broker at {os.environ.get('KAFKA_BOOTSTRAP_SERVERS')}"
+        if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+            tansu, os.environ["KAFKA_BOOTSTRAP_SERVERS"] = servers.kafka()
+            started.append(tansu)
+            broker = "the embedded broker"
+        for process in started:
+            supervisor.start(process)
+        supervisor.wait_until_ready(*started, seconds=60)
+        yield broker
+    finally:
+        supervisor.stop()
+
+
+def _relay() -> Figure:
+    """Events a second from a full outbox to the broker's answer, beside a bare producer with the same settings."""
+    admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
+    kafka.ensure_topics(admin)
+    admin.close()
+    pairs = [(_bare_producer(), _relayed()) for _ in range(RUNS)]
+    ratios = [relayed / bare for bare, relayed in pairs]
+    ratio = statistics.median(ratios)
+    return Figure(
+        "relay",
+        statistics.median(relayed for _, relayed in pairs),
+        "events/s",
+        statistics.median(bare for bare, _ in pairs),
+        ratio,
+        ">= 0.5",
+        ratio >= 0.5,
+        RUNS,
+        (max(ratios) - min(ratios)) / ratio,
+    )
+
+
+def _bare_producer() -> float:
+    subjects = [str(uuid.uuid4()) for _ in range(USERS)]
+    value = json.dumps({"user_id": subjects[0], "session_id": subjects[1], "amr": ["pwd"]}).encode()
+    with relay.broker() as (_, producer):
+        return _rate(EVENTS, lambda: _send(producer, subjects, value))
+
+
+def _send(producer: KafkaProducer, subjects: list[str], value: bytes) -> None:
+    futures: list[FutureRecordMetadata] = []
+    for number in range(EVENTS):
+        subject = subjects[number % USERS]
+        attributes = {
+            "specversion": "1.0",
+            "id": subject,
+            "source": "/aegis/user-service",
+            "type": LoggedIn.type,
+            "subject": subject,
+            "time": "2026-01-01T00:00:00.000000+00:00",
+            "partitionkey": subject,
+            "requestid": subject,
+        }
+        if len(futures) == BLOCK:
+            _wait_for(futures)
+        futures.append(
+            producer.send(kafka.EVENTS, key=subject.encode(), value=value, headers=kafka.to_headers(attributes))
+        )
+    _wait_for(futures)
+
+
+def _wait_for(futures: list[FutureRecordMetadata]) -> None:
+    for future in futures:
+        future.get(timeout=60)
+    futures.clear()
+
+
+def _relayed() -> float:
+    """Of a relay in a process of its own, from its first batch to its last."""
+    fill = """
+        INSERT INTO outbox (id, type, subject, data, request_id)
+        SELECT gen_random_uuid(), :type, subject,
+               json_build_object('user_id', subject, 'session_id', subject, 'amr', ARRAY['pwd']), subject::text
+        FROM (SELECT gen_random_uuid() AS subject FROM generate_series(1, :users)) AS users,
+             generate_series(1, :each)
+    """
+    with transaction() as connection:
+        connection.execute(text(fill), {"type": LoggedIn.type, "users": USERS, "each": EVENTS // USERS})
+    with _process("shared.relay"):
+        _until(lambda: _unsent() < EVENTS)
+        left = _unsent()
+        return _rate(left, lambda: _until(lambda: _unsent() == 0))
+
+
+def _unsent() -> int:
+    with transaction() as connection:
+        return connection.scalar(select(func.count()).where(outbox.c.sent_at.is_(None))) or 0
+
+
+def _event_latency() -> Figure:
+    """Milliseconds from a commit to the handler of its event, at 50 events a second."""
+    arrived: dict[str, float] = {}
+
+    class Function(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            if self.path == "/record-audit":
+                arrived.setdefault(self.headers["ce-subject"], time.monotonic())
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response_only(204)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Function)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{{service}}"
+    committed: dict[str, float] = {}
+    with ExitStack() as processes:
+        processes.enter_context(_process("shared.relay"))
+        processes.enter_context(_process("knative.dispatcher", FUNCTION_URL=url))
+        _announce(committed)
+        _until(lambda: committed.keys() <= arrived.keys())
+        committed.clear()
+        began = time.monotonic()
+        for number in range(RATE * SECONDS):
+            time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+            _announce(committed)
+        _until(lambda: committed.keys() <= arrived.keys())
+    server.shutdown()
+    waits = sorted((arrived[user] - committed[user]) * 1000 for user in committed)
+    p95 = waits[len(waits) * 95 // 100]
+    spread = (waits[-1] - waits[0]) / statistics.median(waits)
+    return Figure("event_latency", p95, "ms (p95)", None, None, "<= 100 ms", p95 <= 100, len(waits), spread)
+
+
+def _announce(committed: dict[str, float]) -> None:
+    user = uuid.uuid4()
+    with transaction() as connection:
+        announce(connection, LoggedIn(user_id=user, session_id=user, amr=["pwd"]))
+    committed[str(user)] = time.monotonic()
+
+
+@contextmanager
+def _process(module: str, **variables: str) -> Iterator[None]:
+    environment = {name: value for name, value in os.environ.items() if name != "PORT"} | {"LOG_LEVEL": "WARNING"}
+    process = subprocess.Popen([sys.executable, "-m", module], env=environment | variables)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _rate(count: int, work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - began)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit("The events do not arrive; look into what relay and dispatcher have written above.")
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main()
