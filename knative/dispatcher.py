@@ -3,35 +3,69 @@
     FUNCTION_URL=http://{service}.aegis-user-service.svc.cluster.local python -m knative.dispatcher
 
 It does what Knative's Kafka broker does, for clusters without Knative Eventing and for one machine: binary
-CloudEvents over HTTP, in order per partition, retries with back-off, then the dead-letter topic. An offset is
-committed when its event is settled, so whatever dies, an event is delivered at least once.
+CloudEvents over HTTP, retries with back-off, then the trigger's dead-letter service. In two things it differs:
+
+- Knative keeps the order of a partition. Here an event that fails holds up those of its own key (user) alone.
+- Knative drops an event that the dead-letter service does not take either. Here it is tried until one of them takes it.
+
+As there, a record that is no CloudEvent is logged and passed over: without an id and a type it can be neither
+delivered nor kept, and those behind it must not wait for it.
+
+An offset is committed when its event and all before it are settled. So whatever dies, an event is delivered at least
+once.
 """
 
+import base64
 import contextlib
+import heapq
+import itertools
 import logging
 import logging.config
 import os
 import signal
 import sys
 import threading
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import urllib3
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.structs import OffsetAndMetadata
 
 from shared import kafka, logs
 from shared.manifests import Trigger, triggers
-from shared.settings import InvalidSettings, load, settings
+from shared.settings import InvalidSettings, load
 
 CHECK_SECONDS = 1.0
+COMMIT_SECONDS = 0.5
+"""How old a settled event's offset may get before it is committed; so much is delivered again after a kill."""
+POLL_SECONDS = 0.25
+FETCH_SECONDS = 0.05
+"""How long the broker holds a fetch: the embedded one answers only half-way through, whatever comes in the meantime."""
+STOP_SECONDS = 5.0
+"""What a delivery under way has when the dispatcher stops; with the broker's time-outs well within a pod's 30 s."""
 MAX_BACKOFF_SECONDS = 60.0
 
-# What Knative's Kafka broker sends again; any other answer from 300 on goes to the dead letters at once.
-RETRIED_STATUSES = frozenset({404, 408, 409, 429})
+IN_FLIGHT = kafka.PARTITIONS
+"""Deliveries of one trigger at once: as many as Knative makes in order, so that one manifest suits both."""
+MAX_WAITING = 1000
+"""Events of one trigger in memory before it reads no more; at most one batch is above."""
+MAX_BATCH = 500
+MAX_FETCH_BYTES = 2**20
 
+# What Knative sends again; any other answer from 300 on goes to the dead letters at once.
+RETRIED_STATUSES = frozenset({404, 408, 409, 429})
+ASKING_TO_WAIT = frozenset({429, 503})
+MAX_ERROR_BYTES = 1024
+
+# CloudEvents 1.0.2, 3.1: what every event has.
+_REQUIRED = ("specversion", "id", "source", "type")
 # CloudEvents HTTP binding 1.0.2, 3.1.3.2: everything else in a header value is percent-encoded.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
@@ -39,156 +73,287 @@ log = logging.getLogger("dispatcher")
 http = urllib3.PoolManager(maxsize=64, retries=False)
 
 
-class Stopped(Exception):
-    """The dispatcher stops; the event in hand is not settled."""
-
-
 def run(function_url: str, stopped: threading.Event) -> None:
     """Dispatches until stopped. A broker that has forgotten its events is read from the beginning."""
-    topic_id, workers = "", Workers(function_url)
-    try:
+    topic_id = ""
+    with contextlib.ExitStack() as consumers:
         while not stopped.is_set():
             try:
-                with contextlib.closing(
-                    KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
-                ) as admin:
+                with kafka.connected(KafkaAdminClient) as admin:
                     while not stopped.is_set():
                         known, topic_id = topic_id, kafka.ensure_topics(admin)
                         if topic_id != known:
-                            workers.stop()
-                            workers.start(from_beginning=bool(known))
+                            consumers.close()
+                            consumers.enter_context(consuming(function_url, topic_id))
                         stopped.wait(CHECK_SECONDS)
             except (KafkaError, OSError) as error:
                 log.warning("waiting for the broker", extra={"error": type(error).__name__})
                 stopped.wait(CHECK_SECONDS)
+
+
+@contextlib.contextmanager
+def consuming(function_url: str, topic_id: str) -> Iterator[None]:
+    """Delivers the events of a topic for all triggers, each in a thread of its own."""
+    stopped = threading.Event()
+    threads = [
+        threading.Thread(target=consume, args=(trigger, function_url, topic_id, stopped)) for trigger in triggers()
+    ]
+    for thread in threads:
+        thread.start()
+    log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
+    try:
+        yield
     finally:
-        workers.stop()
-
-
-class Workers:
-    """A thread for each trigger and partition."""
-
-    def __init__(self, function_url: str) -> None:
-        self._function_url = function_url
-        self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def start(self, *, from_beginning: bool) -> None:
-        self._stopped = threading.Event()
-        for trigger in triggers():
-            url = self._function_url.format(service=trigger.service)
-            for partition in range(kafka.PARTITIONS):
-                thread = threading.Thread(target=consume, args=(trigger, partition, url, from_beginning, self._stopped))
-                thread.start()
-                self._threads.append(thread)
-        log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
-
-    def stop(self) -> None:
-        self._stopped.set()
-        for thread in self._threads:
+        stopped.set()
+        for thread in threads:
             thread.join()
-        self._threads.clear()
 
 
-def consume(
-    trigger: Trigger, partition: int, function_url: str, from_beginning: bool, stopped: threading.Event
-) -> None:
-    """Delivers one partition's events to one function until stopped, through every failure of the broker.
-
-    from_beginning: not from the offset committed last, which may have been one of an earlier topic.
-    """
-    assigned = TopicPartition(kafka.EVENTS, partition)
+def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threading.Event) -> None:
+    """Delivers all events to the function of a trigger until stopped, through every failure of the broker."""
+    deliveries = Deliveries(trigger, function_url)
     while not stopped.is_set():
         try:
-            consumer = KafkaConsumer(
-                bootstrap_servers=settings().kafka_bootstrap_servers,
-                group_id=f"knative-trigger-{trigger.name}",
+            with kafka.connected(
+                KafkaConsumer,
+                # An offset counts only in the topic that it was committed for.
+                group_id=f"knative-trigger-{trigger.name}-{topic_id}",
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
-                max_poll_records=1,
-            )
-            try:
-                # Assigned, not subscribed: one dispatcher owns all partitions, and starts without a group join.
-                consumer.assign([assigned])
-                if from_beginning:
-                    consumer.seek_to_beginning(assigned)
-                while not stopped.is_set():
-                    for record in consumer.poll(timeout_ms=500).get(assigned, []):
-                        settle(trigger, record, function_url, stopped)
-                        consumer.commit()
-                        from_beginning = False
-            finally:
-                consumer.close()
-        except Stopped:
-            return
+                fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
+                fetch_max_bytes=MAX_FETCH_BYTES,
+                max_poll_records=MAX_BATCH,
+            ) as consumer:
+                _consume(consumer, deliveries, stopped)
         except (KafkaError, OSError) as error:
             log.warning("waiting for the broker", extra={"error": type(error).__name__, "trigger": trigger.name})
             stopped.wait(CHECK_SECONDS)
         except Exception:
-            log.exception("unexpected error; trying again", extra={"trigger": trigger.name, "partition": partition})
+            log.exception("unexpected error; trying again", extra={"trigger": trigger.name})
             stopped.wait(CHECK_SECONDS)
+    deliveries.stop()
 
 
-def settle(trigger: Trigger, record: Any, function_url: str, stopped: threading.Event) -> None:
-    """Delivers one event, or in the end puts it among the dead letters.
+def _consume(consumer: KafkaConsumer, deliveries: "Deliveries", stopped: threading.Event) -> None:
+    partitions = [TopicPartition(kafka.EVENTS, number) for number in consumer.partitions_for_topic(kafka.EVENTS)]
+    if not partitions:
+        raise UnknownTopicOrPartitionError(kafka.EVENTS)
+    # Assigned, not subscribed: one dispatcher owns all partitions, and starts without a group join.
+    consumer.assign(partitions)
+    for partition, position in deliveries.positions.items():
+        consumer.seek(partition, position)
 
-    Raises:
-        Stopped: before the event was settled.
-        KafkaError: the dead-letter topic did not take it.
+    committed: dict[TopicPartition, OffsetAndMetadata] = {}
+
+    def note(offsets: dict[TopicPartition, OffsetAndMetadata], answer: Any) -> None:
+        if not isinstance(answer, Exception):
+            committed.update(offsets)
+
+    commit_at = time.monotonic() + COMMIT_SECONDS
+    while not stopped.is_set():
+        if deliveries.waiting() < MAX_WAITING:
+            for records in consumer.poll(timeout_ms=int(POLL_SECONDS * 1000)).values():
+                deliveries.take(records)
+        else:
+            stopped.wait(POLL_SECONDS)
+        if time.monotonic() >= commit_at:
+            offsets = deliveries.settled()
+            changed = {partition: offset for partition, offset in offsets.items() if committed.get(partition) != offset}
+            if changed:
+                consumer.commit_async(changed, note)
+            commit_at = time.monotonic() + COMMIT_SECONDS
+    deliveries.stop()
+    consumer.commit(deliveries.settled())
+
+
+@dataclass
+class Delivery:
+    """An event on its way to a function."""
+
+    partition: TopicPartition
+    offset: int
+    attributes: dict[str, str]
+    data: bytes
+    attempt: int = 0
+
+
+class Deliveries:
+    """The events of one trigger on their way: those of a key one after the other, those of different keys side by side.
+
+    Records without a key are one after the other in their partition. An event that waits to be tried again holds up
+    its key, and none of the threads.
     """
-    attributes = kafka.to_attributes(record.headers)
-    if not trigger.matches(attributes):
-        return
-    fields = {"trigger": trigger.name, "event_id": attributes.get("id"), "request_id": attributes.get("requestid")}
-    for attempt in range(trigger.retries + 1):
-        error = deliver(trigger, attributes, record.value, function_url)
-        if error is None:
-            return
-        is_last = attempt == trigger.retries or not is_retried(error)
-        log.warning("delivery failed", extra={**fields, "error": error, "attempt": attempt + 1, "is_last": is_last})
+
+    def __init__(self, trigger: Trigger, function_url: str) -> None:
+        self.positions: dict[TopicPartition, int] = {}
+        """Where to read on."""
+        self._trigger = trigger
+        self._function_url = function_url.format(service=trigger.service)
+        self._dead_letter_url = function_url.format(service=trigger.dead_letter_service)
+        self._queues: dict[bytes | int, deque[Delivery]] = {}
+        self._due: list[tuple[float, int, bytes | int]] = []
+        """A heap of the keys whose first event is not under way: when it may be, and in which order they came."""
+        self._count = itertools.count()
+        self._changed = threading.Condition()
+        self._stopped = False
+        # Daemons: a function that hangs does not keep the process from ending.
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(IN_FLIGHT)]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, records: Sequence[Any]) -> None:
+        """Takes over the next records of a partition."""
+        with self._changed:
+            for record in records:
+                partition = TopicPartition(record.topic, record.partition)
+                attributes = kafka.to_attributes(record.headers)
+                if not all(attributes.get(name) for name in _REQUIRED):
+                    place = {"partition": record.partition, "offset": record.offset}
+                    log.error("not a CloudEvent; passed over", extra={"trigger": self._trigger.name, **place})
+                elif self._trigger.matches(attributes):
+                    key = record.partition if record.key is None else record.key
+                    queue = self._queues.setdefault(key, deque())
+                    queue.append(Delivery(partition, record.offset, attributes, record.value or b""))
+                    if len(queue) == 1:
+                        self._schedule(key)
+                self.positions[partition] = record.offset + 1
+
+    def waiting(self) -> int:
+        """How many events are in memory."""
+        with self._changed:
+            return sum(len(queue) for queue in self._queues.values())
+
+    def settled(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """For each partition the offset before which all events are settled."""
+        with self._changed:
+            offsets = dict(self.positions)
+            for delivery in itertools.chain.from_iterable(self._queues.values()):
+                offsets[delivery.partition] = min(offsets[delivery.partition], delivery.offset)
+        return {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+
+    def stop(self) -> None:
+        """Starts no more delivery, and waits a while for those under way."""
+        with self._changed:
+            if self._stopped:
+                return
+            self._stopped = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _schedule(self, key: bytes | int, seconds: float = 0.0) -> None:
+        heapq.heappush(self._due, (time.monotonic() + seconds, next(self._count), key))
+        self._changed.notify()
+
+    def _next(self) -> tuple[bytes | int, Delivery] | None:
+        """What may be delivered next, with its key, as soon as there is something; None when stopped."""
+        with self._changed:
+            while not self._stopped:
+                seconds = self._due[0][0] - time.monotonic() if self._due else None
+                if seconds is not None and seconds <= 0:
+                    key = heapq.heappop(self._due)[2]
+                    return key, self._queues[key][0]
+                self._changed.wait(seconds)
+        return None
+
+    def _work(self) -> None:
+        while due := self._next():
+            key, delivery = due
+            try:
+                seconds = self._try(delivery)
+            except Exception:
+                log.exception("unexpected error; trying again", extra={"trigger": self._trigger.name})
+                seconds = MAX_BACKOFF_SECONDS
+            with self._changed:
+                queue = self._queues[key]
+                if seconds is None:
+                    queue.popleft()
+                if queue:
+                    self._schedule(key, seconds or 0.0)
+                else:
+                    del self._queues[key]
+
+    def _try(self, delivery: Delivery) -> float | None:
+        """Delivers an event once. Returns None when it is settled, else the seconds to wait before the next try."""
+        failure = post(self._function_url, delivery.attributes, delivery.data, self._trigger.timeout_seconds)
+        if failure is None:
+            return None
+        is_last = delivery.attempt >= self._trigger.retries or not failure.is_retried
+        fields = {
+            "trigger": self._trigger.name,
+            "event_id": delivery.attributes["id"],
+            "request_id": delivery.attributes.get("requestid"),
+            "attempt": delivery.attempt + 1,
+        }
+        log.warning("delivery failed", extra={**fields, "error": failure.error, "is_last": is_last})
         if is_last:
-            send_to_dead_letters(record, function_url, error)
-            return
-        if stopped.wait(backoff(trigger, attempt)):
-            raise Stopped
+            dead_letter = delivery.attributes | failure.attributes(self._function_url)
+            refused = post(self._dead_letter_url, dead_letter, delivery.data, self._trigger.timeout_seconds)
+            if refused is None:
+                return None
+            log.error("dead letter not kept; trying again", extra={**fields, "error": refused.error})
+        seconds = max(failure.retry_after, backoff(self._trigger, delivery.attempt))
+        delivery.attempt += 1
+        return seconds
 
 
-def deliver(trigger: Trigger, attributes: dict[str, str], data: bytes, function_url: str) -> str | None:
-    """POSTs an event to the function. Returns None when it took it, else the status or the kind of error."""
+class Failure(NamedTuple):
+    """Why a delivery failed."""
+
+    error: str
+    """The status, or the kind of error when there was no answer."""
+    body: bytes = b""
+    """The beginning of the answer."""
+    retry_after: float = 0.0
+    """Seconds that the answer asks to wait."""
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether the same delivery may succeed later."""
+        return not self.error.isdigit() or int(self.error) >= 500 or int(self.error) in RETRIED_STATUSES
+
+    def attributes(self, function_url: str) -> dict[str, str]:
+        """Knative's extension attributes of a dead letter, encoded as its Kafka broker does."""
+        reason = {"knativeerrordest": function_url, "knativeerrorcode": self.error}
+        return reason | ({"knativeerrordata": base64.b64encode(self.body).decode()} if self.body else {})
+
+
+def post(url: str, attributes: dict[str, str], data: bytes, timeout_seconds: float) -> Failure | None:
+    """POSTs an event as a binary CloudEvent. Returns None when it was taken."""
     headers = {f"ce-{name}": quote(value, safe=_HEADER_SAFE) for name, value in attributes.items()}
     try:
-        response = http.request(
+        with http.request(
             "POST",
-            function_url,
+            url,
             body=data,
             headers={**headers, "Content-Type": kafka.CONTENT_TYPE},
-            timeout=trigger.timeout_seconds,
-        )
+            timeout=urllib3.Timeout(total=timeout_seconds),
+            redirect=False,
+            preload_content=False,  # an answer may be of any size
+        ) as response:
+            body = b""
+            with contextlib.suppress(urllib3.exceptions.HTTPError):  # the status counts, whatever comes of the body
+                body = response.read(MAX_ERROR_BYTES)
+            return None if response.status < 300 else Failure(str(response.status), body, retry_after(response))
     except (urllib3.exceptions.HTTPError, ValueError) as error:
-        return type(error).__name__
-    return None if response.status < 300 else str(response.status)
+        return Failure(type(error).__name__)
 
 
-def is_retried(error: str) -> bool:
-    """Whether the same delivery may succeed later."""
-    return not error.isdigit() or int(error) >= 500 or int(error) in RETRIED_STATUSES
+def retry_after(response: urllib3.BaseHTTPResponse) -> float:
+    """Seconds that a 429 or 503 asks to wait (RFC 9110, 10.2.3), as far as we do."""
+    if response.status not in ASKING_TO_WAIT:
+        return 0.0
+    try:
+        return min(MAX_BACKOFF_SECONDS, urllib3.Retry().get_retry_after(response) or 0.0)
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return 0.0
 
 
 def backoff(trigger: Trigger, attempt: int) -> float:
     """Seconds to wait after an attempt, counted from 0."""
-    factor = 2**attempt if trigger.backoff_policy == "exponential" else attempt + 1
-    return min(MAX_BACKOFF_SECONDS, trigger.backoff_seconds * float(factor))
-
-
-def send_to_dead_letters(record: Any, function_url: str, error: str) -> None:
-    """Keeps an event that could not be delivered, with the reason in Knative's extension attributes."""
-    reason = {"knativeerrordest": function_url, "knativeerrorcode": error}
-    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers, acks="all", max_block_ms=10_000)
-    try:
-        headers = [*record.headers, *((f"ce_{name}", value.encode()) for name, value in reason.items())]
-        producer.send(kafka.DEAD_LETTERS, key=record.key, value=record.value, headers=headers).get(timeout=10)
-    finally:
-        producer.close(timeout=1)
+    factor = 2.0 ** min(attempt, 64) if trigger.backoff_policy == "exponential" else attempt + 1
+    return min(MAX_BACKOFF_SECONDS, trigger.backoff_seconds * factor)
 
 
 def main() -> None:

@@ -2,17 +2,23 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from kafka.net.compat import KafkaNetClient
+
+from shared.settings import settings
 
 EVENTS = "aegis.user.events"
-DEAD_LETTERS = "aegis.user.dead-letters"
 PARTITIONS = 6
 """Of EVENTS: so many users' events are handled side by side by one event function."""
 
-_PARTITIONS = {EVENTS: PARTITIONS, DEAD_LETTERS: 1}
+_PARTITIONS = {EVENTS: PARTITIONS}
+
+AWAY_SECONDS = 2
+"""After so long without an answer a broker is taken for dead."""
 
 CONTENT_TYPE = "application/json"
 _PREFIX = "ce_"
@@ -51,3 +57,33 @@ def to_attributes(headers: Headers) -> dict[str, str]:
         for name, value in headers
         if re.fullmatch(_ATTRIBUTE, name)
     }
+
+
+@contextlib.contextmanager
+def connected(client: Callable[..., Any], **configuration: Any) -> Iterator[Any]:
+    """A client of kafka-python, closed at the end, that waits seconds for a broker that is away, not minutes.
+
+    Raises:
+        KafkaTimeoutError: no broker answers.
+    """
+    networks: list[KafkaNetClient] = []
+
+    def network(**options: Any) -> KafkaNetClient:
+        networks.append(KafkaNetClient(**options))
+        return networks[-1]
+
+    try:
+        connected = client(
+            bootstrap_servers=settings().kafka_bootstrap_servers,
+            kafka_client=network,
+            request_timeout_ms=AWAY_SECONDS * 1000,
+            bootstrap_timeout_ms=AWAY_SECONDS * 1000,
+            reconnect_backoff_max_ms=500,
+            **configuration,
+        )
+    except BaseException:
+        for left_behind in networks:  # by the constructor: a thread and four files, for each attempt
+            left_behind.close()
+        raise
+    with contextlib.closing(connected):
+        yield connected

@@ -1,13 +1,21 @@
-"""The trigger dispatcher: each matching event reaches its function, in order, or the dead letters with the reason."""
+"""The trigger dispatcher: each matching event reaches its function, in order per user, or is kept with the reason."""
 
+import base64
+import os
+import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
 from kafka import KafkaProducer
-from kafka.admin import KafkaAdminClient
+from kafka.admin import KafkaAdminClient, NewTopic
 
 from knative import dispatcher
 from knative.local import servers
@@ -16,18 +24,22 @@ from shared import kafka
 from shared.manifests import Trigger, triggers
 from shared.settings import settings
 from tests.conftest import wait_for
-from tests.providers import Answer, Provider, listening
-from tests.servers import Own, kill, read_topic, start_again
+from tests.providers import Answer, Asked, Provider, listening
+from tests.servers import Own, kill, start_again
+
+UNAVAILABLE = Answer(503)
+URL = "http://127.0.0.1:{service}"
+"""A function's name is its port here."""
 
 TRIGGER = Trigger(
     name="tested",
-    service="tested",
+    service="",
     filters=({"exact": {"type": "wanted"}},),
     retries=3,
     backoff_policy="linear",
     backoff_seconds=0.01,
     timeout_seconds=2,
-    dead_letter_service="keep-dead-letter",
+    dead_letter_service="",
 )
 
 
@@ -38,9 +50,17 @@ def function() -> Iterator[Provider]:
         yield server
 
 
-def ids(function: Provider) -> list[str]:
-    """Of the events that it was sent."""
-    return [asked.headers["ce-id"] for asked in function.asked]
+@pytest.fixture
+def keeper() -> Iterator[Provider]:
+    """The function that keeps dead letters."""
+    with listening(lambda _: Answer(204)) as server:
+        yield server
+
+
+@pytest.fixture
+def trigger(function: Provider, keeper: Provider) -> Trigger:
+    service, dead_letter_service = (str(server.server_address[1]) for server in (function, keeper))
+    return replace(TRIGGER, service=service, dead_letter_service=dead_letter_service)
 
 
 @pytest.fixture
@@ -50,39 +70,70 @@ def broker(own: Own) -> Process:
     return process
 
 
-def ensure_topics() -> None:
-    admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
-    kafka.ensure_topics(admin)
-    admin.close()
+def ensure_topics() -> str:
+    with kafka.connected(KafkaAdminClient) as admin:
+        return kafka.ensure_topics(admin)
 
 
 @contextmanager
-def consuming(url: str) -> Iterator[None]:
+def consuming(trigger: Trigger) -> Iterator[None]:
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(TRIGGER, 0, url, False, stopped))
+    thread = threading.Thread(target=dispatcher.consume, args=(trigger, URL, ensure_topics(), stopped))
     thread.start()
-    yield
-    stopped.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
-def send(*ids: str, type_: str = "wanted", **attributes: str) -> None:
+@contextmanager
+def dispatching(supervisor: Supervisor, function: Provider) -> Iterator[Process]:
+    """A dispatcher in a process of its own, with the triggers of the manifests."""
+    environment = {**os.environ, "FUNCTION_URL": f"{function.url}/{{service}}"}
+    process = Process("dispatcher", [sys.executable, "-m", "knative.dispatcher"], environment)
+    supervisor.start(process)
+    yield process
+    terminate(process)
+
+
+def terminate(process: Process) -> None:
+    assert process.popen
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(30) == 0, "a pod has 30 s to end"
+
+
+def send(*ids: str, user: str | None = "user", type_: str = "wanted", partition: int = 0, **attributes: str) -> None:
+    send_all([(id_, user) for id_ in ids], type_, partition, **attributes)
+
+
+def send_all(events: Sequence[tuple[str, str | None]], type_: str, partition: int | None, **attributes: str) -> None:
+    """Sends events: pairs of an id and a user."""
     producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers, acks="all")
-    for id_ in ids:
+    for id_, user in events:
         event = {"specversion": "1.0", "id": id_, "source": "/tests", "type": type_, **attributes}
-        producer.send(kafka.EVENTS, b'{"a": 1}', b"user", kafka.to_headers(event), partition=0).get(timeout=10)
+        key = user.encode() if user else None
+        producer.send(kafka.EVENTS, b'{"a": 1}', key, kafka.to_headers(event), partition=partition)
+    producer.flush()
     producer.close()
 
 
-def dead_letters(count: int) -> list[Any]:
-    """The dead letters, once there are so many; and those that come right after."""
-    return read_topic(kafka.DEAD_LETTERS, 1, count)
+def ids(function: Provider) -> list[str]:
+    """Of the events that it was sent."""
+    return [asked.headers["ce-id"] for asked in function.asked]
 
 
-def test_a_matching_event_arrives_as_a_binary_cloud_event(broker: Process, function: Provider) -> None:
+def failing(*ids: str, answer: Answer = UNAVAILABLE) -> Any:
+    """What a function answers that takes all events but these."""
+    return lambda asked: answer if asked.headers["ce-id"] in ids else Answer(204)
+
+
+def test_a_matching_event_arrives_as_a_binary_cloud_event(
+    broker: Process, function: Provider, trigger: Trigger
+) -> None:
     send("unwanted", type_="other")
     send("1", subject='한 "quoted" 100%')
-    with consuming(function.url):
+    with consuming(trigger):
         wait_for(lambda: function.asked)
     (asked,) = function.asked
     assert asked.body == '{"a": 1}'
@@ -91,88 +142,365 @@ def test_a_matching_event_arrives_as_a_binary_cloud_event(broker: Process, funct
     assert asked.headers["ce-subject"] == "%ED%95%9C%20%22quoted%22%20100%25"
 
 
-def test_a_failed_delivery_is_repeated_and_the_next_event_waits(broker: Process, function: Provider) -> None:
+def test_events_of_all_partitions_arrive_also_where_somebody_has_made_more_than_we_do(
+    own: Own, function: Provider, trigger: Trigger
+) -> None:
+    own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
+    with kafka.connected(KafkaAdminClient) as admin:
+        admin.create_topics([NewTopic(kafka.EVENTS, kafka.PARTITIONS + 2, -1)])
+    with consuming(trigger):
+        for partition in range(kafka.PARTITIONS + 2):
+            send(f"{partition}", partition=partition)
+        wait_for(lambda: len(function.asked) == kafka.PARTITIONS + 2)
+
+
+def test_a_failed_delivery_is_repeated_and_the_next_event_waits(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger
+) -> None:
     function.answers = [Answer(503), Answer(500), Answer(429)]
     send("1", "2")
-    with consuming(function.url):
+    with consuming(trigger):
         wait_for(lambda: len(function.asked) == 5)
     assert ids(function) == ["1", "1", "1", "1", "2"]
-    assert dead_letters(0) == []
+    assert keeper.asked == []
 
 
-def test_after_all_retries_an_event_is_a_dead_letter_with_the_reason(broker: Process, function: Provider) -> None:
-    function.answers = [Answer(503)] * 4
-    send("1", "2")
-    with consuming(function.url):
-        wait_for(lambda: ids(function)[-1:] == ["2"])
-    (record,) = dead_letters(1)
-    attributes = kafka.to_attributes(record.headers)
-    assert attributes["id"] == "1"
-    assert (attributes["knativeerrordest"], attributes["knativeerrorcode"]) == (function.url, "503")
-    assert (record.key, record.value) == (b"user", b'{"a": 1}')
+def test_a_failing_event_holds_up_its_user_only(broker: Process, function: Provider, trigger: Trigger) -> None:
+    function.answer = failing("1")
+    send("1", "2", user="one")
+    send("3", "4", user="another")
+    with consuming(replace(trigger, retries=10**6)):
+        wait_for(lambda: ids(function).count("1") > 3 and "4" in ids(function))
+        assert "2" not in ids(function)
+        function.answer = failing()
+        wait_for(lambda: ids(function)[-2:] == ["1", "2"])
+    assert [id_ for id_ in ids(function) if id_ in "34"] == ["3", "4"]
 
 
-@pytest.mark.parametrize("status", [400, 401, 422])
-def test_an_event_that_is_refused_for_good_is_a_dead_letter_at_once(
-    broker: Process, function: Provider, status: int
+def test_users_whose_events_fail_do_not_hold_up_the_others_however_many_they_are(
+    broker: Process, function: Provider, trigger: Trigger
 ) -> None:
-    function.answers = [Answer(status)]
+    many = [f"failing-{number}" for number in range(3 * dispatcher.IN_FLIGHT)]
+    function.answer = failing(*many)
+    send_all([(id_, id_) for id_ in many], "wanted", 0)
+    with consuming(replace(trigger, backoff_seconds=60)):
+        wait_for(lambda: len(function.asked) == len(many))
+        send("1")
+        wait_for(lambda: ids(function)[-1] == "1")
+
+
+def test_events_of_many_users_are_delivered_side_by_side_and_those_of_each_in_order(
+    broker: Process, function: Provider, trigger: Trigger
+) -> None:
+    events = [(f"{number:03}", f"user-{number % 20}") for number in range(400)]
+    under_way: Counter[str] = Counter()
+    lock, all_at_once = threading.Lock(), threading.Event()
+    most, most_of_one = 0, 0
+
+    def answer(asked: Asked) -> Answer:
+        nonlocal most, most_of_one
+        user = asked.headers["ce-subject"]
+        with lock:
+            under_way[user] += 1
+            most, most_of_one = max(most, under_way.total()), max(most_of_one, under_way[user])
+        if most == dispatcher.IN_FLIGHT:
+            all_at_once.set()
+        all_at_once.wait(10)
+        with lock:
+            under_way[user] -= 1
+        return Answer(204)
+
+    function.answer = answer
+    for user in {user for _, user in events}:
+        send_all([event for event in events if event[1] == user], "wanted", None, subject=user)
+    with consuming(trigger):
+        wait_for(lambda: len(function.asked) == len(events))
+    for user in {user for _, user in events}:
+        sent = [id_ for id_, of in events if of == user]
+        assert [asked.headers["ce-id"] for asked in function.asked if asked.headers["ce-subject"] == user] == sent
+    assert (most_of_one, most) == (1, dispatcher.IN_FLIGHT)
+
+
+def test_events_without_a_user_wait_for_those_before_in_their_partition(
+    broker: Process, function: Provider, trigger: Trigger
+) -> None:
+    function.answer = failing("1")
+    send("1", "2", user=None)
+    send("3", user=None, partition=1)
+    with consuming(replace(trigger, retries=10**6)):
+        wait_for(lambda: ids(function).count("1") > 3 and "3" in ids(function))
+        assert "2" not in ids(function)
+        function.answer = failing()
+        wait_for(lambda: ids(function)[-2:] == ["1", "2"])
+
+
+def test_no_more_events_are_read_than_there_is_room_for(
+    broker: Process, function: Provider, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = []
+
+    class Recorded(dispatcher.Deliveries):
+        def take(self, records: Sequence[Any]) -> None:
+            super().take(records)
+            waiting.append(self.waiting())
+
+    monkeypatch.setattr(dispatcher, "Deliveries", Recorded)
+    monkeypatch.setattr(dispatcher, "MAX_WAITING", 10)
+    monkeypatch.setattr(dispatcher, "MAX_BATCH", 5)
+    events = [(f"{number:03}", f"user-{number}") for number in range(60)]
+    send_all(events, "wanted", None)
+    with consuming(trigger):
+        wait_for(lambda: sorted(ids(function)) == [id_ for id_, _ in events])
+    assert max(waiting) < 10 + 5
+
+
+def test_after_all_retries_an_event_is_a_dead_letter_with_the_reason(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger
+) -> None:
+    function.answers = [Answer(503)] * 3 + [Answer(500, body=b"\xffwhat went wrong" * 100)]
+    send("1", "2", subject="한")
+    with consuming(trigger):
+        wait_for(lambda: ids(function)[-1:] == ["2"])
+    assert ids(function) == ["1"] * 4 + ["2"]
+    (kept,) = keeper.asked
+    sent = {name: value for name, value in function.asked[0].headers.items() if name.startswith("ce-")}
+    reason = {
+        "ce-knativeerrordest": function.url,
+        "ce-knativeerrorcode": "500",
+        "ce-knativeerrordata": base64.b64encode((b"\xffwhat went wrong" * 100)[:1024]).decode(),
+    }
+    assert {name: value for name, value in kept.headers.items() if name.startswith("ce-")} == sent | reason
+    assert (kept.body, kept.headers["content-type"]) == ('{"a": 1}', "application/json")
+
+
+@pytest.mark.parametrize("status", [302, 307, 400, 401, 422])
+def test_an_event_that_is_refused_for_good_is_a_dead_letter_at_once(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger, status: int
+) -> None:
+    function.answers = [Answer(status, headers={"Location": "/elsewhere"})]
     send("1", "2")
-    with consuming(function.url):
+    with consuming(trigger):
         wait_for(lambda: ids(function) == ["1", "2"])
-    assert [kafka.to_attributes(record.headers)["knativeerrorcode"] for record in dead_letters(1)] == [str(status)]
+    (kept,) = keeper.asked
+    assert kept.headers["ce-knativeerrorcode"] == str(status)
+    assert "ce-knativeerrordata" not in kept.headers
 
 
-def test_a_function_that_is_not_there_is_tried_again(broker: Process) -> None:
+def test_a_function_that_is_not_there_is_tried_again(broker: Process, keeper: Provider, trigger: Trigger) -> None:
     send("1")
-    with consuming(f"http://127.0.0.1:{servers.free_port()}/"):
-        (record,) = dead_letters(1)
-    assert kafka.to_attributes(record.headers)["knativeerrorcode"] == "NewConnectionError"
+    with consuming(replace(trigger, service=str(servers.free_port()))):
+        wait_for(lambda: keeper.asked)
+    assert keeper.asked[0].headers["ce-knativeerrorcode"] == "NewConnectionError"
 
 
-def test_an_event_in_hand_when_the_dispatcher_stops_is_delivered_again(broker: Process, function: Provider) -> None:
-    function.answers = [Answer(503)] * 100
-    slow = Trigger(**{**TRIGGER.__dict__, "retries": 100, "backoff_seconds": 0.1})
-    send("1")
-    stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(slow, 0, function.url, False, stopped))
-    thread.start()
-    wait_for(lambda: function.asked)
-    stopped.set()
-    thread.join()
-    function.answers = []
-    before = len(function.asked)
-    with consuming(function.url):
-        wait_for(lambda: len(function.asked) > before)
-    assert set(ids(function)) == {"1"}
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(Answer(after=threading.Event()), "ReadTimeoutError"), (Answer(drops=True), "ProtocolError")],
+    ids=["hangs", "closes the connection"],
+)
+@pytest.mark.usefixtures("broker")
+def test_a_function_that_gives_no_answer_is_tried_again(
+    function: Provider, keeper: Provider, trigger: Trigger, answer: Answer, error: str
+) -> None:
+    function.answer = failing("1", answer=answer)
+    send("1", user="one")
+    send("2", user="another")
+    with consuming(replace(trigger, timeout_seconds=0.2)):
+        wait_for(lambda: keeper.asked)
+    assert ids(function).count("1") == 1 + trigger.retries
+    assert ids(function).count("2") == 1
+    assert [(kept.headers["ce-id"], kept.headers["ce-knativeerrorcode"]) for kept in keeper.asked] == [("1", error)]
+    if answer.after:
+        answer.after.set()
 
 
-def test_a_settled_event_is_not_delivered_again(broker: Process, function: Provider) -> None:
-    send("1")
-    with consuming(function.url):
+@pytest.mark.parametrize("status", [503, 400])
+def test_while_dead_letters_cannot_be_kept_the_event_is_tried_again(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger, status: int
+) -> None:
+    function.answer = failing("1", answer=Answer(status))
+    keeper.answer = failing("1")
+    send("1", "2")
+    with consuming(trigger):
+        wait_for(lambda: len(keeper.asked) == 3)
+        assert "2" not in ids(function)
+        function.answer = failing()
+        wait_for(lambda: ids(function)[-2:] == ["1", "2"])
+
+
+def test_a_dead_letter_is_kept_as_soon_as_it_can_be(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger
+) -> None:
+    function.answer = failing("1")
+    keeper.answers = [Answer(503), Answer(drops=True)]
+    send("1", "2")
+    with consuming(trigger):
+        wait_for(lambda: ids(function)[-1:] == ["2"])
+    assert ids(keeper) == ["1"] * 3
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "seconds"),
+    [
+        (429, "7", 7),
+        (503, "7", 7),
+        (503, format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), dispatcher.MAX_BACKOFF_SECONDS),
+        (503, format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0),
+        (503, "100000", dispatcher.MAX_BACKOFF_SECONDS),
+        (503, "9" * 5000, 0),
+        (503, "-7", 0),
+        (503, "soon", 0),
+        (503, "", 0),
+        (500, "7", 0),
+    ],
+)
+def test_a_function_says_how_long_it_wants_to_be_left_alone(
+    function: Provider, status: int, value: str, seconds: float
+) -> None:
+    function.answers = [Answer(status, headers={"Retry-After": value})]
+    failure = dispatcher.post(function.url, {"id": "1"}, b"{}", 2)
+    assert failure
+    assert failure.retry_after == seconds
+
+
+def test_a_function_is_left_alone_for_as_long_as_it_asks(broker: Process, function: Provider, trigger: Trigger) -> None:
+    others = [f"other-{number}" for number in range(20)]
+    function.answers = [Answer(503, headers={"Retry-After": "60"})]
+    send("1", user="one")
+    with consuming(trigger):
         wait_for(lambda: function.asked)
-    send("2")
-    with consuming(function.url):
+        for id_ in others:
+            send(id_, user="another")
+        wait_for(lambda: ids(function) == ["1", *others])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("ce_id", b"\xff")],
+        [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"/tests")],
+        [("ce_specversion", b"1.0"), ("ce_type", b"wanted"), ("ce_source", b"/tests")],
+        [("ce_specversion", b"1.0"), ("ce_id", b""), ("ce_source", b"/tests"), ("ce_type", b"wanted")],
+    ],
+)
+@pytest.mark.parametrize("value", [None, b"\xff\x00"])
+@pytest.mark.usefixtures("broker")
+def test_a_record_that_is_no_event_is_passed_over(
+    function: Provider, keeper: Provider, trigger: Trigger, headers: list[tuple[str, bytes]], value: bytes | None
+) -> None:
+    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
+    producer.send(kafka.EVENTS, value, b"user", headers, partition=0).get(timeout=10)
+    producer.close()
+    send("1")
+    with consuming(trigger):
+        wait_for(lambda: function.asked)
+    assert ids(function) == ["1"]
+    assert keeper.asked == []
+
+
+def test_an_event_without_data_is_one(broker: Process, function: Provider, trigger: Trigger) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/tests", "type": "wanted"}
+    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
+    producer.send(kafka.EVENTS, None, b"user", kafka.to_headers(event), partition=0).get(timeout=10)
+    producer.close()
+    with consuming(trigger):
+        wait_for(lambda: function.asked)
+    assert function.asked[0].body == ""
+
+
+def test_a_settled_event_is_not_delivered_again(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger
+) -> None:
+    function.answer = failing("2", answer=Answer(400))
+    send("1", "2")
+    with consuming(trigger):
+        wait_for(lambda: keeper.asked)
+    send("3")
+    with consuming(trigger):
+        wait_for(lambda: "3" in ids(function))
+    assert ids(function) == ["1", "2", "3"]
+    assert ids(keeper) == ["2"]
+
+
+def test_a_dispatcher_that_is_told_to_stop_delivers_later_what_it_could_not(
+    broker: Process, function: Provider, supervisor: Supervisor
+) -> None:
+    function.answer = failing("2")
+    send_all([("1", "one"), ("2", "another"), ("3", "one")], "com.aegis.user.tested.v1", 0)
+    with dispatching(supervisor, function):
+        wait_for(lambda: {"1", "2", "3"} <= set(ids(function)))
+    function.answer = failing()
+    function.asked.clear()
+    with dispatching(supervisor, function):
+        wait_for(lambda: sorted(ids(function)) == ["2", "3"])  # 3 was settled, but 2 before it was not
+
+
+def test_a_delivery_under_way_when_the_dispatcher_stops_is_not_made_again(
+    broker: Process, function: Provider, supervisor: Supervisor
+) -> None:
+    answered = threading.Event()
+    function.answers = [Answer(204, after=answered)]
+    send("1", type_="com.aegis.user.tested.v1")
+    with dispatching(supervisor, function) as process:
+        wait_for(lambda: function.asked)
+        assert process.popen
+        process.popen.send_signal(signal.SIGTERM)
+        answered.set()
+    send("2", type_="com.aegis.user.tested.v1")
+    with dispatching(supervisor, function):
         wait_for(lambda: "2" in ids(function))
     assert ids(function) == ["1", "2"]
 
 
-def test_a_record_that_is_no_event_is_passed_over(broker: Process, function: Provider) -> None:
-    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
-    producer.send(kafka.EVENTS, b"\xff\x00", b"user", [("ce_id", b"\xff")], partition=0).get(timeout=10)
-    producer.send(kafka.EVENTS, None, b"user", partition=0).get(timeout=10)
-    producer.close()
-    send("1")
-    with consuming(function.url):
+def test_a_function_that_hangs_does_not_keep_the_dispatcher_from_stopping(
+    broker: Process, function: Provider, supervisor: Supervisor
+) -> None:
+    answered = threading.Event()
+    function.answer = failing("1", answer=Answer(after=answered))
+    send("1", type_="com.aegis.user.tested.v1")
+    with dispatching(supervisor, function):
         wait_for(lambda: function.asked)
-    assert ids(function) == ["1"]
+    answered.set()
+    function.answer = failing()
+    with dispatching(supervisor, function):
+        wait_for(lambda: len(function.asked) == 2)
+    assert ids(function) == ["1", "1"]
+
+
+def test_a_dispatcher_stops_also_while_the_broker_is_away(
+    broker: Process, function: Provider, supervisor: Supervisor
+) -> None:
+    send("1", type_="com.aegis.user.tested.v1")
+    with dispatching(supervisor, function):
+        wait_for(lambda: function.asked)
+        kill(broker)
+
+
+def test_a_dispatcher_killed_in_the_middle_loses_nothing(
+    broker: Process, function: Provider, supervisor: Supervisor
+) -> None:
+    events = [(f"{number:04}", f"user-{number % 30}") for number in range(600)]
+    send_all(events, "com.aegis.user.tested.v1", None)
+    function.answer = failing("0000", "0100")
+    with dispatching(supervisor, function) as process:
+        for enough in (100, 300, 500):
+            wait_for(lambda enough=enough: len(set(ids(function))) >= enough)  # type: ignore[misc]
+            kill(process)
+            start_again(supervisor, process)
+        function.answer = failing()
+        wait_for(lambda: set(ids(function)) == {id_ for id_, _ in events})
+    for user in {user for _, user in events}:
+        sent = [id_ for id_, of in events if of == user]
+        arrived = [id_ for id_ in ids(function) if id_ in sent]
+        assert list(dict.fromkeys(arrived)) == sent
 
 
 @pytest.mark.parametrize(("policy", "waits"), [("exponential", [0.3, 0.6, 1.2, 2.4]), ("linear", [0.3, 0.6, 0.9, 1.2])])
 def test_back_off_grows_as_stated(policy: str, waits: list[float]) -> None:
-    trigger = Trigger(**{**TRIGGER.__dict__, "backoff_policy": policy, "backoff_seconds": 0.3})
+    trigger = replace(TRIGGER, backoff_policy=policy, backoff_seconds=0.3)
     assert [dispatcher.backoff(trigger, attempt) for attempt in range(4)] == pytest.approx(waits)
-    assert dispatcher.backoff(trigger, 300) == dispatcher.MAX_BACKOFF_SECONDS
+    assert dispatcher.backoff(trigger, 10**6) == dispatcher.MAX_BACKOFF_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -191,12 +519,12 @@ def test_back_off_grows_as_stated(policy: str, waits: list[float]) -> None:
     ids=str,
 )
 def test_filters_pass_what_knative_passes(filters: tuple[dict[str, Any], ...], passes: bool) -> None:
-    assert Trigger(**{**TRIGGER.__dict__, "filters": filters}).matches({"type": "a.b"}) is passes
+    assert replace(TRIGGER, filters=filters).matches({"type": "a.b"}) is passes
 
 
 def test_an_unknown_filter_dialect_is_an_error_and_not_a_match() -> None:
     with pytest.raises(ValueError, match="cesql"):
-        Trigger(**{**TRIGGER.__dict__, "filters": ({"cesql": "true"},)}).matches({"type": "a.b"})
+        replace(TRIGGER, filters=({"cesql": "true"},)).matches({"type": "a.b"})
 
 
 def test_every_trigger_waits_at_least_a_minute_before_it_gives_up() -> None:
@@ -204,19 +532,32 @@ def test_every_trigger_waits_at_least_a_minute_before_it_gives_up() -> None:
         assert sum(dispatcher.backoff(trigger, attempt) for attempt in range(trigger.retries)) > 60
 
 
-def test_a_broker_that_forgets_is_read_from_the_beginning(
-    broker: Process, function: Provider, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatcher, "triggers", lambda: (TRIGGER,))
+@contextmanager
+def running(function: Provider) -> Iterator[None]:
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.run, args=(function.url, stopped))
+    thread = threading.Thread(target=dispatcher.run, args=(URL, stopped))
     thread.start()
-    send("1")
-    wait_for(lambda: ids(function) == ["1"])
-    kill(broker)
-    start_again(supervisor, broker)
-    ensure_topics()
-    send("2")
-    wait_for(lambda: "2" in ids(function), seconds=30)
-    stopped.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_a_broker_that_comes_back_is_read_on_whether_it_has_forgotten_or_not(
+    broker: Process,
+    function: Provider,
+    trigger: Trigger,
+    supervisor: Supervisor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "triggers", lambda: (trigger,))
+    with running(function):
+        send("1")
+        wait_for(lambda: ids(function) == ["1"])
+        for id_ in ("2", "3"):
+            kill(broker)
+            start_again(supervisor, broker)
+            ensure_topics()
+            send(id_)
+            wait_for(lambda id_=id_: id_ in ids(function))  # type: ignore[misc]
