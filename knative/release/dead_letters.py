@@ -17,6 +17,7 @@ from shared import dead_letters
 from shared.database import transaction
 from shared.events import SOURCE
 from shared.manifests import function_name
+from shared.outbox import wake_relay
 from shared.tables import dead_letter, outbox, processed_event
 
 LISTED = 50
@@ -151,16 +152,15 @@ def drop(chosen: Chosen) -> str:
 
 def _settle(connection: Connection, rows: Sequence[Row[Any]]) -> None:
     """Marks events as processed by the function that could not: so nobody takes them for lost, and sends them again."""
-    if rows:
-        settled = [
-            {"function": row.function, "event_id": f"{row.source} {row.event_id}", "done_at": func.now()}
-            for row in rows
-        ]
-        connection.execute(
-            insert(processed_event)
-            .values(settled)
-            .on_conflict_do_update(index_elements=["function", "event_id"], set_={"done_at": func.now()})
-        )
+    if not rows:
+        return
+    marks = {(row.function, f"{row.source} {row.event_id}") for row in rows}
+    processed = insert(processed_event).values(
+        [{"function": function, "event_id": event_id, "done_at": func.now()} for function, event_id in marks]
+    )
+    connection.execute(
+        processed.on_conflict_do_update(index_elements=["function", "event_id"], set_={"done_at": func.now()})
+    )
 
 
 def _event(row: Row[Any]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _put_back(connection: Connection, events: dict[UUID, dict[str, Any]]) -> Non
     held = set(connection.scalars(again))
     if gone := [event for id_, event in events.items() if id_ not in held]:
         connection.execute(insert(outbox).values(gone))
-    connection.execute(select(func.pg_notify("outbox", "")))  # an update does not wake the relay
+    wake_relay(connection)
 
 
 def _missing_of(chosen: Chosen) -> list[str]:

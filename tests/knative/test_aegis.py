@@ -31,7 +31,7 @@ from shared import access_tokens, database, settings
 from shared.database import transaction
 from shared.events import SOURCE
 from shared.relay import attributes
-from shared.tables import account, credential, dead_letter, outbox
+from shared.tables import account, credential, dead_letter, outbox, processed_event
 from tests.conftest import DATA, PASSWORD, ROOT, User, call, create_user, events_of, log_in
 from tests.servers import kill
 
@@ -404,6 +404,27 @@ def test_all_takes_what_the_list_has(own_database: Process, capsys: Any, monkeyp
     assert dead(capsys, "drop", "--all") == ["1 dropped."]
     assert letter(other) is None
     assert letter(1) is not None, "it was retried, and is not in the list"
+
+
+def test_what_was_dropped_does_not_come_back(function: str) -> None:
+    """When it is sent again for another function, or all events of some time are."""
+    number = give_up(function=function)
+    event_id = f"{SOURCE} {letter(number).event_id}"
+    claimed = {"function": function, "event_id": event_id}
+    with transaction() as connection:
+        connection.execute(insert(processed_event).values(claimed))
+    aegis.main(["events", "dead", "drop", str(number)])
+    with transaction() as connection:
+        query = select(processed_event.c.function).where(
+            processed_event.c.event_id == event_id, processed_event.c.done_at.is_not(None)
+        )
+        assert connection.scalars(query).all() == [function]
+
+
+def test_two_that_look_alike_are_dropped_at_once(function: str, capsys: Any) -> None:
+    for source, id_ in (("a", "b c"), ("a b", "c")):
+        give_up(function=function, attributes={"source": source, "id": id_})
+    assert dead(capsys, "drop", "--all", "--function", function) == ["2 dropped."]
 
 
 def test_what_does_not_exist_is_said() -> None:
