@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from sqlalchemy import case, func
 from sqlalchemy.dialects.postgresql import insert
 
+from shared import logs
 from shared.database import transaction
 from shared.event_function import MAX_IDENTITY_LENGTH, event_function
 from shared.manifests import function_name
@@ -32,6 +33,8 @@ def keep_dead_letter(headers: Mapping[str, str], body: bytes) -> None:
     once, until an operator has retried it.
     """
     attributes, data, content_type = _read(headers, body)
+    if request_id := attributes.get("requestid"):
+        logs.request_id.set(request_id)
     code, destination, said = (
         attributes.pop(f"knativeerror{name}", "") for name in ("code", "dest", "data")
     )  # Knative Eventing's extension attributes
