@@ -5,23 +5,20 @@ overwrites what a writer has put since.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from shared.once import once
+from shared.pauses import Pause
 from shared.settings import settings
 
 if TYPE_CHECKING:
     import redis
 
 TIMEOUT_SECONDS = 0.25
-PAUSE_SECONDS = 1.0
-"""After a failure nothing is asked for so long, so that an absent Redis does not slow every request."""
 
 T = TypeVar("T")
 
@@ -92,8 +89,8 @@ def is_up() -> bool:
 
 
 def attempt(work: Callable[["redis.Redis"], T]) -> T | None:
-    """What `work` gets from Redis; None when Redis is away, or was within the last second."""
-    return None if time.monotonic() < _pause.until else _try(work)
+    """What `work` gets from Redis; None when Redis is away, or was at the last try and it is not time for another."""
+    return _try(work) if _pause.admits() else None
 
 
 def _write(work: "Callable[[redis.Redis], object]") -> None:
@@ -116,19 +113,17 @@ def _try(work: Callable[["redis.Redis"], T]) -> T | None:
     from redis import RedisError
 
     try:
-        return work(connected)
+        result = work(connected)
     except (RedisError, OSError) as error:
-        _pause.until = time.monotonic() + PAUSE_SECONDS
+        _pause.begin()
         log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
         return None
+    _pause.end()
+    return result
 
 
-@dataclass
-class _Pause:
-    until: float = 0.0
-
-
-_pause = _Pause()
+_pause = Pause()
+"""So that an absent Redis does not slow every request."""
 
 
 @once

@@ -4,6 +4,7 @@ Explicit, because behind PgBouncer in transaction mode a statement outside one m
 client's rows.
 """
 
+import logging
 import select
 import socket
 from collections.abc import Iterator
@@ -15,27 +16,59 @@ import pg8000.dbapi
 import sqlalchemy
 from sqlalchemy import Connection, CursorResult, Engine, Executable, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from shared import deadline
 from shared.once import once
+from shared.pauses import Pause
 from shared.problems import ServiceUnavailable
 from shared.settings import settings
 
-TIMEOUT_SECONDS = 2.0
-"""For a connection, an answer, and a free place in the pool: each is a 503 when it passes."""
+TIMEOUT_SECONDS = 1.5
+"""For a connection and for each statement, where the deadline of a request is not nearer: a 503 when it passes."""
+LATE_SECONDS = 0.2
+"""So much longer we wait: PostgreSQL ends a statement by itself, and the connection stays good."""
+FAIR_SECONDS = 0.75
+"""Who gives PostgreSQL less time than this, as the deadline is near, cannot say that it does not answer."""
 
-# SQLSTATE classes and codes that say "not now": connection lost, out of resources, shutting down, read-only, deadlock.
-_NOT_NOW = ("08", "53", "57P", "25006", "40")
+# SQLSTATE classes and codes that say "not now": connection lost, out of resources, shutting down, read-only, deadlock;
+# a statement or a transaction that took too long, as what it needs is locked by another.
+_NOT_NOW = ("08", "53", "57P", "25006", "40", "57014", "55P03", "25P03", "25P04")
+
+log = logging.getLogger(__name__)
 
 
-def connect(url: URL, timeout: float | None) -> tuple[pg8000.dbapi.Connection, socket.socket]:
+class _Transport(socket.socket):
+    """A socket that waits for PostgreSQL no longer than the request in hand may wait."""
+
+    most: float
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(deadline.left(self.most) + LATE_SECONDS)
+        try:
+            return super().recv_into(*args)
+        except OSError as error:
+            # As pg8000 says it: SQLAlchemy knows by this that the connection is of no use any more.
+            raise pg8000.dbapi.InterfaceError("network error") from error
+
+
+class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
+    def commit(self) -> None:
+        """In one round trip; pg8000's own takes three, as for a statement with parameters."""
+        self.execute_simple("COMMIT")
+
+
+def connect(url: URL, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.socket]:
     """A connection and the socket under it; `timeout` bounds each wait for the server, in seconds."""
-    transport = socket.create_connection((url.host or "localhost", url.port or 5432), timeout=TIMEOUT_SECONDS)
-    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    transport.settimeout(timeout)
-    connection = pg8000.dbapi.connect(
+    most = deadline.left(TIMEOUT_SECONDS) + LATE_SECONDS
+    connected = socket.create_connection((url.host or "localhost", url.port or 5432), timeout=most)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    transport = _Transport(fileno=connected.detach())
+    transport.most = timeout
+    transport.settimeout(most)
+    connection = _Connection(
         url.username or "", database=url.database, password=url.password, sock=transport, application_name="aegis"
     )
     return connection, transport
@@ -56,18 +89,52 @@ def engine() -> Engine:
 
     @event.listens_for(pool, "do_connect")
     def open_connection(_dialect: object, record: ConnectionPoolEntry, *_: object) -> pg8000.dbapi.Connection:
-        connection, record.info["socket"] = connect(url, TIMEOUT_SECONDS)
+        if not _pause.admits():
+            raise ServiceUnavailable
+        is_fair = _is_fair()
+        try:
+            connection, record.info["socket"] = connect(url, TIMEOUT_SECONDS)
+        except (OSError, pg8000.dbapi.Error) as error:
+            if is_fair:
+                _begin_pause(error)
+            raise
+        _pause.end()
         return connection
 
     @event.listens_for(pool, "checkout")
-    def refuse_closed(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+    def begin(connection: pg8000.dbapi.Connection, record: ConnectionPoolEntry, _proxy: object) -> None:
         # An idle connection with something to read was closed by the server: replaced here, without a round trip.
         poll = select.poll()
         poll.register(record.info["socket"], select.POLLIN)
         if poll.poll(0):
             raise DisconnectionError
+        # With the limit in the one round trip that BEGIN takes anyway: so it holds behind PgBouncer, too.
+        limit = round(deadline.left(TIMEOUT_SECONDS) * 1000)
+        is_fair = _is_fair()
+        try:
+            connection.execute_simple(f"BEGIN; SET LOCAL statement_timeout = {limit}")
+        except pg8000.dbapi.Error as error:
+            if not is_fair:
+                raise ServiceUnavailable from error
+            # BEGIN waits for no lock: who does not answer it answers nothing, on no connection.
+            _begin_pause(error)
+            raise InvalidatePoolError from error
 
     return pool
+
+
+def _is_fair() -> bool:
+    return deadline.left(TIMEOUT_SECONDS) >= FAIR_SECONDS
+
+
+def _begin_pause(error: Exception) -> None:
+    _pause.begin()
+    deadline.missed()
+    log.warning("PostgreSQL is away; refusing what needs another connection", extra={"error": type(error).__name__})
+
+
+_pause = Pause()
+"""Of connecting: those who have a connection go on, as at a limit of connections PostgreSQL is in good health."""
 
 
 @contextmanager
@@ -153,6 +220,7 @@ def _errors_as_problems() -> Iterator[None]:
         yield
     except (DBAPIError, PoolTimeout, OSError) as error:
         if is_unavailable(error):
+            deadline.missed()
             raise ServiceUnavailable from error
         raise
 

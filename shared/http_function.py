@@ -28,7 +28,7 @@ import functions_framework
 from flask import Request, Response
 from functions_framework import HTTPFunction
 
-from shared import authentication, rate_limits
+from shared import authentication, deadline, rate_limits
 from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.clients import client_of
 from shared.problems import (
@@ -127,12 +127,11 @@ def http_function(
         @functions_framework.http
         @functools.wraps(handler)
         def serve(request: Request) -> Response:
-            return answer(
-                operation.name,
-                path,
-                request,
-                lambda body, headers: _perform(operation, template, request, body, headers),
-            )
+            def perform(body: bytes, headers: dict[str, str]) -> Response:
+                with deadline.in_time():
+                    return _perform(operation, template, request, body, headers)
+
+            return answer(operation.name, path, request, perform)
 
         return serve
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from shared import deadline
 from shared.once import once
 from shared.problems import FieldError, InvalidRequest, ServiceUnavailable
 from shared.settings import settings
@@ -194,7 +195,7 @@ def _fault(pointer: str, code: str, detail: str) -> FieldError:
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    if not _slots.acquire(timeout=_WAIT_SECONDS):
+    if not _slots.acquire(timeout=deadline.left(_WAIT_SECONDS)):
         raise ServiceUnavailable
     try:
         yield

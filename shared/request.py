@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from flask import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from shared import cors, logs, metrics
+from shared import cors, deadline, logs, metrics
 from shared.problems import BodyTooLarge, InternalError, MalformedRequest, PreconditionFailed, Problem
 
 MAX_BODY_BYTES = 64 * 1024
@@ -59,7 +59,9 @@ def answer(
     request.max_content_length = max_body_bytes + 1
     headers: dict[str, str] = {}
     try:
-        response = work(_body(request, max_body_bytes), headers)
+        body = _body(request, max_body_bytes)
+        deadline.refuse_late()
+        response = work(body, headers)
     except RequestEntityTooLarge:
         response = problem_response(BodyTooLarge(f"A body may have {max_body_bytes // 1024} KiB."))
         # functions-framework reads the rest of the request into memory unless the answer is streamed.

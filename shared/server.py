@@ -7,14 +7,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import functions_framework
 from flask import Flask, Response, request
 from gunicorn.app.base import BaseApplication
+from gunicorn.workers.gthread import ThreadWorker
 
-from shared import cache, logs, metrics
+from shared import cache, deadline, logs, metrics
 from shared.problems import NotFound, ServiceUnavailable
 from shared.registry import uses
 from shared.request import answer, json_response, problem_response
@@ -75,6 +77,24 @@ def create_app(function: str) -> Flask:
     return app
 
 
+class Threads(ThreadPoolExecutor):
+    """The threads of a worker, which know how long the request in hand has waited for one of them."""
+
+    def submit(self, handle: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        submitted = time.monotonic()
+
+        def work() -> Any:
+            deadline.queued.set(time.monotonic() - submitted)
+            return handle(*args, **kwargs)
+
+        return super().submit(work)
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    def get_thread_pool(self) -> Threads:
+        return Threads(self.cfg.threads)
+
+
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn with the settings that a function needs behind a proxy, in a pod with a read-only root."""
 
@@ -83,7 +103,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self.options: dict[str, Any] = {
             "bind": bind,
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": Worker,
             "threads": threads,
             # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
             "keepalive": 120,

@@ -330,12 +330,13 @@ def alone() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_pause_of_the_cache() -> Iterator[None]:
-    """A test that took Redis away does not slow the next one in this process."""
+def no_pause() -> Iterator[None]:
+    """A test that took Redis or PostgreSQL away does not slow the next one in this process."""
     yield
-    from shared import cache
+    from shared import cache, database
 
-    cache._pause.until = 0.0
+    cache._pause.end()
+    database._pause.end()
 
 
 pytest_plugins = ["tests.browser", "tests.servers"]
