@@ -40,6 +40,7 @@ from shared.problems import (
     NotFound,
     Problem,
     ReauthenticationRequired,
+    ServiceUnavailable,
     UnsupportedMediaType,
 )
 from shared.rate_limits import address_subject, enforce, nearest
@@ -182,13 +183,18 @@ def _perform(
         return _success(operation, request, result)
 
     key = request.headers.get("Idempotency-Key") if operation.keeps_answers else None
-    if key is None:
-        return perform()
-    # Imported for those who ask for it.
-    from shared.idempotency import answer_once
+    try:
+        if key is None:
+            return perform()
+        # Imported for those who ask for it.
+        from shared.idempotency import answer_once
 
-    scope = f"{operation.name} {subjects.get('account', '')}"
-    return answer_once(key, scope, request.full_path.encode() + b"\n" + body, perform)
+        scope = f"{operation.name} {subjects.get('account', '')}"
+        return answer_once(key, scope, request.full_path.encode() + b"\n" + body, perform)
+    except ServiceUnavailable:
+        # Who does as told, and comes again until we are back, has not used up what is allowed to them.
+        rate_limits.take_back(operation.name, operation.limits, subjects)
+        raise
 
 
 def _path_parameters(operation: HttpFunction, template: re.Pattern[str], request: Request) -> dict[str, UUID]:

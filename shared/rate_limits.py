@@ -102,6 +102,15 @@ def forgive(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None
                 _here.pop(key, None)
 
 
+def take_back(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
+    """Uncounts one request that `enforce` counted with the same arguments, and that came to nothing on our side."""
+    keys = [window.key for window in _windows(operation, limits, subjects)]
+    if keys:
+        cache.attempt(lambda client: client.execute_command("EVAL", _TAKE_BACK, len(keys), *keys))
+        with _lock:
+            _here.update({key: (_here[key][0] - 1, _here[key][1]) for key in keys if key in _here})
+
+
 def address_subject(address: str) -> str:
     """What is counted for an address: itself, or its network where a subscriber has many; nothing if exempt."""
     parsed = parse_address(address)
@@ -165,6 +174,13 @@ def _count(client: "redis.Redis", windows: Sequence[_Window]) -> list[tuple[int,
     answer = client.execute_command("EVAL", _COUNT, len(windows), *(window.key for window in windows), *limits)
     return [(count, milliseconds / 1000) for count, milliseconds in answer]
 
+
+# What it does not find has expired meanwhile, and would never expire if it were made here.
+_TAKE_BACK = """
+for _, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 1 then redis.call('DECR', key) end
+end
+"""
 
 _here: dict[str, tuple[int, float]] = {}
 """Of each key, how many there are and when the window ends."""

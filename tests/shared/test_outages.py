@@ -318,6 +318,19 @@ def test_at_the_connection_limit_who_has_a_connection_goes_on(few_connections: N
             database.check()
 
 
+def test_who_tries_again_through_an_outage_is_not_taken_for_one_who_guesses(
+    own_database: Process, supervisor: Supervisor, address: str
+) -> None:
+    create_user(address)
+    credentials, ten_a_minute = {"email": address, "password": PASSWORD}, 10
+    kill(own_database)
+    for _ in range(ten_a_minute + 1):
+        assert call("login", body=credentials, address="203.0.113.7").status_code == 503
+    start_again(supervisor, own_database)
+    wait_for(database_is_up)
+    assert call("login", body=credentials, address="203.0.113.7").status_code == 200
+
+
 def test_ready_says_that_postgresql_is_down(own_database: Process, supervisor: Supervisor) -> None:
     from shared.server import create_app
 
