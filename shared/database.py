@@ -98,7 +98,7 @@ def engine() -> Engine:
             if is_fair:
                 _begin_pause(error)
             raise
-        _pause.end()
+        record.info["is_new"] = True
         return connection
 
     @event.listens_for(pool, "checkout")
@@ -119,6 +119,9 @@ def engine() -> Engine:
             # BEGIN waits for no lock: who does not answer it answers nothing, on no connection.
             _begin_pause(error)
             raise InvalidatePoolError from error
+        # Only now: PgBouncer takes connections also while PostgreSQL is away.
+        if record.info.pop("is_new", False):
+            _pause.end()
 
     return pool
 
