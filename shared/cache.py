@@ -1,14 +1,16 @@
-"""Redis, which may vanish at any moment: a read then misses, a write is dropped, and PostgreSQL answers.
+"""Redis, which may vanish at any moment: a read then misses, what changed is put later, and PostgreSQL answers.
 
 Whoever changes something puts the new value; whoever only read it puts it if absent. So a slow reader never
 overwrites what a writer has put since.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from shared.once import once
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     import redis
 
 TIMEOUT_SECONDS = 0.25
+LATE_SECONDS = 60.0
+"""What could not be put is tried again for so long: then Redis has forgotten by itself what stood there before."""
+LATE_PAUSE_SECONDS = 0.25
 
 T = TypeVar("T")
 
@@ -37,31 +42,29 @@ def get(*keys: str) -> list[bytes | None]:
 
 
 def put(*names: str, value: bytes | str, seconds: int) -> None:
-    """Sets keys, for those who changed what they tell; tried even in a pause, as the old value may still be there."""
+    """Sets keys, for those who changed what they tell; as soon as Redis is back, where it is away.
 
-    def set_all(redis: "redis.Redis") -> None:
-        pipeline = redis.pipeline(transaction=False)
-        for name in names:
-            pipeline.set(name, value, ex=seconds)
-        pipeline.execute()
-
-    if names:
-        _write(set_all)
+    For it may only hang, or be out of reach from here, and the old values stand there for others to read.
+    """
+    puts = {name: _Put(value, seconds) for name in names}
+    if puts:
+        _write(_Write(lambda redis: _set_all(redis, puts), puts))
 
 
 def put_unless_contended(name: str, value: bytes | str, *, seconds: int, apart: int) -> None:
     """Sets a key as `put` does; empties it for `apart` seconds where it was set so already within as many seconds.
 
-    Two who change one thing may come here in the other order than they committed in: then no value is right.
+    Two who change one thing may come here in the other order than they committed in: then no value is right. Nor is
+    this one when Redis was away for it.
     """
     arguments = (_PUT_UNLESS_CONTENDED, 2, name, f"{name}:put", value, seconds, apart)
-    _write(lambda redis: redis.execute_command("EVAL", *arguments))
+    _write(_Write(lambda redis: redis.execute_command("EVAL", *arguments), {name: _Put("", apart)}))
 
 
 _PUT_UNLESS_CONTENDED = """
 local contended = redis.call('EXISTS', KEYS[2]) == 1
 redis.call('SET', KEYS[2], '', 'EX', ARGV[3])
-redis.call('SET', KEYS[1], contended and '' or ARGV[1], 'EX', contended and ARGV[3] or ARGV[2])
+return redis.call('SET', KEYS[1], contended and '' or ARGV[1], 'EX', contended and ARGV[3] or ARGV[2])
 """
 
 
@@ -73,14 +76,14 @@ def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
 @contextmanager
 def puts_after_commit() -> Iterator[None]:
     """Keeps back what is put in the block until its end, for a block that commits there; drops it when that fails."""
-    waiting: list[Callable[[redis.Redis], object]] = []
+    waiting: list[_Write] = []
     token = _waiting.set(waiting)
     try:
         yield
     finally:
         _waiting.reset(token)
     for write in waiting:
-        _try(write)
+        _write(write)
 
 
 def is_up() -> bool:
@@ -93,15 +96,62 @@ def attempt(work: Callable[["redis.Redis"], T]) -> T | None:
     return _try(work) if _pause.admits() else None
 
 
-def _write(work: "Callable[[redis.Redis], object]") -> None:
+class _Put(NamedTuple):
+    value: bytes | str
+    seconds: int
+
+
+class _Write(NamedTuple):
+    work: "Callable[[redis.Redis], object]"
+    late: dict[str, _Put]
+    """What is right to put in its place when it could not be done."""
+
+
+_waiting: "ContextVar[list[_Write] | None]" = ContextVar("waiting", default=None)
+
+
+def _write(write: _Write) -> None:
     waiting = _waiting.get()
-    if waiting is None:
-        _try(work)
-    else:
-        waiting.append(work)
+    if waiting is not None:
+        waiting.append(write)
+    elif attempt(write.work) is None:
+        until = time.monotonic() + LATE_SECONDS
+        with _late_lock:
+            is_anybody_at_it = bool(_late)
+            _late.update((name, (until, put)) for name, put in write.late.items())
+        if not is_anybody_at_it:
+            threading.Thread(target=_put_late, name="late puts", daemon=True).start()
 
 
-_waiting: "ContextVar[list[Callable[[redis.Redis], object]] | None]" = ContextVar("waiting", default=None)
+_late: dict[str, tuple[float, _Put]] = {}
+"""Of each key that could not be put: until when it is tried again, and what is put then."""
+_late_lock = threading.Lock()
+
+
+def _put_late() -> None:
+    """Tries to put what is late, until nothing is."""
+    while True:
+        with _late_lock:
+            now = time.monotonic()
+            for name in [name for name, (until, _) in _late.items() if until < now]:
+                del _late[name]
+            late = dict(_late)
+            if not late:
+                return
+        puts = {name: put for name, (_, put) in late.items()}
+        if _try(lambda redis: _set_all(redis, puts)) is None:  # noqa: B023
+            time.sleep(LATE_PAUSE_SECONDS)
+            continue
+        with _late_lock:
+            for name in [name for name, entry in late.items() if _late.get(name) is entry]:
+                del _late[name]
+
+
+def _set_all(redis: "redis.Redis", puts: dict[str, _Put]) -> list[Any]:
+    pipeline = redis.pipeline(transaction=False)
+    for name, put in puts.items():
+        pipeline.set(name, put.value, ex=put.seconds)
+    return pipeline.execute()
 
 
 def _run(*command: Any) -> Any:

@@ -335,6 +335,7 @@ def no_pause() -> Iterator[None]:
     yield
     from shared import cache, database
 
+    cache._late.clear()
     cache._pause.end()
     database._pause.end()
 

@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from knative.local import servers
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process, Supervisor
-from shared import database
+from shared import cache, database
 from shared.database import transaction
 from shared.problems import ServiceUnavailable
 from shared.settings import settings
@@ -362,6 +362,21 @@ def test_with_redis_hanging_everything_works(own_redis: Process, supervisor: Sup
         assert call("get_profile", tokens).json["name"] == "이서연"
         assert client("logout").post("/api/v1/users/logout", headers=bearer(tokens)).status_code == 204
         assert client("get_profile").get(PROFILE, headers=bearer(tokens)).status_code == 401
+
+
+def test_what_changed_while_redis_was_hanging_holds_when_it_is_back(
+    own_redis: Process, supervisor: Supervisor, address: str
+) -> None:
+    user = create_user(address)
+    tokens, ended = log_in(user), log_in(user)
+    for each in (tokens, ended):
+        assert call("get_profile", each).status_code == 200
+    with hanging(own_redis, supervisor):
+        assert call("update_profile", tokens, {"name": "이서연"}).status_code == 200
+        assert call("logout", ended).status_code == 204
+    wait_for(cache.is_up)
+    wait_for(lambda: call("get_profile", ended).status_code == 401, seconds=RECOVERED_SECONDS)
+    wait_for(lambda: call("get_profile", tokens).json["name"] == "이서연", seconds=RECOVERED_SECONDS)
 
 
 def test_ready_says_that_redis_is_down_and_stays_ready(own_redis: Process) -> None:
