@@ -81,7 +81,7 @@ def run(function_url: str, stopped: threading.Event) -> None:
             try:
                 with kafka.connected(KafkaAdminClient) as admin:
                     while not stopped.is_set():
-                        known, topic_id = topic_id, kafka.ensure_topics(admin)
+                        known, topic_id = topic_id, kafka.ensure_topic(admin)
                         if topic_id != known:
                             consumers.close()
                             consumers.enter_context(consuming(function_url, topic_id))

@@ -1,4 +1,4 @@
-"""The topics, and events as binary-mode CloudEvents (CloudEvents Kafka binding 1.0.2, 3.2)."""
+"""The topic, and events as binary-mode CloudEvents (CloudEvents Kafka binding 1.0.2, 3.2)."""
 
 import contextlib
 import re
@@ -15,8 +15,6 @@ EVENTS = "aegis.user.events"
 PARTITIONS = 6
 """Of EVENTS: so many users' events are handled side by side by one event function."""
 
-_PARTITIONS = {EVENTS: PARTITIONS}
-
 AWAY_SECONDS = 2
 """After so long without an answer a broker is taken for dead."""
 
@@ -27,21 +25,20 @@ _ATTRIBUTE = _PREFIX + "[a-z0-9]+"  # CloudEvents 1.0.2, 3.1
 Headers = list[tuple[str, bytes | None]]
 
 
-def ensure_topics(admin: KafkaAdminClient) -> str:
-    """Creates the topics that are missing.
+def ensure_topic(admin: KafkaAdminClient) -> str:
+    """Creates the topic of events where it is missing.
 
-    Returns the id of the topic of events. Another id than before means that the broker has forgotten what it
-    held, as the embedded one does when it ends.
+    Returns its id. Another id than before means that the broker has forgotten what it held, as the embedded one does
+    when it ends.
     """
-    unknown = UnknownTopicOrPartitionError.errno
-    missing = [topic["name"] for topic in admin.describe_topics(list(_PARTITIONS)) if topic["error_code"] == unknown]
-    for name in missing:
+    (topic,) = admin.describe_topics([EVENTS])
+    if topic["error_code"] == UnknownTopicOrPartitionError.errno:
         with contextlib.suppress(TopicAlreadyExistsError):
-            admin.create_topics([NewTopic(name, _PARTITIONS[name], -1)])
-    (described,) = admin.describe_topics([EVENTS])
-    if described["error_code"] or not described["topic_id"]:
-        raise for_code(described["error_code"])
-    return str(described["topic_id"])
+            admin.create_topics([NewTopic(EVENTS, PARTITIONS, -1)])
+        (topic,) = admin.describe_topics([EVENTS])
+    if topic["error_code"] or not topic["topic_id"]:
+        raise for_code(topic["error_code"])
+    return str(topic["topic_id"])
 
 
 def to_headers(attributes: Mapping[str, str]) -> Headers:

@@ -9,6 +9,7 @@ from sqlalchemy import ARRAY, Connection, Uuid, any_, func, literal, select, upd
 from sqlalchemy.exc import DBAPIError
 
 from shared.database import sqlstate, transaction
+from shared.problems import ServiceUnavailable
 from shared.tables import outbox
 
 KEPT = timedelta(days=8)
@@ -18,7 +19,7 @@ AT_ONCE = 5000
 
 _LOCK = 7_253_417_911
 _DEFAULT = "outbox_other"
-_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION = "55P03", "23514"
+_CHECK_VIOLATION = "23514"
 
 
 def keep_days(now: datetime) -> None:
@@ -74,8 +75,10 @@ def _attempt(statement: str) -> None:
             connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
             connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             connection.exec_driver_sql(statement)
+    except ServiceUnavailable:
+        return
     except DBAPIError as error:
-        if sqlstate(error) not in (_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION):
+        if sqlstate(error) != _CHECK_VIOLATION:
             raise
 
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -125,28 +125,18 @@ def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
 
 @contextmanager
 def broker() -> Iterator[tuple[KafkaAdminClient, KafkaProducer]]:
-    """Clients of the broker that give up after SEND_SECONDS; by themselves they wait for up to two minutes."""
-    milliseconds = int(SEND_SECONDS * 1000)
-    common: dict[str, Any] = {
-        "bootstrap_servers": settings().kafka_bootstrap_servers,
-        "bootstrap_timeout_ms": milliseconds,
-        "request_timeout_ms": milliseconds // 2,
-        "reconnect_backoff_max_ms": 1000,
-    }
-    with ExitStack() as clients:
-        admin = KafkaAdminClient(**common)
-        clients.callback(admin.close)
-        producer = KafkaProducer(
-            **common,
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            batch_size=64 * 1024,
-            max_block_ms=milliseconds,
-            delivery_timeout_ms=milliseconds,
-        )
-        clients.callback(producer.close, timeout=0)
-        yield admin, producer
+    """Clients of the broker that give up after seconds; by themselves they wait for up to two minutes."""
+    producer = kafka.connected(
+        KafkaProducer,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=0,
+        batch_size=64 * 1024,
+        max_block_ms=int(SEND_SECONDS * 1000),
+        delivery_timeout_ms=int(SEND_SECONDS * 1000),
+    )
+    with kafka.connected(KafkaAdminClient) as admin, producer as connected:
+        yield admin, connected
 
 
 class Leader:
@@ -166,7 +156,7 @@ class Leader:
 
         A broker that has lost events is sent those of the last day again.
         """
-        if (topic_id := kafka.ensure_topics(self._admin)) != self._topic_id:
+        if (topic_id := kafka.ensure_topic(self._admin)) != self._topic_id:
             if self._topic_id:
                 _send_again()
             self._topic_id, self._ends = topic_id, []

@@ -100,7 +100,7 @@ def _servers(folder: Path) -> Iterator[str]:
 def _relay() -> Figure:
     """Events a second from a full outbox to the broker's answer, beside a bare producer with the same settings."""
     admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
-    kafka.ensure_topics(admin)
+    kafka.ensure_topic(admin)
     admin.close()
     pairs = [(_bare_producer(), _relayed()) for _ in range(RUNS)]
     ratios = [relayed / bare for bare, relayed in pairs]

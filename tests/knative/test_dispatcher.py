@@ -66,19 +66,19 @@ def trigger(function: Provider, keeper: Provider) -> Trigger:
 @pytest.fixture
 def broker(own: Own) -> Process:
     process = own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
-    ensure_topics()
+    ensure_topic()
     return process
 
 
-def ensure_topics() -> str:
+def ensure_topic() -> str:
     with kafka.connected(KafkaAdminClient) as admin:
-        return kafka.ensure_topics(admin)
+        return kafka.ensure_topic(admin)
 
 
 @contextmanager
 def consuming(trigger: Trigger) -> Iterator[None]:
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(trigger, URL, ensure_topics(), stopped))
+    thread = threading.Thread(target=dispatcher.consume, args=(trigger, URL, ensure_topic(), stopped))
     thread.start()
     try:
         yield
@@ -558,6 +558,6 @@ def test_a_broker_that_comes_back_is_read_on_whether_it_has_forgotten_or_not(
         for id_ in ("2", "3"):
             kill(broker)
             start_again(supervisor, broker)
-            ensure_topics()
+            ensure_topic()
             send(id_)
             wait_for(lambda id_=id_: id_ in ids(function))  # type: ignore[misc]

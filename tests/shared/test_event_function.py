@@ -336,7 +336,7 @@ def test_a_delivery_while_another_is_under_way_comes_again_later(function: Any, 
 
     assert deliver(takes_its_time, DATA, headers).status_code == 204
     assert [response.status_code for response in during] == [409]
-    assert dispatcher.is_retried("409")
+    assert 409 in dispatcher.RETRIED_STATUSES
 
 
 def test_of_a_delivery_that_was_taken_for_dead_nothing_is_written_any_more() -> None:
