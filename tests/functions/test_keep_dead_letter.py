@@ -27,7 +27,7 @@ PROBLEM = {
 
 def given_up(data: bytes, headers: Mapping[str, str], *, code: str = "503", **error: str) -> None:
     """Sends what a broker gives up, with the attributes that Knative adds."""
-    destination = error.pop("dest", "http://send-email.aegis-user-service.svc.cluster.local")
+    destination = error.pop("dest", "http://tested.aegis-user-service.svc.cluster.local")
     extensions = {"knativeerrordest": destination, "knativeerrorcode": code, **error}
     sent = {"Content-Type": "application/json", **headers, **{f"ce-{k}": v for k, v in extensions.items() if v}}
     response = client("keep_dead_letter").post("/", data=data, headers=sent)
@@ -51,7 +51,7 @@ def test_an_event_is_kept_with_all_attributes_and_the_reason() -> None:
     said = base64.b64encode(json.dumps(PROBLEM).encode()).decode()  # as Knative has it
     given_up(DATA, headers, knativeerrordata=said)
     row = kept(headers["ce-id"])
-    assert (row.function, row.source, row.type) == ("send_email", "/aegis/user-service", REGISTERED)
+    assert (row.function, row.source, row.type) == ("tested", "/aegis/user-service", REGISTERED)
     assert (row.subject, row.data, row.content_type) == ("a-user", DATA, "application/json")
     assert row.attributes == {name.removeprefix("ce-"): value for name, value in headers.items()}
     assert row.error == "503 The mail provider answered 429."

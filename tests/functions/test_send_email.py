@@ -85,7 +85,9 @@ def test_a_provider_that_says_when_to_come_again_is_heard(address: str, provider
     assert failed.json["detail"] == f"The mail provider answered {status}."
 
 
-@pytest.mark.parametrize("answer", [Answer(after=threading.Event()), Answer(202, trickles="head")], ids=str)
+@pytest.mark.parametrize(
+    "answer", [Answer(after=threading.Event()), Answer(202, trickles="head")], ids=["hangs", "trickles"]
+)
 def test_a_provider_that_hangs_or_trickles_is_given_up_and_tried_again(
     address: str, provider: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

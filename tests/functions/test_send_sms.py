@@ -146,7 +146,9 @@ def test_a_provider_that_says_when_to_come_again_is_heard(active_user: User, pho
     assert failed.json["detail"] == "The provider of text messages answered 429."
 
 
-@pytest.mark.parametrize("answer", [Answer(after=threading.Event()), Answer(201, trickles="body")], ids=str)
+@pytest.mark.parametrize(
+    "answer", [Answer(after=threading.Event()), Answer(201, trickles="body")], ids=["hangs", "trickles"]
+)
 def test_a_provider_that_hangs_or_trickles_is_given_up_and_tried_again(
     active_user: User, phone: str, provider: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

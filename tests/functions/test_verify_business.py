@@ -156,7 +156,9 @@ def test_a_registry_that_says_when_to_come_again_is_heard(active_user: User, reg
     assert failed.json["detail"] == "The business registry answered 429."
 
 
-@pytest.mark.parametrize("answer", [Answer(after=threading.Event()), Answer(200, trickles="body")], ids=str)
+@pytest.mark.parametrize(
+    "answer", [Answer(after=threading.Event()), Answer(200, trickles="body")], ids=["hangs", "trickles"]
+)
 def test_a_registry_that_hangs_or_trickles_is_given_up_and_asked_again(
     active_user: User, registry: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,7 @@ def test_data_that_is_no_object_is_refused_for_good(function: Any, taken: list[U
         ({**DATA, "locale": ["ko"]}, "locale (literal_error)"),
         ({**DATA, "locale": None}, "locale (literal_error)"),
     ],
-    ids=str,
+    ids=["nothing", "no UUID", "a number", "a list", "null"],
 )
 def test_data_that_is_not_the_events_is_refused_for_good_with_where_and_why(
     function: Any, taken: list[UserRegistered], data: Any, faults: str
