@@ -5,6 +5,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page
+from sqlalchemy import select, update
 
+from shared.database import transaction
+from shared.tables import account, dead_letter
 from tests.browser import PHONE, needs_chromium
-from tests.conftest import PASSWORD, inbox, mailed_token, wait_for
+from tests.conftest import PASSWORD, ROOT, inbox, mailed_token, wait_for
 
 
 def call(method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
@@ -48,6 +53,45 @@ def test_register_verify_log_in_read_refresh_log_out(address: str) -> None:
     status, problem, headers = call("GET", f"{users}/me", **bearer)
     assert (status, headers["Content-Type"]) == (401, "application/problem+json")
     assert problem["request_id"] == headers["X-Request-Id"]
+
+
+def test_a_mail_that_was_refused_waits_for_an_operator_and_arrives_once_when_it_is_retried(address: str) -> None:
+    """The sandbox takes no mail to refused.example.com, until the account has an address that it takes."""
+    users, refused = "/api/v1/users", address.replace("@", "@refused.")
+    assert call("POST", users, {"email": refused, "password": PASSWORD})[0] == 202
+    with transaction() as connection:
+        query = select(account.c.id).where(account.c.canonical_email == refused)
+        user_id = str(connection.execute(query).scalar_one())
+
+    def letter() -> Any:
+        with transaction() as connection:
+            return connection.execute(select(dead_letter).where(dead_letter.c.subject == user_id)).one_or_none()
+
+    number = str(wait_for(letter).number)
+    reason = "422 The mail provider answered 400, and finds fault with personalizations.0.to.0.email."
+    (line,) = [line for line in aegis("list", "--function", "send_email").splitlines() if line.split()[0] == number]
+    assert line.endswith(reason)
+    assert user_id in aegis("show", number)
+
+    with transaction() as connection:
+        here = {"email": address, "canonical_email": address}
+        connection.execute(update(account).where(account.c.canonical_email == refused).values(here))
+    for _ in range(2):
+        assert aegis("retry", number).startswith("1 put back")
+    wait_for(lambda: inbox(address))
+    # A user's events are delivered in order: with this one's mail, all that were retried are settled.
+    assert call("POST", f"{users}/email/resend", {"email": address})[0] == 202
+    wait_for(lambda: len(inbox(address)) > 1)
+    subjects = [mail["subject"] for mail in inbox(address)]
+    assert len(subjects) == 2, subjects
+    assert inbox(refused) == []
+    assert letter().retried_at is not None
+
+
+def aegis(*arguments: str) -> str:
+    """What the command prints next to the running service."""
+    command = [sys.executable, "-m", "knative.release.aegis", "events", "dead", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_an_unknown_address_and_a_wrong_method_are_problems() -> None:
