@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.errors import KafkaTimeoutError
 
 from knative import dispatcher
 from knative.local import servers
@@ -473,6 +474,15 @@ def test_a_dispatcher_stops_also_while_the_broker_is_away(
     with dispatching(supervisor, function):
         wait_for(lambda: function.asked)
         kill(broker)
+
+
+@pytest.mark.parametrize("client", [KafkaAdminClient, KafkaConsumer])
+def test_waiting_for_a_broker_leaves_no_threads_behind(broker: Process, client: type) -> None:
+    kill(broker)
+    before = threading.active_count()
+    with pytest.raises(KafkaTimeoutError), kafka.connected(client):
+        pass
+    assert threading.active_count() == before
 
 
 def test_a_dispatcher_killed_in_the_middle_loses_nothing(
