@@ -40,6 +40,7 @@ from kafka.structs import OffsetAndMetadata
 
 from shared import kafka, logs
 from shared.manifests import Trigger, triggers
+from shared.providers import pools
 from shared.settings import InvalidSettings, load
 
 CHECK_SECONDS = 1.0
@@ -70,7 +71,6 @@ _REQUIRED = ("specversion", "id", "source", "type")
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 log = logging.getLogger("dispatcher")
-http = urllib3.PoolManager(maxsize=64, retries=False)
 
 
 def run(function_url: str, stopped: threading.Event) -> None:
@@ -323,21 +323,19 @@ def post(url: str, attributes: dict[str, str], data: bytes, timeout_seconds: flo
     """POSTs an event as a binary CloudEvent. Returns None when it was taken."""
     headers = {f"ce-{name}": quote(value, safe=_HEADER_SAFE) for name, value in attributes.items()}
     try:
-        with http.request(
+        response = pools.request(
             "POST",
             url,
             body=data,
             headers={**headers, "Content-Type": kafka.CONTENT_TYPE},
             timeout=urllib3.Timeout(total=timeout_seconds),
             redirect=False,
-            preload_content=False,  # an answer may be of any size
-        ) as response:
-            body = b""
-            with contextlib.suppress(urllib3.exceptions.HTTPError):  # the status counts, whatever comes of the body
-                body = response.read(MAX_ERROR_BYTES)
-            return None if response.status < 300 else Failure(str(response.status), body, retry_after(response))
+        )
     except (urllib3.exceptions.HTTPError, ValueError) as error:
         return Failure(type(error).__name__)
+    if response.status < 300:
+        return None
+    return Failure(str(response.status), response.data[:MAX_ERROR_BYTES], retry_after(response))
 
 
 def retry_after(response: urllib3.BaseHTTPResponse) -> float:

@@ -62,8 +62,9 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _BoundedTls
 
 
-_pools = urllib3.PoolManager(retries=False, maxsize=16)
-_pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+pools = urllib3.PoolManager(retries=False, maxsize=64)
+"""Connections that hold the total of a timeout for an answer as a whole."""
+pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
 
 def ask(provider: str, method: str, url: str, *, seconds: float, **request: Any) -> urllib3.BaseHTTPResponse:
@@ -79,7 +80,7 @@ def ask(provider: str, method: str, url: str, *, seconds: float, **request: Any)
     """
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, total=seconds)
     try:
-        return _pools.request(method, url, timeout=timeout, **request)
+        return pools.request(method, url, timeout=timeout, **request)
     except urllib3.exceptions.HTTPError as error:
         match error:
             case urllib3.exceptions.NewConnectionError():

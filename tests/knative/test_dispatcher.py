@@ -294,11 +294,16 @@ def test_a_function_that_is_not_there_is_tried_again(broker: Process, keeper: Pr
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [(Answer(after=threading.Event()), "ReadTimeoutError"), (Answer(drops=True), "ProtocolError")],
-    ids=["hangs", "closes the connection"],
+    [
+        (Answer(after=threading.Event()), "ReadTimeoutError"),
+        (Answer(trickles="head"), "ReadTimeoutError"),
+        (Answer(trickles="body"), "ReadTimeoutError"),
+        (Answer(drops=True), "ProtocolError"),
+    ],
+    ids=["hangs", "is slow with the head", "is slow with the body", "closes the connection"],
 )
 @pytest.mark.usefixtures("broker")
-def test_a_function_that_gives_no_answer_is_tried_again(
+def test_a_function_that_gives_no_complete_answer_is_tried_again(
     function: Provider, keeper: Provider, trigger: Trigger, answer: Answer, error: str
 ) -> None:
     function.answer = failing("1", answer=answer)
