@@ -38,10 +38,9 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
             raise Unauthenticated
         require_match(if_match, before)
         changes = {field: value for field, value in given.items() if dict(before)[field] != value}
-        if not changes:
-            return before
-        connection.execute(update(account).where(account.c.id == caller.user_id).values(changes))
-        announce(connection, ProfileUpdated(user_id=caller.user_id, fields=sorted(changes)))
+        if changes:
+            connection.execute(update(account).where(account.c.id == caller.user_id).values(changes))
+            announce(connection, ProfileUpdated(user_id=caller.user_id, fields=sorted(changes)))
     profile: Profile = {**before, **changes}  # type: ignore[typeddict-item]  # validated by the model
-    profiles.put(profile)
+    profiles.put(profile)  # also where nothing changes: who made this change before may have died at this point
     return profile

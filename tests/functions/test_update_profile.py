@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from shared import cache, profiles
 from shared.database import transaction
 from shared.profiles import Profile
-from shared.tables import outbox
+from shared.tables import account, outbox
 from tests.conftest import User, bearer, call, client, create_user, events_of, session_of
 
 
@@ -35,6 +35,16 @@ def test_what_is_given_changes_and_the_rest_stays(active_user: User) -> None:
     response = call("update_profile", tokens, {"locale": "en"})
     assert response.json == before | {"name": "Kim Min-jun", "locale": "en"}
     assert call("get_profile", tokens).json == response.json
+
+
+def test_a_change_that_is_sent_again_shows_though_who_made_it_died_before_telling_the_cache(active_user: User) -> None:
+    tokens = session_of(active_user)
+    call("get_profile", tokens)
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == active_user.id).values(name="Kim"))
+    assert call("get_profile", tokens).json["name"] != "Kim"
+    assert call("update_profile", tokens, {"name": "Kim"}).json["name"] == "Kim"
+    assert call("get_profile", tokens).json["name"] == "Kim"
 
 
 def test_null_removes_the_name(active_user: User) -> None:
