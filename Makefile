@@ -20,6 +20,11 @@ tour: setup  ## call every operation once, step by step (URL=http://127.0.0.1:80
 fuzz: setup  ## send what nobody expects to every operation (EXAMPLES=300 for each)
 	@EXAMPLES=$${EXAMPLES:-300} $(BIN)/python -m pytest tests/contract -n 0
 
+test-kafka: setup  ## run the tests of events on Apache Kafka (KAFKA=../shared/kafka/kafka, a command that sets one up)
+	@export KAFKA="$(or $(KAFKA),../shared/kafka/kafka)" KAFKA_DATA="$(CURDIR)/.local/kafka"; \
+	export KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) && trap '"$$KAFKA" down' EXIT && \
+	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/knative/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
+
 test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.local/aegis-user-service:dev PROMETHEUS_URL=...)
 	@$(BIN)/python -m pytest tests/cluster -n 0 -s
 
@@ -48,4 +53,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test tour fuzz test-cluster loadtest check schemas secrets setup lock
+.PHONY: help up test tour fuzz test-kafka test-cluster loadtest check schemas secrets setup lock

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import urllib3
 from flask import Flask, request
@@ -66,6 +68,32 @@ def own_database(own: Own, tmp_path: Path) -> Process:
 @pytest.fixture
 def own_redis(own: Own, tmp_path: Path) -> Process:
     return own("REDIS_URL", *servers.redis(tmp_path))
+
+
+@pytest.fixture
+def own_kafka(own: Own, tmp_path: Path) -> Process:
+    """A broker of this test's own: the embedded one, or Apache Kafka (`make test-kafka`)."""
+    command = os.environ.get("KAFKA")
+    return own("KAFKA_BOOTSTRAP_SERVERS", *(apache_kafka(command, tmp_path / "kafka") if command else servers.kafka()))
+
+
+def apache_kafka(command: str, data: Path) -> tuple[Process, str]:
+    """Apache Kafka on a folder of its own, and its address.
+
+    Args:
+        command: `COMMAND up PORT` sets a broker up in KAFKA_DATA and starts it; its process id is then in the file pid.
+    """
+    port = servers.free_port()
+    subprocess.run(
+        [command, "up", str(port)], env=os.environ | {"KAFKA_DATA": str(data)}, check=True, capture_output=True
+    )
+    # From now on we run it, so that it can be killed and started again like the others.
+    started = psutil.Process(int((data / "pid").read_text()))
+    arguments = started.cmdline()
+    started.kill()
+    wait_for(lambda: not servers.is_listening(port))
+    process = Process("kafka", arguments, dict(os.environ), is_server=True, is_ready=lambda: servers.is_listening(port))
+    return process, f"{servers.LOOPBACK}:{port}"
 
 
 Serve = Callable[[Callable[[Any], Any]], FlaskClient]

@@ -24,7 +24,7 @@ from shared.manifests import Trigger, triggers
 from shared.settings import settings
 from tests.conftest import wait_for
 from tests.providers import Answer, Asked, Provider, listening
-from tests.servers import Own, kill, start_again
+from tests.servers import kill, start_again
 
 UNAVAILABLE = Answer(503)
 URL = "http://127.0.0.1:{service}"
@@ -63,10 +63,9 @@ def trigger(function: Provider, keeper: Provider) -> Trigger:
 
 
 @pytest.fixture
-def broker(own: Own) -> Process:
-    process = own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
+def broker(own_kafka: Process) -> Process:
     ensure_topic()
-    return process
+    return own_kafka
 
 
 def ensure_topic() -> str:
@@ -142,9 +141,8 @@ def test_a_matching_event_arrives_as_a_binary_cloud_event(
 
 
 def test_events_of_all_partitions_arrive_also_where_somebody_has_made_more_than_we_do(
-    own: Own, function: Provider, trigger: Trigger
+    own_kafka: Process, function: Provider, trigger: Trigger
 ) -> None:
-    own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
     with kafka.connected(KafkaAdminClient) as admin:
         admin.create_topics([NewTopic(kafka.EVENTS, kafka.PARTITIONS + 2, -1)])
     with consuming(trigger):

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
-from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
 from shared import kafka, logs, relay
 from shared.database import transaction
@@ -21,7 +20,7 @@ from shared.events import EmailVerified, announce
 from shared.probes import Heart
 from shared.tables import outbox, relayed_topic
 from tests.conftest import wait_for
-from tests.servers import Own, kill, read_topic, start_again
+from tests.servers import kill, read_topic, start_again
 
 
 @contextmanager
@@ -36,11 +35,6 @@ def running(relays: int = 1) -> Iterator[None]:
         stopped.set()
         for thread in threads:
             thread.join()
-
-
-@pytest.fixture
-def own_kafka(own: Own) -> Process:
-    return own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
 
 
 def announce_many(count: int, users: list[uuid.UUID]) -> None:
@@ -171,16 +165,15 @@ def test_a_broker_that_has_lost_the_end_of_its_topic_is_sent_it_again(
 
 
 def test_events_wait_in_the_outbox_for_a_broker_that_is_away(
-    own_database: Process, own: Own, supervisor: Supervisor
+    own_database: Process, own_kafka: Process, supervisor: Supervisor
 ) -> None:
-    broker = own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
     with running():
         announce_many(1, [uuid.uuid4()])
         wait_for(lambda: unsent() == 0)
-        kill(broker)
+        kill(own_kafka)
         announce_many(3, [uuid.uuid4()])
         assert unsent() == 3
-        start_again(supervisor, broker)
+        start_again(supervisor, own_kafka)
         wait_for(lambda: unsent() == 0, seconds=60)
         # The embedded broker has forgotten the first event: it is sent again.
         assert len({dict(record.headers)["ce_id"] for record in received(4)}) == 4
