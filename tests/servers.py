@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
 from knative.local.up import answers
-from shared import cache, database, settings
+from shared import cache, database, kafka, settings
 from shared.migrate import migrate
 from shared.registry import HTTP_FUNCTIONS
 from shared.request import METHODS
@@ -163,18 +163,18 @@ def is_started(supervisor: Supervisor, process: Process) -> bool:
     return True
 
 
-def read_topic(topic: str, partitions: int, count: int) -> list[Any]:
-    """The records in a topic, once there are so many; and those that come right after."""
+def read_topic(is_enough: Callable[[list[Any]], bool]) -> list[Any]:
+    """The records in the topic of events, once these are enough; and those that come right after."""
     consumer = KafkaConsumer(
         bootstrap_servers=settings.settings().kafka_bootstrap_servers, auto_offset_reset="earliest"
     )
-    consumer.assign([TopicPartition(topic, number) for number in range(partitions)])
+    consumer.assign([TopicPartition(kafka.EVENTS, number) for number in range(kafka.PARTITIONS)])
     records: list[Any] = []
 
     def read(timeout_ms: int = 200) -> bool:
         for batch in consumer.poll(timeout_ms=timeout_ms).values():
             records.extend(batch)
-        return len(records) >= count
+        return is_enough(records)
 
     wait_for(read, seconds=60)
     read(timeout_ms=1000)

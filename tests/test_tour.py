@@ -10,10 +10,9 @@ from typing import Any
 import jsonschema_rs
 from sqlalchemy import select
 
-from shared import kafka
 from shared.database import transaction
 from shared.tables import account, outbox
-from tests.conftest import DATA, ROOT, wait_for
+from tests.conftest import DATA, ROOT
 from tests.servers import read_topic
 
 
@@ -39,16 +38,14 @@ def test_the_tour_calls_every_operation_and_its_events_are_as_documented() -> No
     with urllib.request.urlopen(f"{os.environ['PUBLIC_URL']}/asyncapi.json", timeout=10) as response:
         document = json.load(response)
 
-    records: dict[str, Any] = {}
-
-    def read_all() -> bool:
-        for record in read_topic(kafka.EVENTS, kafka.PARTITIONS, 1):
-            records[dict(record.headers)["ce_id"].decode()] = record
-        return announced <= records.keys()
-
-    wait_for(read_all)
+    records = {id_of(record): record for record in read_topic(lambda read: announced <= set(map(id_of, read)))}
     for id_ in announced:
         check_against(document, records[id_])
+
+
+def id_of(record: Any) -> str:
+    """The id of the event in a record."""
+    return str(dict(record.headers)["ce_id"].decode())
 
 
 def check_against(document: Any, record: Any) -> None:
