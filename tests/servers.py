@@ -1,13 +1,15 @@
 """Servers of a test's own, to be killed."""
 
+import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -15,6 +17,8 @@ import urllib3
 from flask import Flask, request
 from flask.testing import FlaskClient
 from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient
+from kafka.errors import UnknownTopicOrPartitionError
 
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
@@ -71,29 +75,41 @@ def own_redis(own: Own, tmp_path: Path) -> Process:
 
 
 @pytest.fixture
-def own_kafka(own: Own, tmp_path: Path) -> Process:
-    """A broker of this test's own: the embedded one, or Apache Kafka (`make test-kafka`)."""
-    command = os.environ.get("KAFKA")
-    return own("KAFKA_BOOTSTRAP_SERVERS", *(apache_kafka(command, tmp_path / "kafka") if command else servers.kafka()))
+def own_kafka(request: pytest.FixtureRequest, own: Own, monkeypatch: pytest.MonkeyPatch) -> Process:
+    """A broker without topics, to be killed: the embedded one, or Apache Kafka (`make test-kafka`)."""
+    if "KAFKA" not in os.environ:
+        return own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
+    supervisor, process, address = request.getfixturevalue("apache_kafka")
+    if process.popen.poll() is not None:
+        start_again(supervisor, process)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", address)
+    forget_settings()
+    with kafka.connected(KafkaAdminClient) as admin:
+        with contextlib.suppress(UnknownTopicOrPartitionError):
+            admin.delete_topics([kafka.EVENTS])
+        wait_for(lambda: kafka.EVENTS not in admin.list_topics())
+    return cast(Process, process)
 
 
-def apache_kafka(command: str, data: Path) -> tuple[Process, str]:
-    """Apache Kafka on a folder of its own, and its address.
-
-    Args:
-        command: `COMMAND up PORT` sets a broker up in KAFKA_DATA and starts it; its process id is then in the file pid.
-    """
-    port = servers.free_port()
-    subprocess.run(
-        [command, "up", str(port)], env=os.environ | {"KAFKA_DATA": str(data)}, check=True, capture_output=True
-    )
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Supervisor, Process, str]]:
+    """Apache Kafka for all tests, as it takes seconds to start. KAFKA is a command that sets it up: KAFKA up PORT."""
+    # Two ports in a row, below those that the kernel gives to connections.
+    data, port = tmp_path_factory.mktemp("kafka") / "data", 20000 + 2 * secrets.randbelow(5000)
+    environment = os.environ | {"KAFKA_DATA": str(data)}
+    subprocess.run([os.environ["KAFKA"], "up", str(port)], env=environment, check=True, capture_output=True)
     # From now on we run it, so that it can be killed and started again like the others.
     started = psutil.Process(int((data / "pid").read_text()))
-    arguments = started.cmdline()
+    process = Process(
+        "kafka", started.cmdline(), environment, is_server=True, is_ready=lambda: servers.is_listening(port)
+    )
     started.kill()
     wait_for(lambda: not servers.is_listening(port))
-    process = Process("kafka", arguments, dict(os.environ), is_server=True, is_ready=lambda: servers.is_listening(port))
-    return process, f"{servers.LOOPBACK}:{port}"
+    supervisor = Supervisor(data.parent, print, threading.Event())
+    supervisor.start(process)
+    supervisor.wait_until_ready(process, seconds=60)
+    yield supervisor, process, f"{servers.LOOPBACK}:{port}"
+    supervisor.stop()
 
 
 Serve = Callable[[Callable[[Any], Any]], FlaskClient]
