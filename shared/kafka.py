@@ -35,6 +35,7 @@ def ensure_topic(admin: KafkaAdminClient) -> str:
     if topic["error_code"] == UnknownTopicOrPartitionError.errno:
         with contextlib.suppress(TopicAlreadyExistsError):
             admin.create_topics([NewTopic(EVENTS, PARTITIONS, -1)])
+        admin.wait_for_topics([EVENTS])
         (topic,) = admin.describe_topics([EVENTS])
     if topic["error_code"] or not topic["topic_id"]:
         raise for_code(topic["error_code"])
