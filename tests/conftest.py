@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -37,8 +38,8 @@ _service: list[subprocess.Popen[bytes]] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the service once, in the process that hands out the tests; its workers inherit the environment."""
-    on_a_cluster = all("tests/cluster" in argument for argument in config.args)
-    if hasattr(config, "workerinput") or config.option.collectonly or on_a_cluster:
+    on_their_own = all(re.search("tests/(cluster|faults)", argument) for argument in config.args)
+    if hasattr(config, "workerinput") or config.option.collectonly or on_their_own:
         return
     from knative.local.servers import free_port
 
