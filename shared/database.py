@@ -8,7 +8,7 @@ import logging
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -58,6 +58,11 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
     def commit(self) -> None:
         """In one round trip; pg8000's own takes three, as for a statement with parameters."""
         self.execute_simple("COMMIT")
+
+    def close(self) -> None:
+        """Also where the server is gone, of which SQLAlchemy would make an error in the log."""
+        with suppress(pg8000.dbapi.InterfaceError):
+            super().close()
 
 
 def connect(url: URL, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.socket]:

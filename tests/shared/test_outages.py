@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -329,6 +330,18 @@ def test_who_tries_again_through_an_outage_is_not_taken_for_one_who_guesses(
     start_again(supervisor, own_database)
     wait_for(database_is_up)
     assert call("login", body=credentials, address="203.0.113.7").status_code == 200
+
+
+def test_a_connection_that_breaks_within_a_transaction_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ServiceUnavailable):
+        ask_on_a_broken_connection()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def ask_on_a_broken_connection() -> None:
+    with transaction() as connection:
+        connection.info["socket"].shutdown(socket.SHUT_RDWR)
+        connection.execute(text("SELECT 1"))
 
 
 def test_ready_says_that_postgresql_is_down(own_database: Process, supervisor: Supervisor) -> None:
