@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from knative import dispatcher
 from knative.local import servers
@@ -486,6 +486,15 @@ def test_waiting_for_a_broker_leaves_no_threads_behind(broker: Process, client: 
     with pytest.raises(KafkaTimeoutError), kafka.connected(client):
         pass
     assert threading.active_count() == before
+
+
+def test_a_topic_that_has_come_back_with_fewer_partitions_is_another_one(broker: Process, trigger: Trigger) -> None:
+    """The embedded broker makes such a one for whoever asks for it first; `run` then begins anew."""
+    deliveries = dispatcher.Deliveries(trigger, URL)
+    deliveries.positions[TopicPartition(kafka.EVENTS, kafka.PARTITIONS)] = 1
+    with kafka.connected(KafkaConsumer) as consumer, pytest.raises(UnknownTopicOrPartitionError):
+        dispatcher._consume(consumer, deliveries, threading.Event())
+    deliveries.stop()
 
 
 def test_a_dispatcher_killed_in_the_middle_loses_nothing(
