@@ -95,8 +95,9 @@ def test_pods_grow_under_load_and_shrink_after(credentials: dict[str, str]) -> N
         print(f"\nlogin under 30 callers: 3 pods after {time.monotonic() - started:.0f} s")
     print(f"{running.statuses.total()} requests: {dict(running.statuses)}")
     assert running.statuses[200] > 0
-    # More than it can take is a 503 with Retry-After, never a broken connection or a 500.
-    assert set(running.failed) <= {503}
+    # More than it can take is a 503 with Retry-After, or a 504 where no turn comes within the route's 10 s, as while
+    # new pods take the node's processors: never a broken connection or a 500.
+    assert set(running.failed) <= {503, 504}
     started = time.monotonic()
     wait_for(lambda: pods("login") == 0, TO_ZERO_SECONDS)
     print(f"no pods {time.monotonic() - started:.0f} s after the load ended")
