@@ -1,5 +1,6 @@
 """One set of servers for all tests: `make up`'s own processes, in a folder of their own."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,9 +13,9 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".local" / "tests"
 PASSWORD = "correct horse battery staple"
 START_SECONDS = 90.0
+MAX_LOG_LINES = 100
 
 _service: list[subprocess.Popen[bytes]] = []
 
@@ -66,6 +68,27 @@ def pytest_unconfigure() -> None:
         process.send_signal(signal.SIGINT)
         process.wait(30)
         shutil.rmtree(DATA, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds to a failed test what the service logged meanwhile, other than that all went well."""
+    report = yield
+    if report.failed and (DATA / "logs").exists():
+        report.sections.append(("service log", "\n".join(_trouble_since(call.start)[-MAX_LOG_LINES:])))
+    return report
+
+
+def _trouble_since(start: float) -> list[str]:
+    since = datetime.fromtimestamp(start, UTC).isoformat(timespec="milliseconds")
+    lines = []
+    for file in (DATA / "logs").glob("*.log"):
+        for text_ in file.read_text("utf-8", "replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                line = json.loads(text_)
+                if line["time"] >= since and (line["level"] != "INFO" or line.get("status", 0) >= 500):
+                    lines.append((line["time"], f"{file.stem}: {text_}"))
+    return [text_ for _, text_ in sorted(lines)]
 
 
 @dataclass(frozen=True)
