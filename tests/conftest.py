@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 from urllib.parse import urlencode
 
 import pytest
@@ -36,6 +36,8 @@ START_SECONDS = 90.0
 MAX_LOG_LINES = 100
 
 _service: list[subprocess.Popen[bytes]] = []
+_only_run: list[TextIO] = []
+"""Holds the lock on the data folder as long as this process lives."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from knative.local.servers import free_port
 
+    DATA.parent.mkdir(exist_ok=True)
+    _only_run.append(lock := DATA.with_suffix(".lock").open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pytest.exit(f"Other tests run in {ROOT}: wait until they end, or use a clone of its own.", returncode=1)
     shutil.rmtree(DATA, ignore_errors=True)
     port = str(free_port())
     DATA.mkdir(parents=True)
