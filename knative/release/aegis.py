@@ -18,6 +18,24 @@ from shared.settings import REQUIRED_BY, Dependency, InvalidSettings, load, sett
 
 ROOT = Path(__file__).parents[2]
 
+DEPLOY_HELP = """\
+Checks first, and changes nothing when anything is in the way. Then: migrates the database; starts the
+new revision of each function without traffic, and calls each; gives them 10, 50 and 100 % of the
+traffic, and looks in between whether an alert rule of production holds for them; then the relay,
+the dispatcher and the routes. On an alert, a revision that fails or Ctrl-C the traffic goes back at
+once, and the command ends with 1.
+
+PROMETHEUS_URL says where the alerts are (or --no-gate). GATEWAY_URL, where the gateway is reached,
+if not at the address in its status. A command that was killed leaves the traffic where it is: the
+next one, deploy or rollback, puts it back first. docs/release.md has more."""
+
+ROLLBACK_HELP = """\
+Gives all of the traffic to the revisions of an earlier release, of all functions together, and then
+brings back its relay, dispatcher, routes and settings. The database stays as it is: migrations
+expand before they contract, so an earlier release runs on the newer schema.
+
+Without a name it is the one before; aegis releases lists them. It does no harm twice."""
+
 _ADVICE = {
     "42P01": "The tables are not there yet: python -m shared.migrate makes them.",
     "42703": "The tables are older than this program: python -m shared.migrate brings them up to date.",
@@ -32,30 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; ends with 1 and what, why and what to do when it cannot be done, with 2 on a wrong call."""
     called = _parser().parse_args(arguments)
     logs.request_id.set(f"aegis-{uuid.uuid4()}")
-    data = (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()
     try:
-        match called.command:
-            case "admin create":
-                _load_settings(data, "database", "cache")
-                print(admins.create(called.email, called.locale))
-            case "events dead list":
-                _load_settings(data, "database")
-                print(dead_letters.table(_chosen(called)))
-            case "events dead show":
-                _load_settings(data, "database")
-                print(dead_letters.show(called.number))
-            case "events dead retry":
-                _load_settings(data, "database")
-                print(dead_letters.retry(_chosen(called)))
-            case "events dead drop":
-                _load_settings(data, "database")
-                print(dead_letters.drop(_chosen(called)))
-            case "events replay":
-                _load_settings(data, "database")
-                print(replay.replay(called.since))
-            case "keys rotate":
-                file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
-                print(signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted))
+        print(_run(called, (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()))
     except Refused as error:
         sys.exit(str(error))
     except InvalidSettings as error:
@@ -72,6 +68,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Nothing was changed. The database at {_database()} refuses: {text} ({code}).\n{advice}")
     except OSError as error:
         sys.exit(f"Nothing was changed. {error}")
+
+
+def _run(called: argparse.Namespace, data: Path) -> str:
+    match called.command:
+        case "admin create":
+            _load_settings(data, "database", "cache")
+            result = admins.create(called.email, called.locale)
+        case "events dead list":
+            _load_settings(data, "database")
+            result = dead_letters.table(_chosen(called))
+        case "events dead show":
+            _load_settings(data, "database")
+            result = dead_letters.show(called.number)
+        case "events dead retry":
+            _load_settings(data, "database")
+            result = dead_letters.retry(_chosen(called))
+        case "events dead drop":
+            _load_settings(data, "database")
+            result = dead_letters.drop(_chosen(called))
+        case "events replay":
+            _load_settings(data, "database")
+            result = replay.replay(called.since)
+        case "keys rotate":
+            file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
+            result = signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted)
+        case _:
+            from knative.release import commands  # its Kubernetes client is not in the image
+
+            result = commands.run(called)
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--since", metavar="TIME", required=True, help="a time as 2026-01-31T09:30Z, or an age as 2h")
     again.set_defaults(command="events replay")
 
+    _add_releases(groups)
+
     keys = groups.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="COMMAND")
     rotate = keys.add_parser(
         "rotate",
@@ -139,6 +167,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     rotate.set_defaults(command="keys rotate")
     return parser
+
+
+def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
+        parser = groups.add_parser(
+            name, help=help_, description=description or help_, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--context", metavar="CTX", help="the kube context (the current one)")
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+        parser.set_defaults(command=name)
+        return parser
+
+    deploy = add("deploy", "bring a release into a cluster, step by step", DEPLOY_HELP)
+    deploy.add_argument("tag", metavar="TAG", help="of the image, or its digest (sha256:...)")
+    deploy.add_argument(
+        "--environment", metavar="ENV", required=True, help="development, staging, production, or a path"
+    )
+    deploy.add_argument(
+        "--hold", metavar="SECONDS", type=int, default=60, help="between two shares of the traffic (60)"
+    )
+    deploy.add_argument("--no-gate", action="store_true", help="look at no alerts, where there is no Prometheus")
+    rollback = add("rollback", "put an earlier release back into effect", ROLLBACK_HELP)
+    rollback.add_argument("release", metavar="RELEASE", nargs="?", help="number or tag (the one before)")
+    add("releases", "list what ran when, and what has the traffic now")
+    add("status", "show revision, traffic, pods and address of each function")
+    diff = add("diff", "show what a deployment would change (a server-side dry run)")
+    diff.add_argument("tag", metavar="TAG", nargs="?", help="of the image (that of the live release)")
+    diff.add_argument("--environment", metavar="ENV", required=True, help="development, staging, production, or a path")
 
 
 def _load_settings(data: Path, *uses: Dependency) -> None:

@@ -1,0 +1,188 @@
+"""All that stands against a release, before anything is changed."""
+
+import copy
+import json
+import re
+import uuid
+from collections.abc import Iterator
+
+from knative.release import jobs
+from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected, in_parallel, named
+from knative.release.gate import Gate
+from knative.release.overlays import Environment
+from knative.release.progress import Progress
+
+KNATIVE = (1, 21)
+SERVING = "knative-serving"
+
+FLAGS = {
+    "affinity": "kubernetes.podspec-affinity",
+    "dnsConfig": "kubernetes.podspec-dnsconfig",
+    "dnsPolicy": "kubernetes.podspec-dnspolicy",
+    "hostAliases": "kubernetes.podspec-hostaliases",
+    "initContainers": "kubernetes.podspec-init-containers",
+    "nodeSelector": "kubernetes.podspec-nodeselector",
+    "priorityClassName": "kubernetes.podspec-priorityclassname",
+    "runtimeClassName": "kubernetes.podspec-runtimeclassname",
+    "schedulerName": "kubernetes.podspec-schedulername",
+    "securityContext": "kubernetes.podspec-securitycontext",
+    "tolerations": "kubernetes.podspec-tolerations",
+    "topologySpreadConstraints": "kubernetes.podspec-topologyspreadconstraints",
+}
+"""What Knative takes in a pod only where its ConfigMap config-features allows it."""
+
+_VERBS = ("get", "create", "patch", "delete")
+_OF_THE_COMMAND = (
+    ("", "pods", ("list",)),
+    ("", "pods/log", ("get",)),
+    ("serving.knative.dev", "revisions", ("list",)),
+    ("coordination.k8s.io", "leases", ("get", "create", "update", "delete")),
+)
+
+
+def problems(cluster: Cluster, environment: Environment, gate: Gate | None, progress: Progress) -> list[str]:
+    """Everything that is wrong, and nothing is changed to find out but a Job that is deleted again."""
+    progress.wait(f"asking {cluster.context} whether it can take the release")
+    try:
+        version = cluster.request("GET", "/version")["gitVersion"]
+    except Rejected as error:
+        return [f"context {cluster.context}: {error}"]
+    found = [*_knative(cluster, environment), *_permissions(cluster, environment)]
+    is_new = cluster.get("v1", "Namespace", NAMESPACE) is None
+    missing = list(_secrets(cluster, environment))
+    found += missing
+    if gate:
+        found += gate.problems()
+    if not is_new and not found:
+        found += _dry_run(cluster, environment)
+    if not is_new and not missing:
+        found += _image(cluster, environment, progress)
+    if not found:
+        progress.say(
+            f"{cluster.context} (Kubernetes {version}) can take it"
+            + (f"; the namespace {NAMESPACE} is new, so the image is tried by the migration" if is_new else "")
+        )
+    return found
+
+
+def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
+    try:
+        controller = cluster.get("apps/v1", "Deployment", "controller", SERVING)
+        features = cluster.get("v1", "ConfigMap", "config-features", SERVING) or {}
+    except Rejected as error:
+        yield f"Knative Serving: its version and flags cannot be read: {error}"
+        return
+    version = ((controller or {}).get("metadata", {}).get("labels", {})).get("app.kubernetes.io/version", "")
+    if not controller:
+        yield "Knative Serving is not installed"
+    elif tuple(map(int, re.findall(r"\d+", version)[:2])) < KNATIVE:
+        yield f"Knative Serving is {version or 'of an unknown version'}; {KNATIVE[0]}.{KNATIVE[1]} or newer is needed"
+    used = {field for one in environment.functions for field in FLAGS if field in one["spec"]["template"]["spec"]}
+    for field in sorted(used):
+        if features.get("data", {}).get(FLAGS[field], "disabled") != "enabled":
+            yield f"Knative Serving: functions use {field}, and {FLAGS[field]} in config-features is not enabled"
+
+
+def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
+    wanted: set[tuple[str, str, str]] = set()
+    unknown = set()
+    for one in [*environment.objects, environment.migration, {"apiVersion": "v1", "kind": "ConfigMap"}]:
+        if one["kind"] == "Namespace":
+            continue
+        group = one["apiVersion"].rpartition("/")[0]
+        try:
+            plural = cluster.plural(one["apiVersion"], one["kind"])
+        except Rejected as error:
+            unknown.add(str(error))
+            continue
+        wanted |= {(group, plural, verb) for verb in _VERBS}
+    wanted |= {(group, resource, verb) for group, resource, verbs in _OF_THE_COMMAND for verb in verbs}
+
+    def refused(rule: tuple[str, str, str]) -> str | None:
+        group, resource, verb = rule
+        resource, _, subresource = resource.partition("/")
+        attributes = {"namespace": NAMESPACE, "group": group, "resource": resource, "verb": verb}
+        review = {"spec": {"resourceAttributes": attributes | ({"subresource": subresource} if subresource else {})}}
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = cluster.request(
+            "POST", path, review | {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+        )
+        return (
+            None
+            if answer["status"]["allowed"]
+            else f"you may not {verb} {rule[1]}{group and '.' + group} in {NAMESPACE}"
+        )
+
+    return [*sorted(unknown), *filter(None, in_parallel(refused, sorted(wanted)))]
+
+
+def _secrets(cluster: Cluster, environment: Environment) -> Iterator[str]:
+    made = {one["metadata"]["name"] for one in environment.foundation if one["kind"] == "Secret"}
+    for name in sorted(_secret_names(environment) - made):
+        try:
+            if cluster.get("v1", "Secret", name) is None:
+                yield (
+                    f"the Secret {name} is not in the namespace {NAMESPACE}: kubectl apply -k the data folder of the "
+                    "environment makes it, or what it is made from"
+                )
+        except Rejected as error:
+            yield f"the Secret {name} cannot be read: {error}"
+
+
+def _secret_names(environment: Environment) -> set[str]:
+    text = json.dumps([*environment.functions, environment.migration])
+    return set(re.findall(r'"secretRef": {"name": "([^"]+)"', text))
+
+
+def _dry_run(cluster: Cluster, environment: Environment) -> list[str]:
+    """What the API server and its webhooks say of each object."""
+
+    def refused(manifest: Object) -> str | None:
+        try:
+            cluster.apply(manifest, dry_run=True)
+        except Rejected as error:
+            return f"{named(manifest)}: {error}"
+        return None
+
+    return [problem for problem in in_parallel(refused, environment.objects) if problem]
+
+
+def _image(cluster: Cluster, environment: Environment, progress: Progress) -> list[str]:
+    """Whether the cluster can pull the image, and what the image says of its settings and secrets."""
+    job = jobs.derived(
+        _with_settings(environment),
+        f"check-{uuid.uuid4().hex[:8]}",
+        ["python", "-m", "knative.release.inside", "settings"],
+    )
+    job["metadata"]["namespace"] = NAMESPACE
+    try:
+        log = jobs.run(cluster, job, progress, lambda: None)
+        told = json.loads(log.splitlines()[-1])
+    except jobs.JobFailed as error:
+        return [f"{environment.image}: {error}"]
+    except (ValueError, IndexError):
+        return [f"{environment.image}: it is none of this product: it says nothing of its settings"]
+    finally:
+        cluster.delete(job)
+    return [f"settings: {problem}" for problem in told["problems"]]
+
+
+def _with_settings(environment: Environment) -> Object:
+    """The migration Job with the settings themselves, as their ConfigMap is not in the cluster yet."""
+    job = copy.deepcopy(environment.migration)
+    maps = {one["metadata"]["name"]: one["data"] for one in environment.foundation if one["kind"] == "ConfigMap"}
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    literals: dict[str, str] = {}
+    for source in list(container.get("envFrom", ())):
+        if "configMapRef" in source:
+            literals |= maps[source["configMapRef"]["name"]]
+            container["envFrom"].remove(source)
+    kept = []
+    for variable in container.get("env", ()):
+        reference = variable.get("valueFrom", {}).get("configMapKeyRef")
+        if reference:
+            literals[variable["name"]] = maps[reference["name"]][reference["key"]]
+        else:
+            kept.append(variable)
+    container["env"] = [*kept, *({"name": name, "value": value} for name, value in literals.items())]
+    return job

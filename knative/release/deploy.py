@@ -1,0 +1,258 @@
+"""Brings a release into a cluster, a tenth of the traffic first: `aegis deploy`."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from knative.release import checks, gateway, jobs, records, rollout
+from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected
+from knative.release.gate import Gate
+from knative.release.lease import Lease
+from knative.release.overlays import Environment
+from knative.release.progress import Progress
+from knative.release.records import Release
+from knative.release.refused import Refused
+from knative.release.rollout import Check
+
+SHARES = (10, 50, 100)
+LOOK_SECONDS = 5.0
+BLIND_SECONDS = 60.0
+"""Prometheus finds new pods within this."""
+_BEFORE_TRAFFIC = ("checked", "prepares", "migrates")
+
+
+def deploy(
+    cluster: Cluster, environment: Environment, tag: str, *, gate: Gate | None, hold: int, progress: Progress
+) -> Release:
+    """Deploys an environment; returns the release that is live then.
+
+    Args:
+        gate: None to look at no alerts.
+        hold: seconds between two shares of the traffic.
+
+    Raises:
+        Refused: it was not deployed, and what was before is in effect.
+    """
+    if problems := checks.problems(cluster, environment, gate, progress):
+        raise Refused(
+            "\n".join(
+                [f"Nothing was changed. What is in the way ({len(problems)}):", *(f"- {one}" for one in problems)]
+            )
+        )
+    if cluster.get("v1", "Namespace", NAMESPACE) is None:
+        for one in environment.foundation:
+            if one["kind"] == "Namespace":
+                cluster.apply(one)
+    with interruptible(), Lease(cluster, progress) as lease:
+        kept = records.releases(cluster)
+        finish_interrupted(cluster, kept, lease.check, progress)
+        live = live_one(kept)
+        release = records.begin(kept[0].number + 1 if kept else 1, tag, environment.image, environment.name)
+        release.before = rollout.revisions_now(cluster)
+        release.objects = [*environment.functions, *environment.rest]
+        records.save(cluster, release)
+        progress.say(
+            f"{release.name} begins"
+            + (f", in place of {live.name if live else 'what runs now'}" if release.before else "")
+        )
+        try:
+            _bring(cluster, environment, release, gate=gate, hold=hold, check=lease.check, progress=progress)
+        except BaseException as error:
+            why = _reason(error)
+            with undisturbed():
+                progress.say(why)
+                raise Refused(f"{_undo(cluster, release, live, gate, progress)}\n{why}") from error
+        release.state, release.step, release.finished = "complete", "complete", records.now()
+        records.save(cluster, release)
+        if live:
+            rollout.prune(cluster, live, release, progress)
+        _forget(cluster, kept, progress)
+        progress.say(f"{release.name} is live")
+        return release
+
+
+def _bring(
+    cluster: Cluster,
+    environment: Environment,
+    release: Release,
+    *,
+    gate: Gate | None,
+    hold: int,
+    check: Check,
+    progress: Progress,
+) -> None:
+    def step(name: str) -> None:
+        release.step = name
+        records.save(cluster, release)
+
+    step("prepares")
+    for one in environment.foundation:
+        cluster.apply(one)
+    rollout.wait_for_servers(cluster, environment.foundation, check, progress)
+    rollout.early(cluster, release)
+    progress.say("settings, secrets and servers are there")
+
+    step("migrates")
+    migration = environment.migration
+    migration["metadata"]["name"] = f"migrate-r{release.number}"
+    cluster.delete(migration)
+    jobs.run(cluster, migration, progress, check)
+    told = jobs.run(
+        cluster,
+        jobs.derived(migration, f"settings-r{release.number}", ["python", "-m", "knative.release.inside", "settings"]),
+        progress,
+        check,
+    )
+    release.schema = json.loads(told.splitlines()[-1])["schema"]
+    progress.say(f"the database has schema {release.schema}")
+
+    step("starts")
+    rollout.start(cluster, release, check, progress)
+    url = f"http://{rollout.TAG}-{{service}}.{NAMESPACE}.svc.cluster.local"
+    smoke = jobs.derived(
+        migration, f"smoke-r{release.number}", ["python", "-m", "knative.release.inside", "smoke"], FUNCTION_URL=url
+    )
+    progress.say(jobs.run(cluster, smoke, progress, check).splitlines()[-1])
+
+    for percent in SHARES if release.before else (100,):
+        step(f"{percent} % of the traffic")
+        rollout.shift(cluster, release, percent, check, progress)
+        progress.say(f"{percent} % of the traffic")
+        if gate and release.before:
+            _watch(gate, release, hold, check, progress)
+
+    step("relay, dispatcher and routes")
+    rollout.late(cluster, release, check, progress)
+    progress.say("relay, dispatcher and routes are those of the release")
+
+    step("verifies")
+    for one in environment.rest:
+        if one["kind"] == "Gateway":
+            _wait_for_answers(cluster, one, check, progress)
+
+
+def _watch(gate: Gate, release: Release, hold: int, check: Check, progress: Progress) -> None:
+    """Looks at the alert rules for so many seconds.
+
+    Raises:
+        Refused: one holds, or Prometheus cannot see the new revisions.
+    """
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < hold or not gate.sees(release.number):
+        check()
+        if elapsed > hold + BLIND_SECONDS:
+            raise Refused("Prometheus has no metrics of the new revisions, so its alerts say nothing of them.")
+        progress.wait(f"watching the alert rules, {max(0, hold - int(elapsed)) // 10 * 10} s more")
+        time.sleep(LOOK_SECONDS)
+        if alerts := gate.alerts(release.number, max(15, hold)):
+            raise Refused("; ".join(map(str, alerts[:5])))
+
+
+def _wait_for_answers(cluster: Cluster, gateway_: Object, check: Check, progress: Progress) -> None:
+    deadline = time.monotonic() + rollout.TRAFFIC_SECONDS
+    while problems := gateway.problems(cluster, gateway_):
+        check()
+        if time.monotonic() > deadline:
+            raise Refused("; ".join(problems))
+        progress.wait("waiting for the gateway to answer as it should")
+        time.sleep(rollout.POLL_SECONDS)
+    progress.say("the gateway answers as it should")
+
+
+def _undo(cluster: Cluster, release: Release, live: Release | None, gate: Gate | None, progress: Progress) -> str:
+    """Puts back what was before; says how that went."""
+    step = release.step
+    try:
+        if step not in _BEFORE_TRAFFIC:
+            rollout.go_back(cluster, release, live, lambda: None, progress)
+        release.state, release.finished = "failed", records.now()
+        records.save(cluster, release)
+    except (Refused, Rejected) as error:
+        return (
+            f"{release.name} FAILED, AND SO DID THE WAY BACK: {error}\n"
+            "Run aegis rollback as soon as the cluster answers: it begins with this."
+        )
+    told = f"{release.name} failed when it was at: {step}. "
+    if step in _BEFORE_TRAFFIC:
+        return told + "No traffic has reached it."
+    told += (
+        f"The traffic is back at {live.name if live else 'what ran before'}." if release.before else "It is taken away."
+    )
+    if gate:
+        try:
+            requests, failed = gate.requests(release.number)
+            told += f" It has answered {requests} requests, {failed} of them with a 5xx."
+        except Refused as error:
+            told += f" How many requests it met is not known: {error}"
+    return told
+
+
+def finish_interrupted(cluster: Cluster, kept: Sequence[Release], check: Check, progress: Progress) -> None:
+    """Takes back a release whose command was killed."""
+    for release in kept:
+        if release.state == "under way":
+            progress.say(f"{release.name} of {release.who} was interrupted at: {release.step}; taking it back")
+            if release.step not in _BEFORE_TRAFFIC:
+                rollout.go_back(cluster, release, live_one(kept), check, progress)
+            release.state, release.finished = "failed", records.now()
+            records.save(cluster, release)
+
+
+def live_one(kept: Sequence[Release]) -> Release | None:
+    """The release that is in effect: the newest that was completed and not rolled back since."""
+    return next((release for release in kept if release.state == "complete"), None)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP do what Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Goes on through Ctrl-C: what puts the traffic back must come to its end."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forget(cluster: Cluster, kept: Sequence[Release], progress: Progress) -> None:
+    """Drops the records of releases nobody will roll back to, and the settings that only they had."""
+    old = kept[records.KEPT - 1 :]
+    for release in old:
+        records.forget(cluster, release)
+    if not old:
+        return
+    used = json.dumps([release.objects for release in records.releases(cluster)])
+    for one in cluster.list("v1", "ConfigMap"):
+        name = one["metadata"]["name"]
+        if name.startswith("user-service-config-") and f'"{name}"' not in used:
+            cluster.delete(one | {"apiVersion": "v1", "kind": "ConfigMap"})
+            progress.say(f"deleted ConfigMap {name}, which no kept release has")
+
+
+def _reason(error: BaseException) -> str:
+    match error:
+        case KeyboardInterrupt():
+            return "Interrupted."
+        case Rejected():
+            return f"The API server refuses: {error}"
+        case Refused():
+            return str(error)
+    return f"Unexpected: {type(error).__name__}: {error}"

@@ -1,0 +1,126 @@
+"""Whether a new revision may have more of the traffic: the alert rules of production, asked of it alone."""
+
+import re
+from typing import Any, NamedTuple
+
+import urllib3
+
+from knative.release.cluster import Object
+from knative.release.refused import Refused
+
+TIMEOUT_SECONDS = 10.0
+TRIES = 3
+
+# Of metrics of our own processes, and of those that Kubernetes has of our pods.
+_OWN = 'service="user-service"'
+_KUBERNETES = 'namespace="aegis-user-service"'
+_REVISION = "serving_knative_dev_revision"
+
+
+class Alert(NamedTuple):
+    name: str
+    subject: str
+    """What it is about, as the labels tell."""
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.subject} ({self.value:.4g})"
+
+
+class Gate:
+    """Prometheus, and the alert rules that are released."""
+
+    def __init__(self, url: str, objects: list[Object]) -> None:
+        self._url = url.rstrip("/")
+        self._rules = [
+            rule
+            for one in objects
+            if one["kind"] == "PrometheusRule"
+            for group in one["spec"]["groups"]
+            for rule in group["rules"]
+            if "alert" in rule
+        ]
+        self.before: frozenset[tuple[str, str]] = frozenset()
+        """Alerts that fire already: a release may be what ends them."""
+
+    def problems(self) -> list[str]:
+        """Why this cannot judge; remembers which alerts fire already."""
+        if not self._rules:
+            return ["the environment has no alert rules (component monitoring): deploy it with --no-gate"]
+        try:
+            self.before = frozenset((alert.name, alert.subject) for alert in self._firing())
+        except Refused as error:
+            return [str(error)]
+        return []
+
+    def alerts(self, number: int, seconds: int) -> list[Alert]:
+        """What is not quiet: rules that hold for the revisions of this release in the last seconds, or that fire anew.
+
+        Raises:
+            Refused: Prometheus does not answer.
+        """
+        found = [alert for alert in self._firing() if (alert.name, alert.subject) not in self.before]
+        for rule in self._rules:
+            expression = of_release(rule["expr"], number, seconds)
+            if expression:
+                found += [Alert(rule["alert"], *one) for one in self._query(expression)]
+        return found
+
+    def sees(self, number: int) -> bool:
+        """Whether Prometheus has metrics of the revisions of this release."""
+        return bool(self._query(f"count(up{{{_of(number)}}})"))
+
+    def requests(self, number: int) -> tuple[int, int]:
+        """How many requests the revisions of this release have answered, and how many of them with a 5xx."""
+        counts = []
+        for status in ("", ', status=~"5.."'):
+            series = f'http_requests_total{{{_OWN}, {_of(number)}, endpoint!~"/health.*|/metrics"{status}}}'
+            total = self._query(f"sum(max_over_time({series}[1h]))")
+            counts.append(int(total[0][1]) if total else 0)
+        return counts[0], counts[1]
+
+    def _firing(self) -> list[Alert]:
+        names = "|".join(rule["alert"] for rule in self._rules)
+        return [
+            Alert(labels["alertname"], _subject(labels), 1.0)
+            for labels in self._labels(f'ALERTS{{alertstate="firing", alertname=~"{names}"}}')
+        ]
+
+    def _query(self, expression: str) -> list[tuple[str, float]]:
+        """Of each series: what it is about, and its value."""
+        return [(_subject(one["metric"]), float(one["value"][1])) for one in self._ask(expression)]
+
+    def _labels(self, expression: str) -> list[dict[str, str]]:
+        return [one["metric"] for one in self._ask(expression)]
+
+    def _ask(self, expression: str) -> list[dict[str, Any]]:
+        try:
+            answer = urllib3.request(
+                "GET",
+                f"{self._url}/api/v1/query",
+                fields={"query": expression},
+                timeout=TIMEOUT_SECONDS,
+                retries=urllib3.Retry(TRIES, backoff_factor=0.5),
+            )
+            if answer.status != 200:
+                raise ValueError(answer.data.decode("utf-8", "replace")[:200])
+            found: list[dict[str, Any]] = answer.json()["data"]["result"]
+        except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
+            raise Refused(f"Prometheus at {self._url} does not answer: {error}") from error
+        return found
+
+
+def of_release(expression: str, number: int, seconds: int) -> str:
+    """A rule's expression, of a release's revisions alone and over the last seconds; empty where that cannot be."""
+    pods = f'pod=~".+-r{number}-deployment-.+"'
+    narrowed = expression.replace(_OWN, f"{_OWN}, {_of(number)}").replace(_KUBERNETES, f"{_KUBERNETES}, {pods}")
+    # A rule without a window tells of the whole service, as dead letters do; it counts when it fires.
+    return re.sub(r"\[\w+\]", f"[{seconds}s]", narrowed) if narrowed != expression and "[" in expression else ""
+
+
+def _of(number: int) -> str:
+    return f'{_REVISION}=~".+-r{number}"'
+
+
+def _subject(labels: dict[str, str]) -> str:
+    return labels.get("function") or labels.get("pod") or labels.get("service") or "the service"

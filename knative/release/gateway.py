@@ -1,0 +1,61 @@
+"""Whether the service answers from outside, as a client sees it."""
+
+import os
+import ssl
+from urllib.parse import urlsplit
+
+import urllib3
+
+from knative.release.cluster import Cluster, Object
+
+TIMEOUT_SECONDS = 20.0
+"""Of a function that may have to start first."""
+
+CALLS = (
+    ("GET", "/.well-known/jwks.json", None, 200),
+    ("GET", "/api/v1/users/me", None, 401),
+    ("POST", "/api/v1/users/login", {"email": "nobody@example.com", "password": "no such user has this"}, 401),
+    ("POST", "/api/v1/users", {"email": "no address"}, 422),
+    ("GET", "/nowhere", None, 404),
+)
+"""Method, path, body and the status that must answer; none of them changes anything."""
+
+
+def problems(cluster: Cluster, gateway: Object) -> list[str]:
+    """What is wrong with the answers that come through the gateway.
+
+    It is called at the address in its status, or at GATEWAY_URL where that address cannot be reached from here.
+    """
+    listener = gateway["spec"]["listeners"][-1]
+    is_tls, host = listener["protocol"] == "HTTPS", listener["hostname"]
+    live = cluster.live(gateway) or {}
+    addresses = live.get("status", {}).get("addresses", ())
+    url = os.environ.get("GATEWAY_URL", "")
+    if not url and not addresses:
+        return [f"the Gateway {gateway['metadata']['name']} has no address yet"]
+    parts = urlsplit(url or f"{'https' if is_tls else 'http'}://{addresses[0]['value']}:{listener['port']}")
+    found = []
+    with _pool(parts.scheme, parts.hostname or "", parts.port, host) as pool:
+        for method, path, body, expected in CALLS:
+            try:
+                answer = pool.request(method, path, json=body, headers={"Host": host}, retries=False)
+            except urllib3.exceptions.HTTPError as error:
+                return [
+                    f"the gateway at {parts.geturl()} cannot be reached from here: {error} (GATEWAY_URL names another)"
+                ]
+            if answer.status != expected:
+                found.append(f"{method} {path} answers {answer.status} in place of {expected}")
+    return found
+
+
+def _pool(scheme: str, address: str, port: int | None, host: str) -> urllib3.HTTPConnectionPool:
+    if scheme == "http":
+        return urllib3.HTTPConnectionPool(address, port, timeout=TIMEOUT_SECONDS)
+    return urllib3.HTTPSConnectionPool(
+        address,
+        port,
+        timeout=TIMEOUT_SECONDS,
+        server_hostname=host,
+        assert_hostname=host,
+        ssl_context=ssl.create_default_context(),
+    )

@@ -1,0 +1,89 @@
+"""What a release lets a pod of its own image do in the cluster, before users meet it.
+
+python -m knative.release.inside settings     prints what is wrong with the settings, and the schema of the image
+FUNCTION_URL=http://next-{service}.aegis-user-service.svc.cluster.local python -m knative.release.inside smoke
+"""
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import urllib3
+
+from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, HttpFunction, load_all, uses
+from shared.settings import Dependency, InvalidSettings, load
+
+TIMEOUT_SECONDS = 30.0
+"""Of a function whose pod may have to start first."""
+AT_ONCE = 8
+
+
+def settings() -> None:
+    """Prints, as JSON, what is wrong with this environment for any function, and the newest revision of the schema."""
+    from alembic.script import ScriptDirectory
+
+    from shared.migrate import MIGRATIONS
+
+    needed: set[Dependency] = {"kafka"}
+    needed.update(*(uses(function) for function in load_all()))
+    try:
+        load(os.environ, needed)
+        problems = []
+    except InvalidSettings as error:
+        problems = list(error.problems)
+    print(json.dumps({"problems": problems, "schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()}))
+
+
+def smoke(function_url: str) -> list[str]:
+    """Calls each function without credentials, where it must refuse. Returns what is wrong."""
+    names = sorted(load_all())
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [problem for problem in pool.map(lambda name: _try(name, function_url), names) if problem]
+
+
+def _try(name: str, function_url: str) -> str | None:
+    base = function_url.format(service=name.replace("_", "-"))
+    function = HTTP_FUNCTIONS.get(name)
+    method, path, expected = _refused(function) if function else ("POST", "/", {400})
+    try:
+        ready = urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
+        if ready.status != 200:
+            return f"{name} is not ready ({ready.status}): {ready.data.decode('utf-8', 'replace')[:200]}"
+        answer = urllib3.request(
+            method, f"{base}{path}", json={} if method != "GET" else None, timeout=TIMEOUT_SECONDS, retries=False
+        )
+    except urllib3.exceptions.HTTPError as error:
+        return f"{name} cannot be reached: {type(error).__name__}"
+    if answer.status not in expected:
+        return (
+            f"{name} answers {method} {path} with {answer.status} in place of {' or '.join(map(str, sorted(expected)))}"
+        )
+    return None
+
+
+def _refused(function: HttpFunction) -> tuple[str, str, set[int]]:
+    """A call that changes nothing: method, path, and the statuses that may answer it."""
+    if function.path == "/*":
+        return "GET", "/nowhere", {404}
+    path = function.path
+    for parameter in [part for part in path.split("/") if part.startswith("{")]:
+        path = path.replace(parameter, str(UUID(int=0)))
+    if function.authenticated:
+        return function.method, path, {401}
+    # Without a body, or with an empty one: what takes neither says so, the others answer.
+    return function.method, path, {function.status, 400, 401, 422}
+
+
+def main() -> None:
+    if sys.argv[1] == "settings":
+        settings()
+    elif problems := smoke(os.environ["FUNCTION_URL"]):
+        sys.exit("\n".join(problems))
+    else:
+        print(f"all {len(HTTP_FUNCTIONS) + len(EVENT_FUNCTIONS)} functions answer as they should")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Jobs that a release runs in the cluster, in its own image."""
+
+import copy
+import time
+from collections.abc import Callable
+
+from knative.release.cluster import Cluster, Object
+from knative.release.progress import Progress
+from knative.release.refused import Refused
+
+SECONDS = 300.0
+POLL_SECONDS = 1.0
+LOG_LINES = 40
+_STUCK_SECONDS = 20.0
+"""An image may be refused once and pulled a moment later."""
+
+_STUCK = {
+    "ErrImagePull": "its image cannot be pulled",
+    "ImagePullBackOff": "its image cannot be pulled",
+    "InvalidImageName": "its image has no valid name",
+    "ErrImageNeverPull": "its image is not on the node",
+    "CreateContainerConfigError": "its settings or secrets are not there",
+    "CreateContainerError": "its container cannot be made",
+}
+
+
+class JobFailed(Refused):
+    """The message says why, with the end of the log."""
+
+
+def derived(migration: Object, name: str, command: list[str], **variables: str) -> Object:
+    """A Job like that of the migration, with the same image, settings and secrets."""
+    job = copy.deepcopy(migration)
+    job["metadata"]["name"] = name
+    job["spec"]["backoffLimit"] = 0
+    job["spec"]["activeDeadlineSeconds"] = int(SECONDS)
+    template = job["spec"]["template"]
+    template.setdefault("metadata", {})["labels"] = {"app": "release-check"}
+    (container,) = template["spec"]["containers"]
+    container["command"] = command
+    container.setdefault("env", []).extend({"name": variable, "value": value} for variable, value in variables.items())
+    return job
+
+
+def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], None]) -> str:
+    """Runs a Job to its end; returns its log.
+
+    Args:
+        check: is called all the while, and may raise.
+
+    Raises:
+        JobFailed: it failed, or cannot start.
+    """
+    name = job["metadata"]["name"]
+    cluster.apply(job)
+    deadline = time.monotonic() + SECONDS
+    stuck_since = 0.0
+    while True:
+        check()
+        status = (cluster.live(job) or {}).get("status", {})
+        pods = cluster.list("v1", "Pod", f"job-name={name}")
+        if status.get("succeeded"):
+            return _log(cluster, pods)
+        reason = _stuck(pods)
+        stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
+        failed = any(one["type"] == "Failed" and one["status"] == "True" for one in status.get("conditions", ()))
+        if failed or time.monotonic() > deadline or (reason and time.monotonic() - stuck_since > _STUCK_SECONDS):
+            why = reason or ("it failed" if failed else f"it has not ended after {SECONDS:.0f} s")
+            log = _log(cluster, pods)
+            # Its pod must not go on when nobody waits for it any more.
+            cluster.delete(job)
+            raise JobFailed(f"The Job {name} has no result: {why}." + (f" Its log ends with:\n{log}" if log else ""))
+        progress.wait(f"Job {name} " + ("waits: " + reason if reason else "runs"))
+        time.sleep(POLL_SECONDS)
+
+
+def _stuck(pods: list[Object]) -> str:
+    for pod in pods:
+        for container in pod.get("status", {}).get("containerStatuses", ()):
+            waiting = container["state"].get("waiting", {})
+            if waiting.get("reason") in _STUCK:
+                return f"{_STUCK[waiting['reason']]} ({waiting.get('message', waiting['reason'])})"
+    return ""
+
+
+def _log(cluster: Cluster, pods: list[Object]) -> str:
+    started = [pod for pod in pods if pod.get("status", {}).get("containerStatuses", [{}])[0].get("containerID")]
+    if not started:
+        return ""
+    newest = max(started, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    container = newest["spec"]["containers"][0]["name"]
+    return cluster.logs(newest["metadata"]["name"], container, LOG_LINES).strip()

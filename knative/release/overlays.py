@@ -1,0 +1,120 @@
+"""What an environment consists of: its overlay, rendered by kubectl, in the version that is released."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from knative.release.cluster import Object, key
+from knative.release.refused import Refused
+
+OVERLAYS = Path(__file__).parents[1] / "overlays"
+KUBECTL = Path(sys.executable).parent / "kubectl"
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The objects of an environment.
+
+    Attributes:
+        foundation: what must be there first: namespace, settings, secrets, servers. A roll-back leaves it alone.
+        migration: the Job that brings the database to the schema of this image.
+        functions: the Knative Services.
+        rest: what comes after the functions: the relay, the dispatcher, routes, triggers, policies.
+        image: of all these, with the tag or digest.
+    """
+
+    name: str
+    foundation: list[Object]
+    migration: Object
+    functions: list[Object]
+    rest: list[Object]
+    image: str
+
+    @property
+    def objects(self) -> list[Object]:
+        return [*self.foundation, *self.functions, *self.rest]
+
+
+def environment(name: str, tag: str) -> Environment:
+    """Renders an environment with this tag or digest.
+
+    Args:
+        name: a folder in knative/overlays, or the path of one that is laid out like those.
+
+    Raises:
+        Refused: there is none, it cannot be rendered, or the tag is none.
+    """
+    folder = Path(name) if "/" in name else OVERLAYS / name
+    if not (folder / "migration" / "kustomization.yaml").is_file():
+        known = ", ".join(sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml")))
+        raise Refused(f"Nothing was changed. There is no environment {name}; there are: {known}.")
+    if not (_TAG.fullmatch(tag) or _DIGEST.fullmatch(tag)):
+        raise Refused(f"Nothing was changed. {tag} is neither the tag of an image nor a digest as sha256:...")
+    foundation = render(folder / "migration")
+    everything = render(folder)
+    repository = _repository(everything)
+    image = f"{repository}{'@' if _DIGEST.fullmatch(tag) else ':'}{tag}"
+    for one in [*foundation, *everything]:
+        for pod in pods(one):
+            for container in [*pod["containers"], *pod.get("initContainers", ())]:
+                if _without_version(container["image"]) == repository:
+                    container["image"] = image
+    (migration,) = [one for one in foundation if one["kind"] == "Job"]
+    first = {key(one) for one in foundation}
+    later = [one for one in everything if key(one) not in first]
+    return Environment(
+        name=folder.name,
+        foundation=[one for one in foundation if one is not migration],
+        migration=migration,
+        functions=[one for one in later if is_function(one)],
+        rest=[one for one in later if not is_function(one)],
+        image=image,
+    )
+
+
+def render(folder: Path) -> list[Object]:
+    """The objects of a kustomization, in the order in which they can be applied.
+
+    Raises:
+        Refused: with kubectl's words.
+    """
+    done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refused(f"Nothing was changed. {folder} cannot be rendered:\n{done.stderr.strip()}")
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
+
+
+def is_function(manifest: Object) -> bool:
+    return manifest["kind"] == "Service" and str(manifest["apiVersion"]).startswith("serving.knative.dev/")
+
+
+def pods(manifest: Object) -> list[Object]:
+    """The pod specifications in an object."""
+    spec = manifest.get("spec", {})
+    if manifest["kind"] == "CronJob":
+        spec = spec["jobTemplate"]["spec"]
+    if manifest["kind"] in ("Deployment", "StatefulSet", "Job", "CronJob") or is_function(manifest):
+        return [spec["template"]["spec"]]
+    return []
+
+
+def revision(function: Object, number: int) -> str:
+    """The name of a function's revision in a release."""
+    return f"{function['metadata']['name']}-r{number}"
+
+
+def _repository(objects: list[Object]) -> str:
+    return _without_version(
+        next(one for one in objects if is_function(one))["spec"]["template"]["spec"]["containers"][0]["image"]
+    )
+
+
+def _without_version(image: str) -> str:
+    return re.sub(r"(@.*|:[^/:]*)$", "", image)

@@ -1,0 +1,37 @@
+"""What a command tells while it works: a line for each thing done, and in a terminal what it waits for now."""
+
+import sys
+import time
+from typing import TextIO
+
+_CLEAR = "\r\x1b[K"
+
+
+class Progress:
+    """Lines with the seconds since the start, on standard error, so that standard output holds the result alone."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._started = time.monotonic()
+        self._is_live = self._stream.isatty()
+        self._last = ""
+
+    def say(self, line: str) -> None:
+        """Tells what is done."""
+        clear = _CLEAR if self._is_live else ""
+        self._stream.write(f"{clear}{self.seconds:5.0f} s  {line}\n")
+        self._stream.flush()
+        self._last = ""
+
+    def wait(self, line: str) -> None:
+        """Tells what is waited for: over the last such line in a terminal, else when it has changed."""
+        if self._is_live:
+            self._stream.write(f"{_CLEAR}{self.seconds:5.0f} s  {line} ...")
+            self._stream.flush()
+        elif line != self._last:
+            self.say(line)
+            self._last = line
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started

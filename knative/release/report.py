@@ -1,0 +1,146 @@
+"""What an operator asks about the releases of a cluster: `aegis releases`, `aegis status`, `aegis diff`."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from knative.release import records, rollout
+from knative.release.cluster import Cluster, Object, Rejected, condition, in_parallel, key, named
+from knative.release.deploy import live_one
+from knative.release.overlays import Environment, is_function
+from knative.release.records import LABEL
+
+_OF_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid", "selfLink")
+
+
+def releases(cluster: Cluster) -> list[dict[str, Any]]:
+    """The releases, the newest first, with the percent of the traffic that each has now."""
+    shares = list(rollout.traffic_now(cluster).values())
+    return [
+        {
+            "release": release.number,
+            "tag": release.tag,
+            "state": release.state
+            if release.state == "complete"
+            else f"{release.state}, at: {release.step}".removesuffix(", at: complete"),
+            "traffic": _percent(shares, release.number),
+            "schema": release.schema,
+            "environment": release.environment,
+            "who": release.who,
+            "started": release.started,
+            "finished": release.finished,
+            "image": release.image,
+        }
+        for release in records.releases(cluster)
+    ]
+
+
+def status(cluster: Cluster) -> list[dict[str, Any]]:
+    """Of each function the percent of traffic of its revisions, its pods, whether it is ready, and its address."""
+    pods = [
+        pod["metadata"]["labels"].get("serving.knative.dev/service")
+        for pod in cluster.list("v1", "Pod", "serving.knative.dev/service")
+        if condition(pod).get("status") == "True" and "deletionTimestamp" not in pod["metadata"]
+    ]
+    urls = dict(_urls(cluster))
+    found = []
+    for one in cluster.list(rollout.SERVING, "Service"):
+        name, ready = one["metadata"]["name"], condition(one)
+        shares = {
+            target["revisionName"]: target["percent"]
+            for target in one.get("status", {}).get("traffic", ())
+            if target.get("percent")
+        }
+        is_ready = ready.get("status") == "True"
+        found.append(
+            {
+                "function": name.replace("-", "_"),
+                "traffic": shares,
+                "pods": pods.count(name),
+                "ready": is_ready,
+                "reason": "" if is_ready else ready.get("message") or "it has not been looked at yet",
+                "url": urls.get(name) or one.get("status", {}).get("url", ""),
+            }
+        )
+    return found
+
+
+def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
+    """Of each object that a deployment would change, the difference between live and then (unified, as YAML)."""
+
+    def changed(manifest: Object) -> tuple[str, str]:
+        live = cluster.live(manifest)
+        try:
+            then = cluster.apply(manifest, dry_run=True)
+        except Rejected as error:
+            return named(manifest), f"cannot be applied: {error}"
+        return named(manifest), _difference(_told(live) if live else {}, _told(then))
+
+    found = dict(in_parallel(changed, environment.objects))
+    live_release = live_one(records.releases(cluster))
+    wanted = {key(one) for one in environment.objects}
+    for one in live_release.objects if live_release else ():
+        if key(one) not in wanted:
+            found[named(one)] = "is deleted: the environment does not have it"
+    return {name: text for name, text in found.items() if text}
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as text in columns."""
+    cells = [[column.upper() for column in columns], *([_text(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _text(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{name} {percent} %" for name, percent in value.items()) or "-"
+    return str(value) or "-"
+
+
+def _percent(shares: Sequence[dict[str, int]], number: int) -> str:
+    """The least and the most of the traffic of any function."""
+    own = [sum(percent for name, percent in one.items() if name.endswith(f"-r{number}")) for one in shares if one]
+    least, most = (min(own), max(own)) if own else (0, 0)
+    return f"{most} %" if least == most else f"{least} to {most} %"
+
+
+def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Of each function with a route, method, host and path."""
+    for gateway in cluster.list("gateway.networking.k8s.io/v1", "Gateway"):
+        listener = gateway["spec"]["listeners"][-1]
+        base = f"{'https' if listener['protocol'] == 'HTTPS' else 'http'}://{listener.get('hostname', '*')}"
+        for route in cluster.list("gateway.networking.k8s.io/v1", "HTTPRoute"):
+            for rule in route["spec"]["rules"]:
+                match = rule.get("matches", [{}])[0]
+                if "path" in match:
+                    yield route["metadata"]["name"], f"{match.get('method', 'ANY')} {base}{match['path']['value']}"
+
+
+def _told(manifest: Object) -> Object:
+    """An object without what the server keeps of it, and without what a release names."""
+    told = {name: value for name, value in manifest.items() if name != "status"}
+    told["metadata"] = {name: value for name, value in manifest["metadata"].items() if name not in _OF_THE_SERVER}
+    if manifest["kind"] == "Secret":
+        told["data"] = dict.fromkeys(manifest.get("data", ()), "(not shown)")
+    if is_function(manifest):
+        metadata = manifest["spec"]["template"]["metadata"]
+        labels = {name: value for name, value in metadata.get("labels", {}).items() if name != LABEL}
+        template = manifest["spec"]["template"] | {"metadata": {**metadata, "labels": labels}}
+        template["metadata"].pop("name", None)
+        told["spec"] = {name: value for name, value in manifest["spec"].items() if name != "traffic"} | {
+            "template": template
+        }
+    return told
+
+
+def _difference(live: Object, then: Object) -> str:
+    old, new = (yaml.safe_dump(one, allow_unicode=True).splitlines() if one else [] for one in (live, then))
+    return "\n".join(difflib.unified_diff(old, new, "live", "then", lineterm="", n=2))

@@ -1,0 +1,70 @@
+"""Puts an earlier release back into effect, all functions together: `aegis rollback`."""
+
+import time
+
+from knative.release import records, rollout
+from knative.release.cluster import Cluster, in_parallel
+from knative.release.deploy import finish_interrupted, interruptible, live_one
+from knative.release.lease import Lease
+from knative.release.overlays import revision
+from knative.release.progress import Progress
+from knative.release.records import Release
+from knative.release.refused import Refused
+
+
+def rollback(cluster: Cluster, wanted: str | None, progress: Progress) -> Release:
+    """Rolls back; returns the release that is live then.
+
+    Args:
+        wanted: a release's number or tag; None for the one before.
+
+    Raises:
+        Refused: there is no such release, or Knative has collected its revisions.
+    """
+    with interruptible(), Lease(cluster, progress) as lease:
+        kept = records.releases(cluster)
+        was_interrupted = any(release.state == "under way" for release in kept)
+        finish_interrupted(cluster, kept, lease.check, progress)
+        live = live_one(kept)
+        if live is None:
+            raise Refused("No release that aegis deploy has completed is in this cluster.")
+        if was_interrupted and wanted is None:
+            return live
+        target = _target(kept, live, wanted)
+        _check_revisions(cluster, target)
+        started = time.monotonic()
+        rollout.put_in_effect(cluster, target, live, lease.check, progress)
+        for release in kept:
+            if release.number > target.number and release.state == "complete":
+                release.state, release.finished = "rolled back", records.now()
+                records.save(cluster, release)
+        target.state = "complete"
+        records.save(cluster, target)
+        progress.say(f"{target.name} is live again, after {time.monotonic() - started:.1f} s")
+        return target
+
+
+def _target(kept: list[Release], live: Release, wanted: str | None) -> Release:
+    able = [release for release in kept if release.state in ("complete", "rolled back")]
+    if wanted is None:
+        found = next((release for release in able if release.number < live.number), None)
+    else:
+        found = next((release for release in able if wanted in (str(release.number), release.tag)), None)
+    if found is None:
+        names = ", ".join(f"{release.number} ({release.tag})" for release in able) or "none"
+        raise Refused(
+            f"Nothing was changed. There is no {f'release {wanted}' if wanted else 'earlier release'} to go back to; "
+            f"there are: {names}."
+        )
+    return found
+
+
+def _check_revisions(cluster: Cluster, target: Release) -> None:
+    names = [revision(function, target.number) for function in rollout.functions_of(target)]
+    there = in_parallel(lambda name: cluster.get(rollout.SERVING, "Revision", name) is not None, names)
+    gone = [name for name, is_there in zip(names, there, strict=True) if not is_there]
+    if gone:
+        raise Refused(
+            f"Nothing was changed. Knative has collected {len(gone)} revisions of {target.name}, as {gone[0]}.\n"
+            f"Deploy it again: aegis deploy {target.tag} --environment {target.environment}"
+        )

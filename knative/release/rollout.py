@@ -1,0 +1,276 @@
+"""Moving the functions of a cluster from one release to another: revisions, traffic, and what belongs to them."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from knative.release.cluster import Cluster, Key, Object, Rejected, condition, in_parallel, key, named
+from knative.release.overlays import is_function, revision
+from knative.release.progress import Progress
+from knative.release.records import LABEL, Release
+from knative.release.refused import Refused
+
+SERVING = "serving.knative.dev/v1"
+START_SECONDS = 300.0
+"""For the first pod of each new revision, and for servers; nodes may have to be added first."""
+TRAFFIC_SECONDS = 120.0
+POLL_SECONDS = 1.0
+TAG = "next"
+"""Under which the revisions of a release can be called before they have traffic: next-login in place of login."""
+
+LATE = frozenset({"Deployment", "CronJob", "Trigger", "PingSource", "HTTPRoute"})
+"""What leads to functions, or takes part in their work: only once all of them run."""
+_ROUTES_FIRST = ("HTTPRoute", "Trigger", "PingSource", "CronJob")
+# What may mend itself while a pod is waited for: nodes are added, images are pulled again.
+_PATIENT = frozenset({"", "Deploying", "Unschedulable", "ContainerCreating", "PodInitializing", "Resolving", "Queued"})
+_WITH_READY = frozenset({"Cluster", "Kafka", "ExternalSecret"})
+"""Kinds of operators whose condition Ready says that what they are for is there."""
+
+Check = Callable[[], None]
+Traffic = Mapping[str, int]
+"""Percent of each revision."""
+
+
+def functions_of(release: Release) -> list[Object]:
+    return [one for one in release.objects if is_function(one)]
+
+
+def service(function: Object, number: int, traffic: Traffic, *, tagged: bool = False) -> Object:
+    """A Knative Service whose newest revision is that of a release.
+
+    Args:
+        tagged: whether that revision can be called by its tag.
+    """
+    manifest = copy.deepcopy(function)
+    metadata = manifest["spec"]["template"]["metadata"]
+    metadata["name"] = revision(function, number)
+    metadata.setdefault("labels", {})[LABEL] = str(number)
+    targets: list[dict[str, Any]] = [{"revisionName": name, "percent": percent} for name, percent in traffic.items()]
+    for target in targets:
+        if tagged and target["revisionName"] == metadata["name"]:
+            target["tag"] = TAG
+    manifest["spec"]["traffic"] = targets
+    return manifest
+
+
+def traffic_now(cluster: Cluster) -> dict[str, dict[str, int]]:
+    """Of each Knative Service the percent of each revision, as it is."""
+    return {
+        one["metadata"]["name"]: {
+            target["revisionName"]: target["percent"]
+            for target in one.get("status", {}).get("traffic", ())
+            if target.get("percent")
+        }
+        for one in cluster.list(SERVING, "Service")
+    }
+
+
+def revisions_now(cluster: Cluster) -> dict[str, str]:
+    """Of each Knative Service the revision that has most of its traffic; those without traffic are left out."""
+    return {
+        name: max(percents, key=lambda one: percents[one])
+        for name, percents in traffic_now(cluster).items()
+        if percents
+    }
+
+
+def start(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
+    """Makes the revisions of a release, with a pod each and without traffic, and waits until all are ready.
+
+    Raises:
+        Refused: one cannot start; the message has the end of its log.
+    """
+    move(cluster, release, 0)
+    wanted = [revision(function, release.number) for function in functions_of(release)]
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        check()
+        found = {
+            one["metadata"]["name"]: condition(one)
+            for one in cluster.list(SERVING, "Revision", f"{LABEL}={release.number}")
+        }
+        waiting = [name for name in wanted if found.get(name, {}).get("status") != "True"]
+        if not waiting:
+            break
+        for name in waiting:
+            state = found.get(name, {})
+            is_over = state.get("status") == "False" and state.get("reason", "") not in _PATIENT
+            if is_over or time.monotonic() > deadline:
+                why = (
+                    f"{state.get('reason', 'it is not ready')}: {state.get('message', f'after {START_SECONDS:.0f} s')}"
+                )
+                raise Refused(f"{name} does not start. {why}{_last_words(cluster, name)}")
+        progress.wait(f"{len(wanted) - len(waiting)} of {len(wanted)} new revisions are ready")
+        time.sleep(POLL_SECONDS)
+    _wait_for_traffic(cluster, _shares(release, 0), check, progress)
+    progress.say(f"{len(wanted)} new revisions are ready, and have no traffic")
+
+
+def move(cluster: Cluster, release: Release, percent: int) -> None:
+    """Tells every function which share of its traffic the release has; the rest stays where it was before."""
+    shares = _shares(release, percent)
+
+    def apply(function: Object) -> None:
+        name = function["metadata"]["name"]
+        cluster.apply(service(function, release.number, shares[name], tagged=percent < 100))
+
+    in_parallel(apply, functions_of(release))
+
+
+def shift(cluster: Cluster, release: Release, percent: int, check: Check, progress: Progress) -> None:
+    """Gives the release this share of the traffic, and waits until it has it."""
+    move(cluster, release, percent)
+    _wait_for_traffic(cluster, _shares(release, percent), check, progress)
+
+
+def put_in_effect(
+    cluster: Cluster, release: Release, instead_of: Release | None, check: Check, progress: Progress
+) -> None:
+    """Brings back a release as it was, traffic first, in place of a later one."""
+    shares = {one["metadata"]["name"]: {revision(one, release.number): 100} for one in functions_of(release)}
+    in_parallel(
+        lambda function: cluster.apply(service(function, release.number, shares[function["metadata"]["name"]])),
+        functions_of(release),
+    )
+    _wait_for_traffic(cluster, shares, check, progress)
+    progress.say(f"{release.name} has all of the traffic")
+    early(cluster, release)
+    late(cluster, release, check, progress)
+    if instead_of:
+        prune(cluster, instead_of, release, progress)
+
+
+def early(cluster: Cluster, release: Release) -> None:
+    """Applies what functions need, or what watches them."""
+    in_parallel(cluster.apply, [one for one in release.objects if one["kind"] not in LATE and not is_function(one)])
+
+
+def late(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
+    """Applies what works beside the functions, waits for it, and then opens the routes."""
+    chosen = [one for one in release.objects if one["kind"] in LATE]
+    in_parallel(cluster.apply, [one for one in chosen if one["kind"] != "HTTPRoute"])
+    wait_for_servers(cluster, chosen, check, progress)
+    in_parallel(cluster.apply, [one for one in chosen if one["kind"] == "HTTPRoute"])
+
+
+def prune(cluster: Cluster, old: Release, new: Release, progress: Progress) -> None:
+    """Deletes what the new release no longer has: first what leads to functions, then the rest."""
+    kept: set[Key] = {key(one) for one in new.objects}
+    gone = [one for one in old.objects if key(one) not in kept]
+    for one in sorted(gone, key=lambda one: one["kind"] not in _ROUTES_FIRST):
+        cluster.delete(one)
+        progress.say(f"deleted {named(one)}, which {new.name} does not have")
+
+
+def wait_for_servers(cluster: Cluster, manifests: list[Object], check: Check, progress: Progress) -> None:
+    """Waits until each of these that is a server, or stands for one, is up in its newest version.
+
+    Raises:
+        Refused: one is not, in time.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    watched = [one for one in manifests if one["kind"] in {"Deployment", "StatefulSet"} | _WITH_READY]
+    while waiting := [one for one in watched if not _is_up(cluster.live(one))]:
+        check()
+        if time.monotonic() > deadline:
+            names = ", ".join(map(named, waiting))
+            raise Refused(
+                f"{names}: not up after {START_SECONDS:.0f} s{''.join(_why_not(cluster, one) for one in waiting)}"
+            )
+        progress.wait(f"waiting for {', '.join(map(named, waiting))}")
+        watched = waiting
+        time.sleep(POLL_SECONDS)
+
+
+def go_back(cluster: Cluster, release: Release, target: Release | None, check: Check, progress: Progress) -> None:
+    """Takes the traffic from a release that was not finished, and gives it to what had it before."""
+    if target:
+        put_in_effect(cluster, target, release, check, progress)
+        return
+    # What ran before was not deployed by this command: its revisions are known, its manifests are not.
+    shares = {name: {revision_: 100} for name, revision_ in release.before.items()}
+
+    def apply(function: Object) -> None:
+        name = function["metadata"]["name"]
+        if name in shares:
+            cluster.apply(service(function, release.number, shares[name]))
+        else:
+            cluster.delete(function)
+
+    in_parallel(apply, functions_of(release))
+    _wait_for_traffic(cluster, shares, check, progress)
+
+
+def _shares(release: Release, percent: int) -> dict[str, dict[str, int]]:
+    """Of each function the percent of its old and its new revision; a new function has no old one."""
+    shares = {}
+    for function in functions_of(release):
+        name, new = function["metadata"]["name"], revision(function, release.number)
+        old = release.before.get(name)
+        shares[name] = {new: 100} if percent == 100 or not old else {old: 100 - percent, new: percent}
+    return shares
+
+
+def _wait_for_traffic(cluster: Cluster, wanted: Mapping[str, Traffic], check: Check, progress: Progress) -> None:
+    deadline = time.monotonic() + TRAFFIC_SECONDS
+    while True:
+        check()
+        found = {one["metadata"]["name"]: one for one in cluster.list(SERVING, "Service")}
+        waiting = [name for name, shares in wanted.items() if not _has_traffic(found.get(name), shares)]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            reason = condition(found.get(waiting[0], {"metadata": {}}), "RoutesReady").get(
+                "message", "no reason is known"
+            )
+            raise Refused(
+                f"The traffic of {', '.join(waiting)} is not where it should be after {TRAFFIC_SECONDS:.0f} s: {reason}"
+            )
+        progress.wait(f"the traffic of {len(wanted) - len(waiting)} of {len(wanted)} functions is where it should be")
+        time.sleep(POLL_SECONDS / 2)
+
+
+def _has_traffic(function: Object | None, shares: Traffic) -> bool:
+    if function is None or condition(function, "RoutesReady").get("status") != "True":
+        return False
+    have = {one["revisionName"]: one["percent"] for one in function["status"].get("traffic", ()) if one.get("percent")}
+    return have == {name: percent for name, percent in shares.items() if percent}
+
+
+def _is_up(manifest: Object | None) -> bool:
+    if manifest is None:
+        return False
+    if manifest["kind"] in _WITH_READY:
+        return condition(manifest).get("status") == "True"
+    status, replicas = manifest.get("status", {}), manifest["spec"].get("replicas", 1)
+    counts = [status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")]
+    return status.get("observedGeneration") == manifest["metadata"]["generation"] and counts == [replicas] * 3
+
+
+def _last_words(cluster: Cluster, revision_: str) -> str:
+    """The end of the log of a pod that does not start."""
+    for pod in cluster.list("v1", "Pod", f"serving.knative.dev/revision={revision_}"):
+        for previous in (True, False):
+            try:
+                log = cluster.logs(pod["metadata"]["name"], pod["spec"]["containers"][0]["name"], 20, previous=previous)
+            except Rejected:
+                continue
+            if log.strip():
+                return f"\nIts log ends with:\n{log.strip()}"
+    return ""
+
+
+def _why_not(cluster: Cluster, manifest: Object) -> str:
+    labels = manifest["spec"].get("selector", {}).get("matchLabels", {})
+    if not labels:
+        return ""
+    for pod in cluster.list("v1", "Pod", ",".join(f"{name}={value}" for name, value in labels.items())):
+        for container in pod.get("status", {}).get("containerStatuses", ()):
+            if not container["ready"]:
+                try:
+                    log = cluster.logs(pod["metadata"]["name"], container["name"], 20)
+                except Rejected as error:
+                    log = str(error)
+                return f"\nThe log of {pod['metadata']['name']} ends with:\n{log.strip()}"
+    return ""
