@@ -46,8 +46,8 @@ check: setup  ## lint, check format and types, render and validate the manifests
 schemas: setup  ## write the JSON Schemas of the events anew; refuses what breaks a consumer
 	@$(BIN)/python -m shared.events.contract
 
-secrets: setup  ## make the secrets of the development overlay, once
-	@$(BIN)/python -m knative.local.keys knative/overlays/development/data/secrets.env
+secrets: setup  ## make the secrets of the overlays development and staging, once
+	@$(BIN)/python -m knative.local.keys knative/overlays/{development,staging}/data/secrets.env
 
 setup:
 	@$(PYTHON) knative/local/setup.py

@@ -22,7 +22,7 @@ from knative.local.keys import write_secrets
 KUBERNETES = "1.34"
 KNATIVE = Path(__file__).parent
 OVERLAYS = KNATIVE / "overlays"
-IMAGE = "dev.local/aegis-user-service"
+ACCESS = KNATIVE / "base" / "access"
 
 DELIVERIES = ("dispatcher", "eventing")
 """The components that deliver events. An overlay names one of them, in one line."""
@@ -38,8 +38,11 @@ def main() -> None:
 
 def renderings() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Every overlay by name, and its objects: with each of the components that deliver events, where it names one."""
+    yield "access", render(ACCESS)
     for file in sorted(OVERLAYS.rglob("kustomization.yaml")):
         name = str(file.parent.relative_to(OVERLAYS))
+        if file.parent.name == "image":
+            continue  # a component
         if _CHOICE.search(file.read_text("utf-8")):
             for delivery in DELIVERIES:
                 yield f"{name} with {delivery}", render(file.parent, delivery)
@@ -52,7 +55,8 @@ def render(overlay: Path, delivery: str | None = None) -> list[dict[str, Any]]:
 
     Ends with kubectl's words when it cannot be rendered.
     """
-    write_secrets(OVERLAYS / "development" / "data" / "secrets.env")
+    for environment in ("development", "staging"):
+        write_secrets(OVERLAYS / environment / "data" / "secrets.env")
     kubectl = Path(sys.executable).parent / "kubectl"
     with tempfile.TemporaryDirectory() as folder:
         copied = shutil.copytree(KNATIVE, Path(folder, "knative"), ignore=shutil.ignore_patterns("*.py", "__pycache__"))
@@ -71,7 +75,7 @@ def problems_of(objects: list[dict[str, Any]]) -> Iterator[str]:
         name = f"{item['kind']} {item['metadata']['name']}"
         if "." not in item["apiVersion"].partition("/")[0] or item["apiVersion"].split("/")[0].endswith(".k8s.io"):
             yield from (f"{name}: {problem}" for problem in _against_schema(item))
-        for pod in _pods(item):
+        for pod in pods(item):
             yield from (f"{name}: {problem}" for problem in _against_restricted(pod))
     yield from _routes([item for item in objects if item["kind"] == "HTTPRoute"])
 
@@ -85,7 +89,7 @@ def _against_schema(item: dict[str, Any]) -> Iterator[str]:
         yield f"{'/'.join(str(part) for part in error.path)}: {error.message}"
 
 
-def _pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The pod specifications in an object."""
     spec = item.get("spec", {})
     if item["kind"] == "CronJob":
@@ -120,9 +124,11 @@ def _routes(routes: list[dict[str, Any]]) -> Iterator[str]:
     matches: Counter[str] = Counter()
     for route in routes:
         for rule in route["spec"]["rules"]:
-            if not rule.get("timeouts"):
+            if rule.get("backendRefs") and not rule.get("timeouts"):
                 yield f"HTTPRoute {route['metadata']['name']} states no timeout: the gateway's is 15 s"
-            matches.update(json.dumps(match, sort_keys=True) for match in rule["matches"])
+            for parent in route["spec"].get("parentRefs", ()):
+                listener = parent.get("sectionName", "any listener")
+                matches.update(f"{json.dumps(match, sort_keys=True)} at {listener}" for match in rule["matches"])
         if not route["spec"].get("parentRefs"):
             yield f"HTTPRoute {route['metadata']['name']} belongs to no gateway"
     for match, count in matches.items():

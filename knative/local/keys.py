@@ -1,6 +1,6 @@
-"""Secrets of a development environment, under the names of the guide's 4.3: `make secrets`.
+"""Secrets of an environment without a store for them, under the names of the guide's 4.3: `make secrets`.
 
-python -m knative.local.keys FILE
+python -m knative.local.keys FILE...
 """
 
 import base64
@@ -50,11 +50,11 @@ def write_secrets(file: Path) -> list[str]:
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    if made := write_secrets(file):
-        print(f"{file} now has {', '.join(made)}")
-    else:
-        print(f"{file} has all secrets already; delete it for new ones")
+    for file in map(Path, sys.argv[1:]):
+        if made := write_secrets(file):
+            print(f"{file} now has {', '.join(made)}")
+        else:
+            print(f"{file} has all secrets already; delete it for new ones")
 
 
 if __name__ == "__main__":

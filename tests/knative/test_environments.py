@@ -1,0 +1,255 @@
+"""What the figures of the environments add up to, and what each of them must have."""
+
+import json
+from typing import Any
+
+import pytest
+
+from knative import check
+from shared import kafka
+from shared.manifests import function_name, functions
+from shared.registry import load_all, uses
+from tests.knative.environments import (
+    ENVIRONMENTS,
+    Objects,
+    container,
+    functions_of,
+    objects_of,
+    scaling,
+    variables,
+)
+
+HOT = {"get-profile", "login", "refresh-token"}
+WARM = {"development": 0, "staging": 2, "production": 3}
+"""Pods of each hot function at rest: the guide's replicas (2.2), but nothing in development."""
+HOSTS = {
+    "development": "dev-api.aegis.example.com",
+    "staging": "staging-api.aegis.example.com",
+    "production": "api.aegis.example.com",
+}
+
+THREADS = 4
+"""Of a process that states none; each may open a connection. The relay holds one more."""
+
+
+@pytest.fixture(params=ENVIRONMENTS)
+def environment(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def objects(environment: str) -> Objects:
+    return objects_of(environment)
+
+
+def test_it_is_sound(objects: Objects) -> None:
+    assert list(check.problems_of(list(objects.values()))) == []
+
+
+def test_its_migration_is_sound_and_the_servers_in_it_are_those_of_the_environment(environment: str) -> None:
+    everything, migration = objects_of(environment), objects_of(environment, "migration")
+    assert list(check.problems_of(list(migration.values()))) == []
+    assert ("Job", "migrate") in migration
+    assert {key: item for key, item in migration.items() if everything.get(key) != item}.keys() <= {
+        ("Job", "migrate"),
+        ("HTTPRoute", "sandbox"),  # TLS names the listener, which only the environment has
+    }
+
+
+def test_every_function_is_in_it(objects: Objects) -> None:
+    assert {function_name(service["metadata"]["name"]) for service in functions_of(objects)} == set(functions())
+
+
+def test_the_image_comes_from_one_place(environment: str) -> None:
+    """So that a release sets its tag once."""
+    images = {
+        container_["image"]
+        for part in ("", "migration")
+        for item in objects_of(environment, part).values()
+        for pod in check.pods(item)
+        for container_ in [*pod["containers"], *pod.get("initContainers", ())]
+        if "aegis" in container_["image"]
+    }
+    assert len(images) == 1
+    stating = [file for file in (check.OVERLAYS / environment).rglob("*.yaml") if "images:" in file.read_text("utf-8")]
+    assert [file.parent.name for file in stating] == ["image"]
+
+
+def test_a_changed_setting_is_a_new_revision(objects: Objects) -> None:
+    """Functions name the ConfigMap by the hash of its content: an older revision keeps its settings."""
+    ((_, name),) = [key for key in objects if key[0] == "ConfigMap" and key[1].startswith("user-service-config")]
+    assert name != "user-service-config"
+    for item in [*functions_of(objects), objects["Deployment", "relay"]]:
+        named = [source["configMapRef"] for source in container(item)["envFrom"] if "configMapRef" in source]
+        assert named == [{"name": name}]
+
+
+def test_no_secret_of_production_is_in_a_file(objects: Objects, environment: str) -> None:
+    secrets = {name for kind, name in objects if kind == "Secret"}
+    assert secrets == (set() if environment == "production" else {"user-service-secrets"})
+
+
+def test_production_fetches_every_secret_that_development_makes() -> None:
+    made = objects_of("development")["Secret", "user-service-secrets"]["data"].keys()
+    fetched = objects_of("production")["ExternalSecret", "user-service-secrets"]["spec"]["data"]
+    assert {entry["secretKey"] for entry in fetched} == made
+
+
+def test_the_gateway_serves_its_host_by_https_alone_except_in_development(objects: Objects, environment: str) -> None:
+    gateway = objects["Gateway", "api"]
+    listeners = {listener["name"]: listener for listener in gateway["spec"]["listeners"]}
+    assert {listener["hostname"] for listener in listeners.values()} == {HOSTS[environment]}
+    routes = {name: item["spec"] for (kind, name), item in objects.items() if kind == "HTTPRoute"}
+    listened = {name: route["parentRefs"][0].get("sectionName") for name, route in routes.items()}
+    if environment == "development":
+        assert listeners.keys() == {"http"}
+        assert set(listened.values()) == {None}
+        return
+    assert "cert-manager.io/cluster-issuer" in gateway["metadata"]["annotations"]
+    assert {name for name, listener in listened.items() if listener != "https"} == {"redirect"}
+    ((redirect,),) = [rule["filters"] for rule in routes["redirect"]["rules"]]
+    assert redirect["requestRedirect"] == {"scheme": "https", "statusCode": 301}
+    assert listened["redirect"] == "http"
+
+
+def test_the_restricted_pod_security_standard_is_enforced(environment: str) -> None:
+    for part in ("", "migration"):
+        labels = objects_of(environment, part)["Namespace", "aegis-user-service"]["metadata"]["labels"]
+        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_monitoring_is_on_except_in_development(objects: Objects, environment: str) -> None:
+    assert (("PrometheusRule", "user-service-alerts") in objects) == (environment != "development")
+
+
+def test_hot_functions_stay_warm_and_all_others_go_to_zero(objects: Objects, environment: str) -> None:
+    warm = {
+        service["metadata"]["name"]: int(scaling(service)["min-scale"])
+        for service in functions_of(objects)
+        if scaling(service)["min-scale"] != "0"
+    }
+    assert warm == (dict.fromkeys(HOT, WARM[environment]) if WARM[environment] else {})
+
+
+def test_scaling_is_stated_for_every_function_and_within_reason(objects: Objects, environment: str) -> None:
+    for service in functions_of(objects):
+        stated = scaling(service)
+        assert stated.keys() == {
+            "target",
+            "target-utilization-percentage",
+            "target-burst-capacity",
+            "min-scale",
+            "max-scale",
+            "window",
+            "scale-down-delay",
+            "panic-window-percentage",
+            "panic-threshold-percentage",
+        }
+        name, spec = service["metadata"]["name"], service["spec"]["template"]["spec"]
+        assert int(stated["min-scale"]) <= int(stated["max-scale"])
+        assert int(stated["target"]) <= spec["containerConcurrency"]
+        is_scheduled = service["metadata"]["labels"]["aegis.example.com/class"] == "schedule"
+        goes_at_once = environment == "development" or is_scheduled
+        assert stated["scale-down-delay"] == ("0s" if goes_at_once else "300s"), name
+
+
+def test_an_event_function_takes_as_many_at_once_as_the_topic_has_partitions(objects: Objects) -> None:
+    for service in functions_of(objects):
+        if service["metadata"]["labels"]["aegis.example.com/class"] == "event":
+            assert int(scaling(service)["target"]) == kafka.PARTITIONS
+            assert int(variables(service)["THREADS"]) == kafka.PARTITIONS
+
+
+def test_the_connections_of_all_pods_at_full_scale_fit(objects: Objects) -> None:
+    """Also while a release replaces each of them, and with one pod of PgBouncer taking all."""
+    load_all()
+    clients = sum(
+        int(scaling(service)["max-scale"]) * int(variables(service)["THREADS"])
+        for service in functions_of(objects)
+        if "database" in uses(function_name(service["metadata"]["name"]))
+    )
+    most_clients, pods, pool, max_connections = pooling(objects)
+    assert 2 * clients <= most_clients
+    relays = objects["Deployment", "relay"]["spec"]["replicas"] + 1
+    migration = 1
+    release_checks = 2
+    processes = relays + migration + release_checks
+    for_superusers = 3
+    assert (pods + 1) * pool + processes * (THREADS + 1) + for_superusers <= max_connections
+
+
+def pooling(objects: Objects) -> tuple[int, int, int, int]:
+    """Clients of one PgBouncer, how many of it there are, its connections to PostgreSQL, and PostgreSQL's limit."""
+    if ("Pooler", "pgbouncer") in objects:
+        pooler, cluster = objects["Pooler", "pgbouncer"]["spec"], objects["Cluster", "postgres"]["spec"]
+        parameters = pooler["pgbouncer"]["parameters"]
+        return (
+            int(parameters["max_client_conn"]),
+            pooler["instances"],
+            int(parameters["default_pool_size"]),
+            int(cluster["postgresql"]["parameters"]["max_connections"]),
+        )
+    stated = variables(objects["Deployment", "pgbouncer"])
+    return (
+        int(stated["MAX_CLIENT_CONN"]),
+        objects["Deployment", "pgbouncer"]["spec"].get("replicas", 1),
+        int(stated["DEFAULT_POOL_SIZE"]),
+        int(configuration(objects)["max_connections"]),
+    )
+
+
+def configuration(objects: Objects) -> dict[str, str]:
+    """PostgreSQL's, by parameter."""
+    (found,) = [item for (kind, name), item in objects.items() if kind == "ConfigMap" and "postgres" in name]
+    lines = [line for line in found["data"]["postgresql.conf"].splitlines() if not line.startswith("#")]
+    return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
+
+
+GUIDE = {"cpu": 1.0, "memory": 2048.0}
+"""What the guide's pod requests in production (4.4), in cores and MiB; there are 3 of it, up to 10."""
+SIDECAR = {"cpu": 0.025, "memory": 0.0}
+"""What queue-proxy requests, which Knative adds to each pod."""
+
+
+@pytest.mark.parametrize("resource", ["cpu", "memory"])
+def test_functions_of_production_request_no_more_than_the_guide_s_pods(resource: str) -> None:
+    at_rest = at_full_scale = 0.0
+    for service in functions_of(objects_of("production")):
+        one = quantity(container(service)["resources"]["requests"][resource]) + SIDECAR[resource]
+        at_rest += int(scaling(service)["min-scale"]) * one
+        at_full_scale += int(scaling(service)["max-scale"]) * one
+    print(f"\n{resource}: {at_rest:.2f} at rest, {at_full_scale:.2f} at full scale")
+    assert at_rest <= 3 * GUIDE[resource]
+    assert at_full_scale <= 10 * GUIDE[resource]
+
+
+def quantity(text: str) -> float:
+    """Cores, or MiB."""
+    for suffix, factor in {"m": 0.001, "Mi": 1.0, "Gi": 1024.0}.items():
+        if text.endswith(suffix):
+            return float(text.removesuffix(suffix)) * factor
+    return float(text)
+
+
+def test_a_drained_node_takes_one_pod_at_a_time_of_what_has_several(environment: str) -> None:
+    """And a budget never stops a drain: it lets one pod go, however many there are."""
+    objects = objects_of(environment)
+    budgets = [item["spec"] for (kind, _), item in objects.items() if kind == "PodDisruptionBudget"]
+    assert all(budget["maxUnavailable"] == 1 for budget in budgets)
+    covered = {json.dumps(budget["selector"]["matchLabels"]) for budget in budgets}
+    for labels, several in several_pods(objects):
+        assert not several or json.dumps(labels) in covered
+
+
+def several_pods(objects: Objects) -> list[tuple[dict[str, str], bool]]:
+    """The labels that select each kind of pod of ours, and whether there is more than one of it."""
+    servers: list[tuple[dict[str, Any], bool]] = [
+        (item["spec"]["selector"]["matchLabels"], item["spec"].get("replicas", 1) > 1)
+        for (kind, _), item in objects.items()
+        if kind in ("Deployment", "StatefulSet")
+    ]
+    warm = [
+        ({"serving.knative.dev/service": service["metadata"]["name"]}, int(scaling(service)["min-scale"]) > 1)
+        for service in functions_of(objects)
+    ]
+    return servers + warm
