@@ -84,7 +84,7 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
 
 
 def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
-    wanted: set[tuple[str, str, str]] = set()
+    wanted: set[tuple[str, str, str, str]] = set()
     unknown = set()
     for one in [*environment.objects, environment.migration, {"apiVersion": "v1", "kind": "ConfigMap"}]:
         if one["kind"] == "Namespace":
@@ -95,22 +95,22 @@ def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
         except Rejected as error:
             unknown.add(str(error))
             continue
-        wanted |= {(group, plural, verb) for verb in _VERBS}
-    wanted |= {(group, resource, verb) for group, resource, verbs in _OF_THE_COMMAND for verb in verbs}
+        namespace = one.get("metadata", {}).get("namespace", NAMESPACE)
+        wanted |= {(namespace, group, plural, verb) for verb in _VERBS}
+    wanted |= {(NAMESPACE, group, resource, verb) for group, resource, verbs in _OF_THE_COMMAND for verb in verbs}
 
-    def refused(rule: tuple[str, str, str]) -> str | None:
-        group, resource, verb = rule
-        resource, _, subresource = resource.partition("/")
-        attributes = {"namespace": NAMESPACE, "group": group, "resource": resource, "verb": verb}
-        review = {"spec": {"resourceAttributes": attributes | ({"subresource": subresource} if subresource else {})}}
-        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        answer = cluster.request(
-            "POST", path, review | {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
-        )
+    def refused(rule: tuple[str, str, str, str]) -> str | None:
+        namespace, group, name, verb = rule
+        resource, _, subresource = name.partition("/")
+        attributes = {"namespace": namespace, "group": group, "resource": resource, "verb": verb}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes | ({"subresource": subresource} if subresource else {})},
+        }
+        answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         return (
-            None
-            if answer["status"]["allowed"]
-            else f"you may not {verb} {rule[1]}{group and '.' + group} in {NAMESPACE}"
+            None if answer["status"]["allowed"] else f"you may not {verb} {name}{group and '.' + group} in {namespace}"
         )
 
     return [*sorted(unknown), *filter(None, in_parallel(refused, sorted(wanted)))]

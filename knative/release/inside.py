@@ -46,7 +46,7 @@ def smoke(function_url: str) -> list[str]:
 def _try(name: str, function_url: str) -> str | None:
     base = function_url.format(service=name.replace("_", "-"))
     function = HTTP_FUNCTIONS.get(name)
-    method, path, expected = _refused(function) if function else ("POST", "/", {400})
+    method, path, expected = _refused(function) if function else ("GET", "/", {405})
     try:
         ready = urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
         if ready.status != 200:
