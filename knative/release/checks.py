@@ -149,13 +149,16 @@ def _dry_run(cluster: Cluster, environment: Environment) -> list[str]:
 
 def _image(cluster: Cluster, environment: Environment, progress: Progress) -> list[str]:
     """Whether the cluster can pull the image, and what the image says of its settings and secrets."""
-    job = jobs.derived(
-        _with_settings(environment),
-        f"check-{uuid.uuid4().hex[:8]}",
-        ["python", "-m", "knative.release.inside", "settings"],
-    )
-    job["metadata"]["namespace"] = NAMESPACE
+    name = f"check-{uuid.uuid4().hex[:8]}"
+    job = jobs.derived(_with_settings(environment), name, ["python", "-m", "knative.release.inside", "settings"])
+    made = [_renamed(one, f"{name}-") for one in environment.foundation if one["kind"] == "Secret"]
+    for source in job["spec"]["template"]["spec"]["containers"][0].get("envFrom", ()):
+        reference = source.get("secretRef", {})
+        if f"{name}-{reference.get('name')}" in {one["metadata"]["name"] for one in made}:
+            reference["name"] = f"{name}-{reference['name']}"
     try:
+        for secret in made:
+            cluster.apply(secret)
         log = jobs.run(cluster, job, progress, lambda: None)
         told = json.loads(log.splitlines()[-1])
     except jobs.JobFailed as error:
@@ -163,8 +166,14 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
     except (ValueError, IndexError):
         return [f"{environment.image}: it is none of this product: it says nothing of its settings"]
     finally:
-        cluster.delete(job)
+        for one in [job, *made]:
+            cluster.delete(one)
     return [f"settings: {problem}" for problem in told["problems"]]
+
+
+def _renamed(manifest: Object, prefix: str) -> Object:
+    """The Secret as it will be, under a name that nobody uses yet."""
+    return manifest | {"metadata": manifest["metadata"] | {"name": prefix + manifest["metadata"]["name"]}}
 
 
 def _with_settings(environment: Environment) -> Object:

@@ -15,6 +15,7 @@ from knative.release.progress import Progress
 from knative.release.records import Release
 from knative.release.refused import Refused
 from knative.release.rollout import Check
+from shared.manifests import function_name
 
 SHARES = (10, 50, 100)
 LOOK_SECONDS = 5.0
@@ -111,9 +112,9 @@ def _bring(
     step("starts")
     rollout.start(cluster, release, check, progress)
     url = f"http://{rollout.TAG}-{{service}}.{NAMESPACE}.svc.cluster.local"
-    smoke = jobs.derived(
-        migration, f"smoke-r{release.number}", ["python", "-m", "knative.release.inside", "smoke"], FUNCTION_URL=url
-    )
+    names = [function_name(one["metadata"]["name"]) for one in environment.functions]
+    command = ["python", "-m", "knative.release.inside", "smoke", *names]
+    smoke = jobs.derived(migration, f"smoke-r{release.number}", command, FUNCTION_URL=url)
     progress.say(jobs.run(cluster, smoke, progress, check).splitlines()[-1])
 
     for percent in SHARES if release.before else (100,):
