@@ -53,14 +53,11 @@ In a cluster, with the file that make secrets has made:
 
   F=knative/overlays/development/data/secrets.env
   aegis keys rotate --file $F
-  kubectl apply -k knative/overlays/development/data
-  for f in $(kubectl -n aegis-user-service get ksvc -o name); do
-    kubectl -n aegis-user-service patch $f --type merge -p '{"spec": {"template": {"metadata":
-      {"annotations": {"client.knative.dev/updateTimestamp": "'$(date -u +%FT%TZ)'"}}}}}'
-  done
+  aegis deploy TAG --environment development
 
-The loop rolls out new pods, which read the Secret anew. Then the next step, which is refused as
-long as the Secret has other keys than the file, or a pod is older than its last change:
+TAG is that of the live release (aegis releases): it makes new pods, which read the Secret anew.
+Then the next step, which is refused as long as the Secret has other keys than the file, or a pod is
+older than its last change:
 
   kubectl -n aegis-user-service get secrets,pods -o json --show-managed-fields |
     aegis keys rotate --file $F --cluster -

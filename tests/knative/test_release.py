@@ -1,0 +1,154 @@
+"""What the release command does before it meets a cluster; tests/cluster/test_release.py has the rest."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knative.local.keys import write_secrets
+from knative.release import gate, inside, overlays, rollout
+from knative.release.refused import Refused
+from knative.release.report import table
+from shared.manifests import functions
+from tests.conftest import DATA, ROOT
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def secrets() -> None:
+    for name in ("development", "staging"):
+        write_secrets(overlays.OVERLAYS / name / "data" / "secrets.env")
+
+
+def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name not in ("KUBECONFIG", "PROMETHEUS_URL")}
+    return subprocess.run(
+        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        cwd=ROOT,
+        env=clean | {"HOME": "/nonexistent"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["development", "staging", "production"])
+def test_a_release_has_one_image_in_every_place_and_leaves_the_servers_theirs(name: str) -> None:
+    environment = overlays.environment(name, "v1.2.3")
+    images = {
+        container["image"]
+        for one in [*environment.objects, environment.migration]
+        for pod in overlays.pods(one)
+        for container in pod["containers"]
+    }
+    assert {image for image in images if "user-service" in image} == {environment.image}
+    assert environment.image.endswith("/aegis-user-service:v1.2.3") or environment.image == "aegis/user-service:v1.2.3"
+    assert len(environment.functions) == len(functions())
+
+
+def test_a_release_can_be_named_by_its_digest() -> None:
+    assert overlays.environment("production", DIGEST).image == f"aegis/user-service@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("nowhere", "v1"), ("production", "v1; rm"), ("production", "sha256:short/1")]
+)
+def test_what_cannot_be_released_is_refused(name: str, tag: str) -> None:
+    with pytest.raises(Refused, match="Nothing was changed"):
+        overlays.environment(name, tag)
+
+
+def test_a_new_revision_has_no_traffic_and_a_tag_until_it_has_all() -> None:
+    (login,) = [one for one in overlays.environment("production", "v1").functions if one["metadata"]["name"] == "login"]
+    first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0}, tagged=True)["spec"]
+    assert first["template"]["metadata"]["name"] == "login-r12"
+    assert first["traffic"] == [
+        {"revisionName": "login-r11", "percent": 100},
+        {"revisionName": "login-r12", "percent": 0, "tag": "next"},
+    ]
+    assert rollout.service(login, 12, {"login-r12": 100})["spec"]["traffic"] == [
+        {"revisionName": "login-r12", "percent": 100}
+    ]
+    assert "name" not in login["spec"]["template"]["metadata"]
+
+
+def test_alert_rules_are_asked_of_the_new_revisions_alone() -> None:
+    errors = 'sum by (function) (rate(http_requests_total{service="user-service", status=~"5.."}[5m])) > 0.1'
+    asked = gate.of_release(errors, 12, 60)
+    assert 'service="user-service", serving_knative_dev_revision=~".+-r12", status' in asked
+    assert "[60s]" in asked
+    restarts = 'increase(kube_pod_container_status_restarts_total{namespace="aegis-user-service"}[15m]) > 2'
+    assert 'pod=~".+-r12-deployment-.+"' in gate.of_release(restarts, 12, 60)
+    assert gate.of_release('dead_letters{service="user-service"} > 0', 12, 60) == ""
+
+
+def function_url() -> str:
+    """Where the router of the tests leads to any function, as the addresses of a cluster do."""
+    listeners: list[dict[str, Any]] = json.loads((DATA / "router.json").read_text())["static_resources"]["listeners"]
+    (port,) = [one["address"]["socket_address"]["port_value"] for one in listeners if one["name"] == "internal"]
+    return f"http://127.0.0.1:{port}/{{service}}"
+
+
+def test_the_smoke_test_calls_every_function() -> None:
+    assert inside.smoke(functions(), function_url()) == []
+
+
+def test_the_smoke_test_names_what_is_wrong() -> None:
+    url = function_url().replace("{service}", "login")
+    (problem,) = inside.smoke(["get_profile"], url)
+    assert problem.startswith("get_profile answers GET /api/v1/users/me with")
+    (problem,) = inside.smoke(["get_profile"], "http://127.0.0.1:1/{service}")
+    assert problem.startswith("get_profile cannot be reached")
+
+
+def test_an_image_tells_what_its_settings_lack(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMAIL_API_KEY", "")
+    inside.settings()
+    told = json.loads(capsys.readouterr().out)
+    assert told["problems"] == ["EMAIL_API_KEY is not set (email needs it)"]
+    assert list((ROOT / "shared" / "migrations" / "versions").glob(f"{told['schema']}*"))
+
+
+def test_without_prometheus_a_deployment_must_say_so() -> None:
+    done = aegis("deploy", "v1", "--environment", "production", KUBECONFIG=str(kubeconfig()))
+    assert (done.returncode, "say --no-gate" in done.stderr) == (1, True)
+
+
+def test_without_a_cluster_the_command_says_what_to_do() -> None:
+    done = aegis("releases")
+    assert done.returncode == 1
+    assert "Set KUBECONFIG" in done.stderr
+    done = aegis("releases", "--context", "elsewhere", KUBECONFIG=str(kubeconfig()))
+    assert "There is no context elsewhere; there are: here" in done.stderr
+    done = aegis("releases", KUBECONFIG=str(kubeconfig()))
+    assert (done.returncode, "the API server cannot be reached" in done.stderr) == (1, True)
+
+
+def kubeconfig() -> Path:
+    """Of a cluster that is not there."""
+    file = DATA / "kubeconfig"
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
+    context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
+    told = {
+        "clusters": [cluster],
+        "contexts": [context],
+        "current-context": "here",
+        "users": [{"name": "u", "user": {}}],
+    }
+    file.write_text(json.dumps(told | {"apiVersion": "v1", "kind": "Config"}))
+    return file
+
+
+def test_a_table_is_aligned_and_shows_what_is_empty() -> None:
+    rows = [{"function": "login", "ready": True, "traffic": {"login-r2": 10, "login-r1": 90}, "url": ""}]
+    assert table(rows, ("function", "ready", "traffic", "url")).splitlines() == [
+        "FUNCTION  READY  TRAFFIC                       URL",
+        "login     yes    login-r2 10 %, login-r1 90 %  -",
+    ]
