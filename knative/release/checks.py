@@ -75,8 +75,9 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
     version = ((controller or {}).get("metadata", {}).get("labels", {})).get("app.kubernetes.io/version", "")
     if not controller:
         yield "Knative Serving is not installed"
-    elif tuple(map(int, re.findall(r"\d+", version)[:2])) < KNATIVE:
-        yield f"Knative Serving is {version or 'of an unknown version'}; {KNATIVE[0]}.{KNATIVE[1]} or newer is needed"
+    # One that was built from its source has no version, as "devel".
+    elif (numbers := tuple(map(int, re.findall(r"\d+", version)[:2]))) and numbers < KNATIVE:
+        yield f"Knative Serving is {version}; {KNATIVE[0]}.{KNATIVE[1]} or newer is needed"
     used = {field for one in environment.functions for field in FLAGS if field in one["spec"]["template"]["spec"]}
     for field in sorted(used):
         if features.get("data", {}).get(FLAGS[field], "disabled") != "enabled":

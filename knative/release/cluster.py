@@ -119,10 +119,15 @@ class Cluster:
         """
         base = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         if api_version not in self._kinds:
-            found = self.request("GET", base)["resources"]
+            try:
+                found = self.request("GET", base)["resources"]
+            except Rejected as error:
+                if error.status != 404:
+                    raise
+                found = []
             self._kinds[api_version] = {one["kind"]: one for one in found if "/" not in one["name"]}
         if kind not in self._kinds[api_version]:
-            raise Rejected(404, f"the cluster does not know {kind} in {api_version}")
+            raise Rejected(404, f"the cluster does not know the kind {kind} of {api_version}")
         resource = self._kinds[api_version][kind]
         scope = f"/namespaces/{quote(namespace)}" if resource["namespaced"] else ""
         return f"{base}{scope}/{resource['name']}" + (f"/{quote(name)}" if name else "")

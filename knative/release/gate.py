@@ -106,7 +106,8 @@ class Gate:
                 raise ValueError(answer.data.decode("utf-8", "replace")[:200])
             found: list[dict[str, Any]] = answer.json()["data"]["result"]
         except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
-            raise Refused(f"Prometheus at {self._url} does not answer: {error}") from error
+            reason = getattr(error, "reason", error)
+            raise Refused(f"Prometheus at {self._url} does not answer: {reason}") from error
         return found
 
 

@@ -12,6 +12,8 @@ from knative.release.deploy import live_one
 from knative.release.overlays import Environment, is_function
 from knative.release.records import LABEL
 
+UUID_PATTERN = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
 _OF_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid", "selfLink")
 
 
@@ -121,7 +123,8 @@ def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
             for rule in route["spec"]["rules"]:
                 match = rule.get("matches", [{}])[0]
                 if "path" in match:
-                    yield route["metadata"]["name"], f"{match.get('method', 'ANY')} {base}{match['path']['value']}"
+                    path = match["path"]["value"].replace(UUID_PATTERN, "{id}")
+                    yield route["metadata"]["name"], f"{match.get('method', 'ANY')} {base}{path}"
 
 
 def _told(manifest: Object) -> Object:
