@@ -1,12 +1,13 @@
 """All that stands against a release, before anything is changed."""
 
+import base64
 import copy
 import json
 import re
 import uuid
 from collections.abc import Iterator
 
-from knative.release import jobs
+from knative.release import inside, jobs
 from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected, in_parallel, named
 from knative.release.gate import Gate
 from knative.release.overlays import Environment
@@ -31,11 +32,13 @@ FLAGS = {
 }
 """What Knative takes in a pod only where its ConfigMap config-features allows it."""
 
-_VERBS = ("get", "create", "patch", "delete")
 _OF_THE_COMMAND = (
+    ("", "configmaps", ("list", "delete")),
     ("", "pods", ("list",)),
     ("", "pods/log", ("get",)),
-    ("serving.knative.dev", "revisions", ("list",)),
+    ("batch", "jobs", ("get", "create", "patch", "delete")),
+    ("serving.knative.dev", "revisions", ("get", "list")),
+    ("serving.knative.dev", "services", ("list", "delete")),
     ("coordination.k8s.io", "leases", ("get", "create", "update", "delete")),
 )
 
@@ -87,7 +90,7 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
 def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
     wanted: set[tuple[str, str, str, str]] = set()
     unknown = set()
-    for one in [*environment.objects, environment.migration, {"apiVersion": "v1", "kind": "ConfigMap"}]:
+    for one in environment.objects:
         if one["kind"] == "Namespace":
             continue
         group = one["apiVersion"].rpartition("/")[0]
@@ -97,7 +100,12 @@ def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
             unknown.add(str(error))
             continue
         namespace = one.get("metadata", {}).get("namespace", NAMESPACE)
-        wanted |= {(namespace, group, plural, verb) for verb in _VERBS}
+        verbs: tuple[str, ...] = ("get", "create", "patch")
+        # What is pruned: never what holds data.
+        if one in environment.rest and namespace == NAMESPACE:
+            verbs += ("delete",)
+        if one["kind"] != "Secret":
+            wanted |= {(namespace, group, plural, verb) for verb in verbs}
     wanted |= {(NAMESPACE, group, resource, verb) for group, resource, verbs in _OF_THE_COMMAND for verb in verbs}
 
     def refused(rule: tuple[str, str, str, str]) -> str | None:
@@ -118,8 +126,7 @@ def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
 
 
 def _secrets(cluster: Cluster, environment: Environment) -> Iterator[str]:
-    made = {one["metadata"]["name"] for one in environment.foundation if one["kind"] == "Secret"}
-    for name in sorted(_secret_names(environment) - made):
+    for name in sorted(_secret_names(environment) - _rendered_secrets(environment).keys()):
         try:
             if cluster.get("v1", "Secret", name) is None:
                 yield (
@@ -152,33 +159,34 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
     """Whether the cluster can pull the image, and what the image says of its settings and secrets."""
     name = f"check-{uuid.uuid4().hex[:8]}"
     job = jobs.derived(_with_settings(environment), name, ["python", "-m", "knative.release.inside", "settings"])
-    made = [_renamed(one, f"{name}-") for one in environment.foundation if one["kind"] == "Secret"]
-    for source in job["spec"]["template"]["spec"]["containers"][0].get("envFrom", ()):
-        reference = source.get("secretRef", {})
-        if f"{name}-{reference.get('name')}" in {one["metadata"]["name"] for one in made}:
-            reference["name"] = f"{name}-{reference['name']}"
     try:
-        for secret in made:
-            cluster.apply(secret)
-        log = jobs.run(cluster, job, progress, lambda: None)
-        told = json.loads(log.splitlines()[-1])
+        told = json.loads(jobs.run(cluster, job, progress, lambda: None).splitlines()[-1])
     except jobs.JobFailed as error:
         return [f"{environment.image}: {error}"]
     except (ValueError, IndexError):
         return [f"{environment.image}: it is none of this product: it says nothing of its settings"]
     finally:
-        for one in [job, *made]:
-            cluster.delete(one)
-    return [f"settings: {problem}" for problem in told["problems"]]
+        cluster.delete(job)
+    # Secrets that the environment brings along are not in the cluster yet, but here.
+    found = inside.problems(_values(environment)) if _rendered_secrets(environment) else told["problems"]
+    return [f"settings: {problem}" for problem in found]
 
 
-def _renamed(manifest: Object, prefix: str) -> Object:
-    """The Secret as it will be, under a name that nobody uses yet."""
-    return manifest | {"metadata": manifest["metadata"] | {"name": prefix + manifest["metadata"]["name"]}}
+def _rendered_secrets(environment: Environment) -> dict[str, dict[str, str]]:
+    return {one["metadata"]["name"]: one["data"] for one in environment.foundation if one["kind"] == "Secret"}
+
+
+def _values(environment: Environment) -> dict[str, str]:
+    """The settings of the migration Job, with secrets."""
+    (container,) = _with_settings(environment)["spec"]["template"]["spec"]["containers"]
+    values = {variable["name"]: variable["value"] for variable in container["env"]}
+    for data in _rendered_secrets(environment).values():
+        values |= {name: base64.b64decode(value).decode() for name, value in data.items()}
+    return values
 
 
 def _with_settings(environment: Environment) -> Object:
-    """The migration Job with the settings themselves, as their ConfigMap is not in the cluster yet."""
+    """The migration Job with the settings themselves, as what they come from may not be in the cluster yet."""
     job = copy.deepcopy(environment.migration)
     maps = {one["metadata"]["name"]: one["data"] for one in environment.foundation if one["kind"] == "ConfigMap"}
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -186,6 +194,8 @@ def _with_settings(environment: Environment) -> Object:
     for source in list(container.get("envFrom", ())):
         if "configMapRef" in source:
             literals |= maps[source["configMapRef"]["name"]]
+            container["envFrom"].remove(source)
+        elif source["secretRef"]["name"] in _rendered_secrets(environment):
             container["envFrom"].remove(source)
     kept = []
     for variable in container.get("env", ()):

@@ -7,7 +7,7 @@ FUNCTION_URL=http://next-{service}.NAMESPACE.svc.cluster.local python -m knative
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
@@ -21,20 +21,25 @@ TIMEOUT_SECONDS = 30.0
 AT_ONCE = 8
 
 
+def problems(environment: Mapping[str, str]) -> list[str]:
+    """What is wrong with these settings, for any function, the relay or the dispatcher."""
+    needed: set[Dependency] = {"kafka"}
+    needed.update(*(uses(function) for function in load_all()))
+    try:
+        load(environment, needed)
+    except InvalidSettings as error:
+        return list(error.problems)
+    return []
+
+
 def settings() -> None:
-    """Prints, as JSON, what is wrong with this environment for any function, and the newest revision of the schema."""
+    """Prints, as JSON, the problems of this environment, and the newest revision of the schema."""
     from alembic.script import ScriptDirectory
 
     from shared.migrate import MIGRATIONS
 
-    needed: set[Dependency] = {"kafka"}
-    needed.update(*(uses(function) for function in load_all()))
-    try:
-        load(os.environ, needed)
-        problems = []
-    except InvalidSettings as error:
-        problems = list(error.problems)
-    print(json.dumps({"problems": problems, "schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()}))
+    schema = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    print(json.dumps({"problems": problems(os.environ), "schema": schema}))
 
 
 def smoke(names: Sequence[str], function_url: str) -> list[str]:
@@ -82,8 +87,8 @@ def main() -> None:
         settings()
         return
     names = sys.argv[2:]
-    if problems := smoke(names, os.environ["FUNCTION_URL"]):
-        sys.exit("\n".join(problems))
+    if wrong := smoke(names, os.environ["FUNCTION_URL"]):
+        sys.exit("\n".join(wrong))
     print(f"{len(names)} functions answer as they should")
 
 

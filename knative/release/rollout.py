@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from knative.release.cluster import Cluster, Key, Object, Rejected, condition, in_parallel, key, named
+from knative.release.cluster import NAMESPACE, Cluster, Key, Object, Rejected, condition, in_parallel, key, named
 from knative.release.overlays import is_function, revision
 from knative.release.progress import Progress
 from knative.release.records import LABEL, Release
@@ -157,7 +157,7 @@ def late(cluster: Cluster, release: Release, check: Check, progress: Progress) -
 def prune(cluster: Cluster, old: Release, new: Release, progress: Progress) -> None:
     """Deletes what the new release no longer has: first what leads to functions, then the rest."""
     kept: set[Key] = {key(one) for one in new.objects}
-    gone = [one for one in old.objects if key(one) not in kept]
+    gone = [one for one in old.objects if key(one) not in kept and one["metadata"].get("namespace") == NAMESPACE]
     for one in sorted(gone, key=lambda one: one["kind"] not in _ROUTES_FIRST):
         cluster.delete(one)
         progress.say(f"deleted {named(one)}, which {new.name} does not have")
