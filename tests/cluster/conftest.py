@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from tests.conftest import PASSWORD, ROOT, wait_for
 NAMESPACE = "aegis-user-service"
 HOST = "dev-api.aegis.example.com"
 IMAGE = os.environ.get("IMAGE", "dev.local/aegis-user-service:dev")
+PROMETHEUS_URL = os.environ.get("PROMETHEUS_URL")
 USERS = "/api/v1/users"
 
 
@@ -49,8 +51,9 @@ def refuse_unless_ready() -> None:
     wanted = {
         "serving.knative.dev/v1": "Knative Serving",
         "gateway.networking.k8s.io/v1": "the Gateway API with a controller for the GatewayClass envoy",
-        "monitoring.coreos.com/v1": "the Prometheus operator",
     }
+    if PROMETHEUS_URL:
+        wanted["monitoring.coreos.com/v1"] = "the Prometheus operator"
     missing = [what for version, what in wanted.items() if version not in groups.stdout.split()]
     if missing:
         pytest.exit(f"The current kube context lacks {', '.join(missing)}.", returncode=1)
@@ -61,24 +64,32 @@ def deployed() -> None:
     """Migrates and applies as the README says, and waits until all functions are ready."""
     refuse_unless_ready()
     subprocess.run(["make", "secrets"], cwd=ROOT, check=True, capture_output=True)
-    name, _, tag = IMAGE.rpartition(":")
-    overlays = ROOT / "knative" / "overlays"
-    for part in ("development/migration", "development"):
-        # Beside the overlays, as kustomize takes no absolute path; git-ignored with the rest of .local.
-        folder = ROOT / ".local" / "cluster" / part
-        folder.mkdir(parents=True, exist_ok=True)
-        relative = os.path.relpath(overlays / part, folder)
-        image = {"name": "dev.local/aegis-user-service", "newName": name, "newTag": tag}
-        (folder / "kustomization.yaml").write_text(json.dumps({"resources": [relative], "images": [image]}))
-        if part.endswith("migration"):
-            kubectl("delete", "job", "migrate", "--namespace", NAMESPACE, "--ignore-not-found")
-            kubectl("apply", "-k", str(folder))
-            namespaced("wait", "--for=condition=complete", "job/migrate", "--timeout=180s")
-        else:
-            kubectl("apply", "-k", str(folder))
+    kubectl("delete", "job", "migrate", "--namespace", NAMESPACE, "--ignore-not-found")
+    kubectl("apply", "-k", str(wrapped("development/migration")))
+    namespaced("wait", "--for=condition=complete", "job/migrate", "--timeout=180s")
+    # Development itself has no monitoring.
+    kubectl("apply", "-k", str(wrapped("development", *(["monitoring"] if PROMETHEUS_URL else []))))
     namespaced("wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=300s")
     namespaced("rollout", "status", "deploy/relay", "deploy/dispatcher", "deploy/sandbox", "--timeout=120s")
     wait_for(lambda: call("GET", "/nowhere")[0] == 404, seconds=60)
+
+
+def wrapped(overlay: str, *components: str) -> Path:
+    """A kustomization of an overlay with the image that is tested, and with more components.
+
+    Beside the overlays, as kustomize takes no absolute path; git-ignored with the rest of .local.
+    """
+    name, _, tag = IMAGE.rpartition(":")
+    folder = ROOT / ".local" / "cluster" / overlay
+    folder.mkdir(parents=True, exist_ok=True)
+    knative = Path(os.path.relpath(ROOT / "knative", folder))
+    kustomization = {
+        "resources": [str(knative / "overlays" / overlay)],
+        "components": [str(knative / "components" / component) for component in components],
+        "images": [{"name": "dev.local/aegis-user-service", "newName": name, "newTag": tag}],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+    return folder
 
 
 def gateway() -> tuple[str, int]:

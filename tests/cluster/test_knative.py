@@ -18,6 +18,7 @@ from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.cluster.conftest import (
     HOST,
     NAMESPACE,
+    PROMETHEUS_URL,
     USERS,
     call,
     gateway,
@@ -182,10 +183,10 @@ def test_functions_at_zero_answer_and_an_event_wakes_send_email_from_zero(creden
 
 
 def query(expression: str) -> list[dict[str, Any]]:
-    base = os.environ.get("PROMETHEUS_URL")
-    if not base:
+    if not PROMETHEUS_URL:
         pytest.skip("NO PROMETHEUS: set PROMETHEUS_URL to see that scrapes arrive")
-    with urllib.request.urlopen(f"{base}/api/v1/query?query={urllib.parse.quote(expression)}", timeout=10) as response:
+    url = f"{PROMETHEUS_URL}/api/v1/query?query={urllib.parse.quote(expression)}"
+    with urllib.request.urlopen(url, timeout=10) as response:
         result: list[dict[str, Any]] = json.load(response)["data"]["result"]
         return result
 
