@@ -5,22 +5,25 @@ overwrites what a writer has put since.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from shared.once import once
 from shared.pauses import Pause
-from shared.settings import settings
+from shared.settings import REDIS_CLUSTER, settings
 
 if TYPE_CHECKING:
     import redis
 
 TIMEOUT_SECONDS = 0.25
+TRY_SECONDS = 2 * TIMEOUT_SECONDS
+"""For all that one try waits for, however many nodes it asks."""
 LATE_SECONDS = 60.0
 """What could not be put is tried again for so long: then Redis has forgotten by itself what stood there before."""
 LATE_PAUSE_SECONDS = 0.25
@@ -88,7 +91,8 @@ def puts_after_commit() -> Iterator[None]:
 
 def is_up() -> bool:
     """Whether Redis answers."""
-    return _try(lambda redis: redis.ping()) is not None
+    # Of a key, as a node answers PING also while its cluster is down.
+    return _try(lambda redis: redis.execute_command("EXISTS", "aegis")) is not None
 
 
 def attempt(work: Callable[["redis.Redis"], T]) -> T | None:
@@ -159,18 +163,29 @@ def _run(*command: Any) -> Any:
 
 
 def _try(work: Callable[["redis.Redis"], T]) -> T | None:
-    connected = client()
     from redis import RedisError
+    from redis.exceptions import RedisClusterException
 
+    token = _until.set(time.monotonic() + TRY_SECONDS)
     try:
-        result = work(connected)
-    except (RedisError, OSError) as error:
+        result = work(client())
+    except (RedisError, RedisClusterException, OSError, AttributeError) as error:
+        # AttributeError: its client is told to ask a node that has just joined the cluster (redis-py's issue 2432).
         _pause.begin()
         log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
         return None
+    finally:
+        _until.reset(token)
     _pause.end()
     return result
 
+
+def left() -> float:
+    """How many seconds a wait for Redis may take; none, or fewer, when the try in hand has had its time."""
+    return min(TIMEOUT_SECONDS, _until.get() - time.monotonic())
+
+
+_until: ContextVar[float] = ContextVar("until", default=math.inf)
 
 _pause = Pause()
 """So that an absent Redis does not slow every request."""
@@ -183,8 +198,14 @@ def client() -> "redis.Redis":
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
+    url = settings().redis_url
+    if url.startswith(REDIS_CLUSTER):
+        from shared import redis_cluster
+
+        # No subclass, but with the same commands.
+        return cast("redis.Redis", redis_cluster.connect(url.replace(REDIS_CLUSTER, "redis", 1)))
     return redis.Redis.from_url(
-        settings().redis_url,
+        url,
         socket_timeout=TIMEOUT_SECONDS,
         socket_connect_timeout=TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 1),  # a restarted server has closed our connections: one more try opens a new one

@@ -149,9 +149,9 @@ def _windows(operation: str, limits: Limits, subjects: Mapping[str, str]) -> lis
 
 
 def _key(operation: str, whose: str, rate: str, subjects: Mapping[str, str]) -> str:
-    # No address of a person stands in a key of Redis.
+    # The braces keep what is counted together in one slot of a cluster. No address of a person stands in a key.
     subject = "\n".join(subjects[name] for name in whose.split("+"))
-    return f"aegis:limit:{operation}:{whose}:{rate}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+    return f"aegis:limit:{{{operation}}}:{whose}:{rate}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
 
 
 # Counts a request in all windows, and takes it back when one of them is full.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
@@ -17,6 +17,8 @@ Dependency = Literal[
 ]
 
 P256_BYTES = 32
+REDIS_CLUSTER = "redis+cluster"
+"""The scheme of a URL of Redis in cluster mode."""
 
 REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "database": ("DATABASE_URL",),
@@ -55,6 +57,7 @@ class Settings:
     """Requests that one process works on at once; also its share of database connections."""
     database_url: str
     redis_url: str
+    """A Redis, or with the scheme `REDIS_CLUSTER` any node of a cluster."""
     kafka_bootstrap_servers: str
     public_url: str
     """Where people meet the service: issuer of access tokens and start of the links in mails."""
@@ -118,8 +121,8 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             is_valid = False
         if value and not is_valid:
             problems.append(f"{name} is not a URL with {' or '.join(schemes)}")
-        elif value and parts.query:
-            problems.append(f"{name} has parameters, and none is supported: {parts.query}")
+        elif value and (problem := _unsupported(parts)):
+            problems.append(f"{name} {problem}")
         return value.rstrip("/") if is_valid else ""
 
     log_level = values.get("LOG_LEVEL", "INFO").upper()
@@ -163,7 +166,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         log_level=log_level,
         threads=threads,
         database_url=url("DATABASE_URL", "postgresql"),
-        redis_url=url("REDIS_URL", "redis", "rediss"),
+        redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
         public_url=(public_url := url("PUBLIC_URL", "http", "https")),
         signing_keys=signing_keys,
@@ -193,6 +196,14 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 def settings() -> Settings:
     """The settings of this process."""
     return load(os.environ)
+
+
+def _unsupported(url: SplitResult) -> str:
+    if url.query:
+        return f"has parameters, and none is supported: {url.query}"
+    if url.scheme == REDIS_CLUSTER and url.path not in ("", "/", "/0"):
+        return f"names the database {url.path}, and a cluster has /0 alone"
+    return ""
 
 
 def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -19,6 +21,7 @@ from flask.testing import FlaskClient
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import UnknownTopicOrPartitionError
+from redis import Redis, ResponseError
 
 from knative.local import servers
 from knative.local.supervisor import Process, StartFailed, Supervisor
@@ -28,6 +31,10 @@ from shared.migrate import migrate
 from shared.registry import HTTP_FUNCTIONS
 from shared.request import METHODS
 from tests.conftest import ROOT, BufferedClient, wait_for
+
+SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
+TAKEOVER_MILLISECONDS = 1500
+"""A master that is silent for so long is taken for dead; no shorter, as the machine may be busy."""
 
 
 def forget_settings() -> None:
@@ -72,6 +79,84 @@ def own_database(own: Own, tmp_path: Path) -> Process:
 @pytest.fixture
 def own_redis(own: Own, tmp_path: Path) -> Process:
     return own("REDIS_URL", *servers.redis(tmp_path))
+
+
+@pytest.fixture(params=["own_redis", "own_redis_cluster"])
+def any_redis(request: pytest.FixtureRequest) -> list[Process]:
+    """A Redis of this test's own, and then a cluster: all of its processes."""
+    redis = request.getfixturevalue(request.param)
+    return [redis] if isinstance(redis, Process) else list(redis.values())
+
+
+@pytest.fixture
+def own_redis_cluster(
+    redis_cluster: "tuple[Supervisor, dict[int, Process], str]", monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[int, Process]]:
+    """An empty Redis cluster, to be killed: the process of each node by its port."""
+    supervisor, nodes, url = redis_cluster
+    dead = [process for process in nodes.values() if process.popen and process.popen.poll() is not None]
+    start_again(supervisor, *dead)
+    password = urlsplit(url).password
+    clients = [Redis(port=port, password=password) for port in nodes]
+    wait_for(lambda: all(is_in_place(client) for client in clients))
+    monkeypatch.setenv("REDIS_URL", url)
+    forget_settings()
+    cache.client().flushall()
+    yield nodes
+    monkeypatch.undo()
+    forget_settings()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Iterator[tuple[Supervisor, dict[int, Process], str]]":
+    """Three masters with a replica each, for all tests, as it takes them two seconds to agree."""
+    supervisor = Supervisor(tmp_path_factory.mktemp("redis_cluster"), print, threading.Event())
+    password = secrets.token_hex(16)
+    started = [redis_node(tmp_path_factory.mktemp("redis"), password) for _ in range(6)]
+    nodes = {port: process for process, port, _ in started}
+    for process in nodes.values():
+        supervisor.start(process)
+    supervisor.wait_until_ready(*nodes.values(), seconds=30)
+
+    clients = [Redis(port=port, password=password) for port in nodes]
+    for number, (client, (_, port, bus_port)) in enumerate(zip(clients, started, strict=True)):
+        client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        clients[0].execute_command("CLUSTER", "MEET", servers.LOOPBACK, port, bus_port)
+    for master, replica, slots in zip(clients[:3], clients[3:], SLOTS, strict=True):
+        master.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
+        wait_for(partial(is_done_by, replica, "CLUSTER", "REPLICATE", master.execute_command("CLUSTER MYID")))
+    yield supervisor, nodes, f"redis+cluster://:{password}@{servers.LOOPBACK}:{next(iter(nodes))}/0"
+    supervisor.stop()
+
+
+def redis_node(folder: Path, password: str) -> tuple[Process, int, int]:
+    """A node for a Redis cluster, its port, and that for other nodes."""
+    process, url = servers.redis(folder)
+    port, bus_port = urlsplit(url).port or 0, servers.free_port()
+    process.name = f"redis-{port}"
+    with (folder / "redis.conf").open("a") as configuration:
+        configuration.write(
+            f"requirepass {password}\nprimaryauth {password}\nrepl-diskless-sync-delay 0\n"
+            f"cluster-enabled yes\ncluster-port {bus_port}\ncluster-node-timeout {TAKEOVER_MILLISECONDS}\n"
+        )
+    return process, port, bus_port
+
+
+def is_done_by(node: Redis, *command: Any) -> bool:
+    """Whether a node of a cluster does this now; not before it has met the nodes that the command names."""
+    try:
+        return bool(node.execute_command(*command))
+    except ResponseError:
+        return False
+
+
+def is_in_place(client: Redis) -> bool:
+    """Whether the node's cluster works, and its replica follows it, or it follows its master."""
+    is_ok = client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+    replication = client.info("replication")
+    return is_ok and (replication.get("master_link_status") == "up" or replication["connected_slaves"] == 1)
 
 
 @pytest.fixture
@@ -157,17 +242,19 @@ def post_event(url: str, data: Any, headers: dict[str, str]) -> int:
     return urllib3.request("POST", url, json=data, headers=sent, retries=False, timeout=30).status
 
 
-def kill(process: Process) -> None:
-    """kill -9, and wait until it is gone."""
-    if process.popen is None:
-        raise ValueError("the process was never started")
-    os.killpg(process.popen.pid, signal.SIGKILL)
-    process.popen.wait()
+def kill(*processes: Process) -> None:
+    """kill -9, and wait until they are gone."""
+    for process in processes:
+        if process.popen is None:
+            raise ValueError("the process was never started")
+        os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
 
 
-def start_again(supervisor: Supervisor, process: Process) -> None:
-    """Starts it again as the supervisor does: until it stays, as PostgreSQL waits for the last of its old processes."""
-    wait_for(lambda: is_started(supervisor, process))
+def start_again(supervisor: Supervisor, *processes: Process) -> None:
+    """Starts them again as the supervisor does: until they stay, as PostgreSQL waits for its last old processes."""
+    for process in processes:
+        wait_for(partial(is_started, supervisor, process))
 
 
 def is_started(supervisor: Supervisor, process: Process) -> bool:

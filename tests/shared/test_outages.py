@@ -82,6 +82,14 @@ def hanging(server: Process, _: Supervisor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def all_hanging(servers: list[Process], supervisor: Supervisor) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(hanging(server, supervisor))
+        yield
+
+
+@contextlib.contextmanager
 def starting_up(postgresql: Process, supervisor: Supervisor) -> Iterator[None]:
     """It listens, and lets nobody in: it recovers, as a standby here, which never ends."""
     command = list(postgresql.command)
@@ -353,10 +361,10 @@ def test_ready_says_that_postgresql_is_down(own_database: Process, supervisor: S
     assert response.json == {"status": "down", "dependencies": {"cache": "up", "database": "down"}}
 
 
-def test_without_redis_everything_works(own_redis: Process, supervisor: Supervisor, address: str) -> None:
+def test_without_redis_everything_works(any_redis: list[Process], supervisor: Supervisor, address: str) -> None:
     tokens = log_in(create_user(address))
     assert client("get_profile").get(PROFILE, headers=bearer(tokens)).status_code == 200
-    kill(own_redis)
+    kill(*any_redis)
     assert client("get_profile").get(PROFILE, headers=bearer(tokens)).status_code == 200
     refreshed = post("refresh_token", "/api/v1/users/token/refresh", {"refresh_token": tokens["refresh_token"]})
     assert refreshed.status_code == 200
@@ -364,10 +372,10 @@ def test_without_redis_everything_works(own_redis: Process, supervisor: Supervis
     assert client("get_profile").get(PROFILE, headers=bearer(tokens)).status_code == 401
 
 
-def test_with_redis_hanging_everything_works(own_redis: Process, supervisor: Supervisor, address: str) -> None:
+def test_with_redis_hanging_everything_works(any_redis: list[Process], supervisor: Supervisor, address: str) -> None:
     tokens = log_in(create_user(address))
     assert client("get_profile").get(PROFILE, headers=bearer(tokens)).status_code == 200
-    with hanging(own_redis, supervisor):
+    with all_hanging(any_redis, supervisor):
         for _ in range(3):
             assert client("get_profile").get(PROFILE, headers=bearer(tokens)).status_code == 200
         changed = client("update_profile").patch(PROFILE, json={"name": "이서연"}, headers=bearer(tokens))
@@ -378,13 +386,13 @@ def test_with_redis_hanging_everything_works(own_redis: Process, supervisor: Sup
 
 
 def test_what_changed_while_redis_was_hanging_holds_when_it_is_back(
-    own_redis: Process, supervisor: Supervisor, address: str
+    any_redis: list[Process], supervisor: Supervisor, address: str
 ) -> None:
     user = create_user(address)
     tokens, ended = log_in(user), log_in(user)
     for each in (tokens, ended):
         assert call("get_profile", each).status_code == 200
-    with hanging(own_redis, supervisor):
+    with all_hanging(any_redis, supervisor):
         assert call("update_profile", tokens, {"name": "이서연"}).status_code == 200
         assert call("logout", ended).status_code == 204
     wait_for(cache.is_up)
@@ -392,10 +400,24 @@ def test_what_changed_while_redis_was_hanging_holds_when_it_is_back(
     wait_for(lambda: call("get_profile", tokens).json["name"] == "이서연", seconds=RECOVERED_SECONDS)
 
 
-def test_ready_says_that_redis_is_down_and_stays_ready(own_redis: Process) -> None:
+def test_redis_that_hangs_keeps_all_who_ask_at_once_waiting_for_one_try(
+    any_redis: list[Process], supervisor: Supervisor
+) -> None:
+    def ask(_: int) -> float:
+        started = time.monotonic()
+        assert cache.get("test") == [None]
+        return time.monotonic() - started
+
+    cache.get("test")
+    with all_hanging(any_redis, supervisor), ThreadPoolExecutor(THREADS) as pool:
+        seconds = list(pool.map(ask, range(THREADS)))
+    assert max(seconds) < 2 * cache.TRY_SECONDS
+
+
+def test_ready_says_that_redis_is_down_and_stays_ready(any_redis: list[Process]) -> None:
     from shared.server import create_app
 
-    kill(own_redis)
+    kill(*any_redis)
     response = create_app("get_profile").test_client().get("/health/ready")
     assert response.status_code == 200
     assert response.json == {"status": "up", "dependencies": {"cache": "down", "database": "up"}}

@@ -24,7 +24,7 @@ def test_all_problems_are_listed_at_once() -> None:
         "LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR",
         "THREADS is not a number from 1 to 64",
         "JWT_REFRESH_SECRET_KEY has fewer than 32 characters",
-        "REDIS_URL is not a URL with redis or rediss",
+        "REDIS_URL is not a URL with redis or rediss or redis+cluster",
     ]
 
 
@@ -91,3 +91,9 @@ def test_signing_keys_are_read_in_order() -> None:
 def test_a_url_that_would_fail_later_fails_at_the_start(url: str) -> None:
     (problem,) = problems({"DATABASE_URL": url})
     assert problem.startswith("DATABASE_URL ")
+
+
+def test_a_cluster_of_redis_has_one_database() -> None:
+    url = "redis+cluster://:secret@redis:6379"
+    assert load({"REDIS_URL": f"{url}/0"}).redis_url == f"{url}/0"
+    assert problems({"REDIS_URL": f"{url}/1"}) == ["REDIS_URL names the database /1, and a cluster has /0 alone"]
