@@ -80,7 +80,7 @@ WITH_MONITORING: dict[str, dict[str, tuple[int, ...]]] = {
     "prometheus": {"function": (8080, 9091), "function of a provider": (8080, 9091), "relay": (8080,)},
 }
 # Whoever watches resources at the API server may reach these two ports anywhere: no policy can name its address.
-API_SERVER = dict.fromkeys((place.kind for place in ELSEWHERE), (443, 6443))
+API_SERVER: dict[str, tuple[int, ...]] = dict.fromkeys((place.kind for place in ELSEWHERE), (443, 6443))
 WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
     "function of a provider": {"provider": (443,)},
     "postgres": {"postgres": (8000,), **API_SERVER},
