@@ -4,12 +4,14 @@ FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.server
 """
 
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import functions_framework
 from flask import Flask, Response, request
@@ -20,7 +22,7 @@ from shared import cache, deadline, logs, metrics
 from shared.problems import NotFound, ServiceUnavailable
 from shared.registry import uses
 from shared.request import answer, json_response, problem_response
-from shared.settings import Dependency, InvalidSettings, load
+from shared.settings import Dependency, InvalidSettings, Settings, load
 
 _MAIN = Path(__file__).parents[1] / "main.py"
 
@@ -38,6 +40,24 @@ def database_is_up() -> bool:
     except ServiceUnavailable:
         return False
     return True
+
+
+OPEN_SECONDS = 2.0
+"""For so long a new process waits for its servers. NetworkPolicies let a pod through a moment after it has started."""
+
+
+def wait_for_servers(settings: Settings, needed: Collection[Dependency]) -> None:
+    """Returns when all that is needed takes connections, or after OPEN_SECONDS: then a 503 at once is better."""
+    servers = {"database": (settings.database_url, 5432), "cache": (settings.redis_url, 6379)}
+    until = time.monotonic() + OPEN_SECONDS
+    for url, port in (server for use, server in servers.items() if use in needed):
+        parts = urlsplit(url)
+        while time.monotonic() < until:
+            try:
+                socket.create_connection((parts.hostname, parts.port or port), timeout=0.2).close()
+                break
+            except OSError:
+                time.sleep(0.02)
 
 
 CHECKS: dict[Dependency, Callable[[], bool]] = {"database": database_is_up, "cache": cache.is_up}
@@ -133,6 +153,7 @@ def main() -> None:
         settings = load(os.environ, uses(function))
     except InvalidSettings as error:
         sys.exit("\n".join([f"{function} cannot start with these settings:", *error.problems]))
+    wait_for_servers(settings, uses(function))
     Server(
         app,
         # Everywhere, as a pod must; the local runner sets HOST.

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from knative.local.servers import LOOPBACK, free_port, is_listening
+from shared import server
 from shared.manifests import functions
+from shared.settings import load
 from tests.conftest import ROOT, client, wait_for
 
 BIN = Path(sys.executable).parent
@@ -130,3 +132,22 @@ def test_a_server_with_wrong_settings_lists_them_and_ends() -> None:
     assert "DATABASE_URL is not set" in done.stderr
     assert "THREADS is not a number from 1 to 64" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_new_process_waits_until_the_network_lets_it_reach_its_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NetworkPolicies refuse the first connections of a new pod, which would be its first callers' 503."""
+    monkeypatch.setattr(server, "OPEN_SECONDS", 60.0)
+    port = free_port()
+    settings = load({"DATABASE_URL": f"postgresql://any@{LOOPBACK}:{port}/any"})
+    with ThreadPoolExecutor() as pool, socket.socket() as listening:
+        waiting = pool.submit(server.wait_for_servers, settings, {"database"})
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((LOOPBACK, port))
+        listening.listen()
+        waiting.result(timeout=30)
+
+
+def test_a_server_that_stays_away_is_not_waited_for_for_ever() -> None:
+    server.wait_for_servers(load({"REDIS_URL": f"redis://{LOOPBACK}:{free_port()}/0"}), {"cache"})
