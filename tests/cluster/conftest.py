@@ -1,10 +1,15 @@
-"""The development overlay on the current kube context, with the image that IMAGE names."""
+"""An environment on the current kube context, with the image that IMAGE names.
+
+It is development, or what ENVIRONMENT names; staging is scaled down to a node of two cores.
+"""
 
 import http.client
 import itertools
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -15,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,10 +29,15 @@ import pytest
 from tests.conftest import PASSWORD, ROOT, wait_for
 
 NAMESPACE = "aegis-user-service"
-HOST = "dev-api.aegis.example.com"
+ENVIRONMENT = os.environ.get("ENVIRONMENT", "development")
+HOST = {"development": "dev-api.aegis.example.com", "staging": "staging-api.aegis.example.com"}[ENVIRONMENT]
 IMAGE = os.environ.get("IMAGE", "dev.local/aegis-user-service:dev")
 PROMETHEUS_URL = os.environ.get("PROMETHEUS_URL")
 USERS = "/api/v1/users"
+
+MONITORING = ["knative/components/monitoring"] if PROMETHEUS_URL and ENVIRONMENT == "development" else []
+"""Development itself has none."""
+SCALED_DOWN = ["tests/cluster/small"] if ENVIRONMENT == "staging" else []
 
 
 def kubectl(*arguments: str) -> str:
@@ -52,7 +63,7 @@ def refuse_unless_ready() -> None:
         "serving.knative.dev/v1": "Knative Serving",
         "gateway.networking.k8s.io/v1": "the Gateway API with a controller for the GatewayClass envoy",
     }
-    if PROMETHEUS_URL:
+    if PROMETHEUS_URL or ENVIRONMENT == "staging":
         wanted["monitoring.coreos.com/v1"] = "the Prometheus operator"
     missing = [what for version, what in wanted.items() if version not in groups.stdout.split()]
     if missing:
@@ -65,31 +76,47 @@ def deployed() -> None:
     refuse_unless_ready()
     subprocess.run(["make", "secrets"], cwd=ROOT, check=True, capture_output=True)
     kubectl("delete", "job", "migrate", "--namespace", NAMESPACE, "--ignore-not-found")
-    kubectl("apply", "-k", str(wrapped("development/migration")))
+    if ENVIRONMENT == "staging":
+        make_certificate()
+    kubectl("apply", "-k", str(wrapped("migration", *SCALED_DOWN)))
     namespaced("wait", "--for=condition=complete", "job/migrate", "--timeout=180s")
-    # Development itself has no monitoring.
-    kubectl("apply", "-k", str(wrapped("development", *(["monitoring"] if PROMETHEUS_URL else []))))
+    kubectl("apply", "-k", str(wrapped(".", *SCALED_DOWN, *MONITORING)))
     namespaced("wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=300s")
     namespaced("rollout", "status", "deploy/relay", "deploy/dispatcher", "deploy/sandbox", "--timeout=120s")
     wait_for(lambda: call("GET", "/nowhere")[0] == 404, seconds=60)
 
 
-def wrapped(overlay: str, *components: str) -> Path:
-    """A kustomization of an overlay with the image that is tested, and with more components.
+def wrapped(part: str, *components: str) -> Path:
+    """A kustomization of the environment, or of a part of it, with the image that is tested, and with more components.
 
     Beside the overlays, as kustomize takes no absolute path; git-ignored with the rest of .local.
     """
     name, _, tag = IMAGE.rpartition(":")
-    folder = ROOT / ".local" / "cluster" / overlay
+    folder = ROOT / ".local" / "cluster" / ENVIRONMENT / part
     folder.mkdir(parents=True, exist_ok=True)
-    knative = Path(os.path.relpath(ROOT / "knative", folder))
+    root = Path(os.path.relpath(ROOT, folder))
     kustomization = {
-        "resources": [str(knative / "overlays" / overlay)],
-        "components": [str(knative / "components" / component) for component in components],
-        "images": [{"name": "dev.local/aegis-user-service", "newName": name, "newTag": tag}],
+        "resources": [str(root / "knative" / "overlays" / ENVIRONMENT / part)],
+        "components": [str(root / component) for component in components],
+        "images": [
+            {"name": stated, "newName": name, "newTag": tag}
+            for stated in ("aegis/user-service", "dev.local/aegis-user-service")
+        ],
     }
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
     return folder
+
+
+def make_certificate() -> None:
+    """The certificate that cert-manager would get: self-signed, in the Secret that the gateway names."""
+    kubectl("apply", "-k", str(ROOT / "knative" / "base" / "access"))
+    with TemporaryDirectory() as folder:
+        key, certificate = f"{folder}/tls.key", f"{folder}/tls.crt"
+        request = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={HOST}"
+        files = f"-addext subjectAltName=DNS:{HOST} -keyout {key} -out {certificate}"
+        subprocess.run(["openssl", *request.split(), *files.split()], check=True, capture_output=True)
+        namespaced("delete", "secret", "aegis-tls", "--ignore-not-found")
+        namespaced("create", "secret", "tls", "aegis-tls", f"--key={key}", f"--cert={certificate}")
 
 
 def gateway() -> tuple[str, int]:
@@ -100,7 +127,21 @@ def gateway() -> tuple[str, int]:
     return namespaced("get", "gateway", "api", "-o", "jsonpath={.status.addresses[0].value}"), 80
 
 
+class HTTPSConnection(http.client.HTTPSConnection):
+    """To the gateway's address, which no name server knows by the name that its certificate has."""
+
+    def connect(self) -> None:
+        context = ssl.create_default_context()
+        # Of the test, so nobody vouches for it; which name it has is checked by the gateway (SNI).
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.sock = context.wrap_socket(
+            socket.create_connection((gateway()[0], 443), self.timeout), server_hostname=HOST
+        )
+
+
 def connect(timeout: float = 60) -> http.client.HTTPConnection:
+    if ENVIRONMENT == "staging":
+        return HTTPSConnection(HOST, timeout=timeout)
     return http.client.HTTPConnection(*gateway(), timeout=timeout)
 
 

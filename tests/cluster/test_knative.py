@@ -16,6 +16,7 @@ import pytest
 from shared.manifests import functions
 from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.cluster.conftest import (
+    ENVIRONMENT,
     HOST,
     NAMESPACE,
     PROMETHEUS_URL,
@@ -32,6 +33,8 @@ from tests.cluster.conftest import (
     pods,
 )
 from tests.conftest import PASSWORD, ROOT, wait_for
+
+in_development = pytest.mark.skipif(ENVIRONMENT != "development", reason="of development, where all pods go to zero")
 
 # The window, and the 30 s that Knative waits before the last pod goes, and as much again.
 TO_ZERO_SECONDS = 240.0
@@ -84,6 +87,7 @@ def test_every_pod_passes_restricted_pod_security_with_a_read_only_root() -> Non
         assert not any("kube-api-access" in volume["name"] for volume in pod["spec"].get("volumes", []))
 
 
+@in_development
 def test_pods_grow_under_load_and_shrink_after(credentials: dict[str, str]) -> None:
     with load(30, log_in(credentials)) as running:
         started = time.monotonic()
@@ -150,6 +154,7 @@ def test_metrics_of_each_function_arrive_in_prometheus() -> None:
     wait_for(touched, seconds=180)
 
 
+@in_development
 def test_the_tour_calls_every_operation() -> None:
     address, port = gateway()
     create = f"kubectl --namespace {NAMESPACE} exec deploy/relay -- python -m knative.release.aegis admin create"
@@ -167,6 +172,7 @@ def test_the_tour_calls_every_operation() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@in_development
 def test_functions_at_zero_answer_and_an_event_wakes_send_email_from_zero(credentials: dict[str, str]) -> None:
     """Prometheus scrapes all the while, and keeps none of them from zero."""
     names = [name.replace("_", "-") for name in functions()]

@@ -1,0 +1,67 @@
+"""What staging has and development has not, seen on a cluster: ENVIRONMENT=staging."""
+
+import http.client
+import json
+import time
+from base64 import b64decode
+
+import pytest
+
+from tests.cluster.conftest import ENVIRONMENT, HOST, USERS, call, gateway, namespaced, pods
+from tests.conftest import wait_for
+
+DATABASE = "aegis_user_staging"
+
+pytestmark = pytest.mark.skipif(ENVIRONMENT != "staging", reason="of staging: set ENVIRONMENT=staging")
+
+
+def test_plain_http_is_sent_to_https() -> None:
+    connection = http.client.HTTPConnection(gateway()[0], 80, timeout=10)
+    connection.request("GET", f"{USERS}/me?a=b", headers={"Host": HOST})
+    response = connection.getresponse()
+    assert (response.status, response.headers["Location"]) == (301, f"https://{HOST}{USERS}/me?a=b")
+
+
+def test_hot_functions_keep_two_pods_and_the_others_none() -> None:
+    names = [name.partition("/")[2] for name in namespaced("get", "ksvc", "-o", "name").split()]
+    hot = {"get-profile", "login", "refresh-token"}
+    wait_for(lambda: all(pods(name) == 2 for name in hot), seconds=120)
+    # Those of the start go after scale-down-delay, those that were called after it and the window.
+    wait_for(lambda: sum(pods(name) for name in names if name not in hot) == 0, seconds=600)
+    assert {name: pods(name) for name in hot} == dict.fromkeys(hot, 2)
+
+
+def test_the_replica_has_what_the_primary_committed(credentials: dict[str, str]) -> None:
+    assert call("POST", f"{USERS}/login", credentials)[0] == 200
+    committed = on("postgres-0", "SELECT pg_current_wal_lsn()")
+    started = time.monotonic()
+    replayed = f"SELECT pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= '{committed}'"
+    wait_for(lambda: on("postgres-replica-0", replayed) == "t", seconds=30)
+    print(f"\nthe replica had it {time.monotonic() - started:.1f} s later, as kubectl sees it")
+    assert on("postgres-0", "SELECT active FROM pg_replication_slots") == "t"
+
+
+def test_the_nodes_of_redis_form_one_cluster_and_heal_it(credentials: dict[str, str]) -> None:
+    wait_for(whole, seconds=120)
+    namespaced("delete", "pod", "-l", "app=redis", "--wait=true")
+    started = time.monotonic()
+    wait_for(whole, seconds=180)
+    print(f"\nall nodes of Redis deleted at once: whole again after {time.monotonic() - started:.0f} s")
+    wait_for(lambda: call("POST", f"{USERS}/login", credentials)[0] == 200, seconds=30)
+
+
+def whole() -> bool:
+    """Whether each node knows two others, and that all slots are served."""
+    found = json.loads(namespaced("get", "pods", "-l", "app=redis", "-o", "json"))["items"]
+    names = [pod["metadata"]["name"] for pod in found if pod["status"]["phase"] == "Running"]
+    if len(names) != 3 or not all(pod["status"]["containerStatuses"][0]["ready"] for pod in found):
+        return False
+    states = [namespaced("exec", name, "--", "redis-cli", "cluster", "info") for name in names]
+    return all("cluster_state:ok" in state and "cluster_known_nodes:3" in state for state in states)
+
+
+def on(pod: str, statement: str) -> str:
+    """What PostgreSQL in a pod says to a statement."""
+    user = b64decode(namespaced("get", "secret", "user-service-secrets", "-o", "jsonpath={.data.DB_USER}")).decode()
+    psql = ["psql", "-At", "-U", user, "-d", DATABASE, "-c", statement]
+    return namespaced("exec", pod, "-c", "postgres", "--", *psql).strip()
