@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,26 +42,28 @@ def database_is_up() -> bool:
     return True
 
 
-OPEN_SECONDS = 2.0
-"""For so long a new process waits for its servers. NetworkPolicies let a pod through a moment after it has started."""
-
-
-def wait_for_servers(settings: Settings, needed: Collection[Dependency]) -> None:
-    """Returns when all that is needed takes connections, or after OPEN_SECONDS: then a 503 at once is better."""
-    servers = {"database": (settings.database_url, 5432), "cache": (settings.redis_url, 6379)}
-    until = time.monotonic() + OPEN_SECONDS
-    for url, port in (server for use, server in servers.items() if use in needed):
-        parts = urlsplit(url)
-        while time.monotonic() < until:
-            try:
-                socket.create_connection((parts.hostname, parts.port or port), timeout=0.2).close()
-                break
-            except OSError:
-                time.sleep(0.02)
-
-
 CHECKS: dict[Dependency, Callable[[], bool]] = {"database": database_is_up, "cache": cache.is_up}
 DISPENSABLE: frozenset[Dependency] = frozenset({"cache"})
+
+
+OPEN_SECONDS = 5.0
+"""For so long a new process waits for its server. NetworkPolicies let a pod through a moment after it has started."""
+
+
+def wait_for_network(settings: Settings, needed: Set[Dependency]) -> None:
+    """Returns when PostgreSQL, or Redis for who needs that alone, takes connections.
+
+    After OPEN_SECONDS in any case: then a 503 at once is better than no answer.
+    """
+    url, port = (settings.database_url, 5432) if "database" in needed else (settings.redis_url, 6379)
+    parts = urlsplit(url)
+    until = time.monotonic() + OPEN_SECONDS
+    while needed & CHECKS.keys() and time.monotonic() < until:
+        try:
+            socket.create_connection((parts.hostname, parts.port or port), timeout=0.2).close()
+            break
+        except OSError:
+            time.sleep(0.02)
 
 
 def create_app(function: str) -> Flask:
@@ -153,7 +155,7 @@ def main() -> None:
         settings = load(os.environ, uses(function))
     except InvalidSettings as error:
         sys.exit("\n".join([f"{function} cannot start with these settings:", *error.problems]))
-    wait_for_servers(settings, uses(function))
+    wait_for_network(settings, uses(function))
     Server(
         app,
         # Everywhere, as a pod must; the local runner sets HOST.
