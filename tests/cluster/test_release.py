@@ -42,6 +42,8 @@ FEW = (
 pytestmark = pytest.mark.skipif(not PROMETHEUS_URL, reason="NO PROMETHEUS_URL: releases were not tested")
 
 Patch = dict[str, Any]
+AS_RELEASER: dict[str, str] = {}
+"""Whose kubeconfig the commands take."""
 
 # What a bad release does before its server starts. Calls without credentials stay as they are: the smoke test passes.
 FAILS = "import shared.cache; shared.cache.get = lambda *keys: 1 / 0"
@@ -94,7 +96,7 @@ def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [sys.executable, "-m", "knative.release.aegis", *arguments],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | AS_RELEASER | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -122,6 +124,31 @@ def shares() -> dict[str, set[str]]:
         }
         for one in json.loads(namespaced("get", "ksvc", "-o", "json"))["items"]
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_the_rights_of_a_release_alone(deployed: None) -> Iterator[None]:
+    """Lets the commands run as an account that has what knative/base/access gives, and nothing else."""
+    kubectl("apply", "-k", str(ROOT / "knative" / "base" / "access"))
+    kubectl("delete", "serviceaccount", "releaser", "--namespace", "default", "--ignore-not-found")
+    kubectl("create", "serviceaccount", "releaser", "--namespace", "default")
+    for namespace in (NAMESPACE, "knative-serving", "kourier-system"):
+        binding = ["rolebinding", "releaser", "--namespace", namespace]
+        kubectl("delete", *binding, "--ignore-not-found")
+        kubectl("create", *binding, "--role=aegis-release", "--serviceaccount=default:releaser")
+    kubectl("delete", "clusterrolebinding", "releaser", "--ignore-not-found")
+    kubectl(
+        "create", "clusterrolebinding", "releaser", "--clusterrole=aegis-release", "--serviceaccount=default:releaser"
+    )
+    told = json.loads(kubectl("config", "view", "--minify", "--flatten", "--raw", "-o", "json"))
+    token = kubectl("create", "token", "releaser", "--namespace", "default", "--duration", "3h").strip()
+    told["users"] = [{"name": told["contexts"][0]["context"]["user"], "user": {"token": token}}]
+    OVERLAYS.mkdir(parents=True, exist_ok=True)
+    file = OVERLAYS / "kubeconfig"
+    file.write_text(json.dumps(told))
+    AS_RELEASER["KUBECONFIG"] = str(file)
+    yield
+    file.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +364,7 @@ def start_deploying(environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "knative.release.aegis", "deploy", TAG, "--environment", environment, "--hold", HOLD],
         cwd=ROOT,
+        env=os.environ | AS_RELEASER,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
