@@ -1,18 +1,69 @@
 """The schema that migrations make."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import text
 
 from knative.local import servers
+from knative.local.servers import LOOPBACK, free_port
+from knative.local.supervisor import Process
 from shared.database import engine, transaction
-from shared.migrate import MIGRATIONS, migrate
+from shared.migrate import _LOCK, MIGRATIONS, migrate
+from shared.problems import ServiceUnavailable
 from shared.tables import metadata
+from tests.conftest import ROOT, somebody_waits_for, wait_for
 from tests.servers import Own
+
+WITHOUT_PATIENCE = "from shared import migrate; migrate.WAIT_SECONDS = 0; migrate.main()"
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Callable[[str], Path]:
+    """The tree of a newer release, which has one migration more."""
+
+    def make(statement: str) -> Path:
+        tree = tmp_path / "newer"
+        shutil.copytree(ROOT / "shared", tree / "shared")
+        head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+        (tree / "shared" / "migrations" / "versions" / "newer.py").write_text(
+            f"from alembic import op\n\nrevision, down_revision = 'newer', '{head}'\n\n\n"
+            f"def upgrade():\n    op.execute({statement!r})\n"
+        )
+        return tree
+
+    return make
+
+
+def start(tree: Path = ROOT, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    """The command, as the Job runs it."""
+    return subprocess.Popen(
+        [sys.executable, *(arguments or ("-m", "shared.migrate"))],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def refused(process: "subprocess.Popen[str]") -> str:
+    """What a command that fails says at the end."""
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    return said
 
 
 def test_the_migrated_schema_is_that_of_the_tables() -> None:
@@ -39,3 +90,81 @@ def test_migrations_started_at_once_do_no_harm(own: Own, tmp_path: Path) -> None
         applied = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
     assert applied == ScriptDirectory(str(MIGRATIONS)).get_heads()
     assert len(applied) == 1
+
+
+def test_others_go_on_while_a_migration_waits_for_a_long_transaction(
+    own_database: Process, newer: Callable[[str], Path]
+) -> None:
+    def is_read() -> bool:
+        try:
+            with transaction() as other:
+                return other.execute(text("SELECT count(*) FROM account")).one() == (0,)
+        except ServiceUnavailable:
+            return False
+
+    with transaction() as long:
+        long.execute(text("SELECT FROM account"))
+        process_id = long.scalar(text("SELECT pg_backend_pid()"))
+        process = start(newer("ALTER TABLE account ADD COLUMN newer text"))
+        wait_for(lambda: somebody_waits_for(long))
+        wait_for(is_read)
+        assert process.stdout
+        said = wait_for(lambda: next((line for line in process.stdout or () if '"waiting"' in line), ""))
+    reason = json.loads(said)["reason"]
+    assert "canceling statement due to lock timeout (55P03)" in reason
+    assert f"process {process_id} (aegis, idle in transaction) has held account for" in reason
+    said, _ = process.communicate(timeout=60)
+    assert json.loads(said.splitlines()[-1])["schema"] == "newer"
+    assert process.returncode == 0
+    with transaction() as connection:
+        connection.execute(text("SELECT newer FROM account"))
+
+
+def test_a_migration_that_gives_up_says_who_is_in_its_way(own_database: Process, newer: Callable[[str], Path]) -> None:
+    tree = newer("ALTER TABLE account ADD COLUMN newer text")
+    with transaction() as long:
+        long.execute(text("SELECT FROM account"))
+        process_id = long.scalar(text("SELECT pg_backend_pid()"))
+        said = refused(start(tree, "-c", WITHOUT_PATIENCE))
+    assert said.startswith("the migration gave up: canceling statement due to lock timeout (55P03)\n")
+    assert f"to end it: SELECT pg_terminate_backend({process_id})\n" in said
+    assert "in: ALTER TABLE account ADD COLUMN newer text\n" in said
+
+
+def test_a_migration_that_fails_says_why_in_words_and_changes_nothing(
+    own_database: Process, newer: Callable[[str], Path]
+) -> None:
+    said = refused(start(newer("CREATE TABLE newer (); ALTER TABLE nobody ADD COLUMN newer text")))
+    assert said.startswith('the migration failed: relation "nobody" does not exist (42P01)\n')
+    with transaction() as connection:
+        assert connection.scalar(text("SELECT to_regclass('newer')")) is None
+
+
+def test_the_release_before_refuses_to_migrate_what_a_newer_one_has_migrated(
+    own_database: Process, newer: Callable[[str], Path]
+) -> None:
+    process = start(newer("CREATE TABLE newer ()"))
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    said = refused(start())
+    assert "Can't locate revision identified by 'newer'" in said
+    assert "A newer release has migrated it." in said
+
+
+def test_a_migration_says_that_it_waits_for_another(own_database: Process) -> None:
+    with transaction() as other:
+        other.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+        process = start()
+        said = wait_for(lambda: next((line for line in process.stdout or () if "waiting" in line), ""))
+    assert json.loads(said)["message"] == "waiting for another migration to end"
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_migration_without_a_database_names_it_and_not_the_password() -> None:
+    port = free_port()
+    url = f"postgresql://aegis:secret-password@{LOOPBACK}:{port}/aegis"
+    said = refused(start(ROOT, "-c", WITHOUT_PATIENCE, DATABASE_URL=url))
+    assert said.startswith("the migration gave up: the database is away (")
+    assert str(port) in said
+    assert "secret" not in said
