@@ -47,7 +47,7 @@ ELSEWHERE = (
 )
 """What has no policies of ours: it may send whatever it likes, and takes what we let go there."""
 
-PORTS = (22, 53, 80, 443, 5432, 6379, 6443, 8000, 8012, 8013, 8080, 8081, 8112, 8443, 9090, 9091, 9092, 16379)
+PORTS = (22, 53, 80, 443, 5432, 6379, 6443, 8000, 8012, 8013, 8080, 8081, 8089, 8112, 8443, 9090, 9091, 9092, 16379)
 
 QUEUE_PROXY = (8012, 8013, 8112)
 
@@ -76,6 +76,7 @@ WITH_SANDBOX: dict[str, dict[str, tuple[int, ...]]] = {
     "function of a provider": {"sandbox": (8080,)},
     "gateway": {"sandbox": (8080,)},
 }
+WITH_TLS: dict[str, dict[str, tuple[int, ...]]] = {"gateway": {"solver": (8089,)}}
 WITH_MONITORING: dict[str, dict[str, tuple[int, ...]]] = {
     "prometheus": {"function": (8080, 9091), "function of a provider": (8080, 9091), "relay": (8080,)},
 }
@@ -91,8 +92,8 @@ WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 EXPECTED = {
     "development": [EVERYWHERE, WITH_SANDBOX],
-    "staging": [EVERYWHERE, WITH_SANDBOX, WITH_MONITORING],
-    "production": [EVERYWHERE, WITH_MONITORING, WITH_OPERATORS],
+    "staging": [EVERYWHERE, WITH_SANDBOX, WITH_TLS, WITH_MONITORING],
+    "production": [EVERYWHERE, WITH_TLS, WITH_MONITORING, WITH_OPERATORS],
 }
 
 Reach = set[tuple[str, str, int]]
@@ -171,6 +172,7 @@ def pods_of(objects: Objects) -> Iterator[Place]:
     load_all()
     yield Place("unknown")
     yield Place("release-check", labels={"app": "release-check"})
+    yield Place("solver", labels={"acme.cert-manager.io/http01-solver": "true"})  # cert-manager's
     for service in functions_of(objects):
         name = service["metadata"]["name"]
         calls_provider = uses(function_name(name)) & {"email", "sms", "business_registry"}
