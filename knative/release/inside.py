@@ -7,6 +7,7 @@ FUNCTION_URL=http://next-{service}.NAMESPACE.svc.cluster.local python -m knative
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
@@ -18,7 +19,9 @@ from shared.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
 """Of a function whose pod may have to start first."""
-AT_ONCE = 8
+READY_SECONDS = 30.0
+"""For a new pod to reach its servers: NetworkPolicies may let it through some seconds late."""
+AT_ONCE = 4
 
 
 def problems(environment: Mapping[str, str]) -> list[str]:
@@ -53,10 +56,14 @@ def _try(name: str, function_url: str) -> str | None:
     base = function_url.format(service=name.replace("_", "-"))
     function = HTTP_FUNCTIONS.get(name)
     method, path, expected = _refused(function) if function else ("GET", "/", {405})
+    deadline = time.monotonic() + READY_SECONDS
     try:
-        ready = urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
-        if ready.status != 200:
-            return f"{name} is not ready ({ready.status}): {ready.data.decode('utf-8', 'replace')[:200]}"
+        while (
+            ready := urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
+        ).status != 200:
+            if time.monotonic() > deadline:
+                return f"{name} is not ready ({ready.status}): {ready.data.decode('utf-8', 'replace')[:200]}"
+            time.sleep(1)
         answer = urllib3.request(
             method, f"{base}{path}", json={} if method != "GET" else None, timeout=TIMEOUT_SECONDS, retries=False
         )

@@ -14,6 +14,8 @@ from knative.release.refused import Refused
 SERVING = "serving.knative.dev/v1"
 START_SECONDS = 300.0
 """For the first pod of each new revision, and for servers; nodes may have to be added first."""
+STARTING_AT_ONCE = 6
+"""So many pods at once leave a small node enough for those that serve, and do not all come to the database together."""
 TRAFFIC_SECONDS = 120.0
 POLL_SECONDS = 1.0
 TAG = "next"
@@ -81,30 +83,34 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
     Raises:
         Refused: one cannot start; the message has the end of its log.
     """
-    move(cluster, release, 0)
-    wanted = [revision(function, release.number) for function in functions_of(release)]
-    deadline = time.monotonic() + START_SECONDS
-    while True:
+    shares = _shares(release, 0)
+    queue = functions_of(release)
+    count = len(queue)
+    starting: dict[str, float] = {}
+    """Of each revision that is not ready yet, how long it may take."""
+    while queue or starting:
         check()
+        while queue and len(starting) < STARTING_AT_ONCE:
+            function = queue.pop(0)
+            cluster.apply(service(function, release.number, shares[function["metadata"]["name"]], tagged=True))
+            starting[revision(function, release.number)] = time.monotonic() + START_SECONDS
         found = {
             one["metadata"]["name"]: condition(one)
             for one in cluster.list(SERVING, "Revision", f"{LABEL}={release.number}")
         }
-        waiting = [name for name in wanted if found.get(name, {}).get("status") != "True"]
-        if not waiting:
-            break
-        for name in waiting:
+        for name, deadline in list(starting.items()):
             state = found.get(name, {})
             is_over = state.get("status") == "False" and state.get("reason", "") not in _PATIENT
-            if is_over or time.monotonic() > deadline:
-                why = (
-                    f"{state.get('reason', 'it is not ready')}: {state.get('message', f'after {START_SECONDS:.0f} s')}"
-                )
+            if state.get("status") == "True":
+                del starting[name]
+            elif is_over or time.monotonic() > deadline:
+                why = f"{state.get('reason', 'Timeout')}: {state.get('message', f'after {START_SECONDS:.0f} s')}"
                 raise Refused(f"{name} does not start. {why}{_last_words(cluster, name)}")
-        progress.wait(f"{len(wanted) - len(waiting)} of {len(wanted)} new revisions are ready")
-        time.sleep(POLL_SECONDS)
-    _wait_for_traffic(cluster, _shares(release, 0), check, progress)
-    progress.say(f"{len(wanted)} new revisions are ready, and have no traffic")
+        progress.wait(f"{count - len(queue) - len(starting)} of {count} new revisions are ready")
+        if starting:
+            time.sleep(POLL_SECONDS)
+    _wait_for_traffic(cluster, shares, check, progress)
+    progress.say(f"{count} new revisions are ready, and have no traffic")
 
 
 def move(cluster: Cluster, release: Release, percent: int) -> None:
