@@ -5,6 +5,8 @@ import time
 from typing import TextIO
 
 _CLEAR = "\r\x1b[K"
+PLAIN_SECONDS = 10.0
+"""Between two lines of what is waited for, where there is no terminal."""
 
 
 class Progress:
@@ -14,23 +16,22 @@ class Progress:
         self._stream = stream or sys.stderr
         self._started = time.monotonic()
         self._is_live = self._stream.isatty()
-        self._last = ""
+        self._last, self._next_at = "", 0.0
 
     def say(self, line: str) -> None:
         """Tells what is done."""
         clear = _CLEAR if self._is_live else ""
         self._stream.write(f"{clear}{self.seconds:5.0f} s  {line}\n")
         self._stream.flush()
-        self._last = ""
 
     def wait(self, line: str) -> None:
-        """Tells what is waited for: over the last such line in a terminal, else when it has changed."""
+        """Tells what is waited for: over the last such line in a terminal, else when it has changed, now and then."""
         if self._is_live:
             self._stream.write(f"{_CLEAR}{self.seconds:5.0f} s  {line} ...")
             self._stream.flush()
-        elif line != self._last:
+        elif line != self._last and self.seconds >= self._next_at:
             self.say(line)
-            self._last = line
+            self._last, self._next_at = line, self.seconds + PLAIN_SECONDS
 
     @property
     def seconds(self) -> float:
