@@ -28,8 +28,8 @@ test-kafka: setup  ## run the tests of events on Apache Kafka (KAFKA=../shared/k
 test-faults: setup  ## kill every process under load, check that nothing is lost or doubled (SEED= SECONDS=200)
 	@$(BIN)/python -m pytest tests/faults -n 0 -s
 
-test-cluster: setup  ## run the tests on the current kube context (IMAGE=dev.local/aegis-user-service:dev PROMETHEUS_URL=...)
-	@$(BIN)/python -m pytest tests/cluster -n 0 -s
+test-cluster: setup  ## run the tests on the current kube context (IMAGE= PROMETHEUS_URL= ENVIRONMENT=development TESTS=)
+	@$(BIN)/python -m pytest $(or $(TESTS),tests/cluster) -n 0 -s
 
 loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL=)
 	@$(BIN)/python -m loadtests.run
