@@ -1,7 +1,7 @@
 """The cluster, as the release command needs it: any object by its manifest, through the `kubernetes` client.
 
-Everything is written by server-side apply, with one field manager: what another one has set in the same place is
-overruled, what nobody here ever set is left alone.
+Everything is written with one field manager, by server-side apply: what another one has set in the same place is
+overruled, what nobody here ever set is left alone. Only traffic is moved by itself.
 """
 
 import json
@@ -65,18 +65,20 @@ class Cluster:
             ) from error
         self._kinds: dict[str, dict[str, Object]] = {}
 
-    def request(self, method: str, path: str, body: Object | None = None, **query: str) -> Any:
+    def request(
+        self, method: str, path: str, body: Object | None = None, content_type: str = "application/json", **query: str
+    ) -> Any:
         """What the API server answers, as JSON; tried again where that may help.
 
         Raises:
             Rejected: with its status, 0 when it could not be reached.
         """
-        return json.loads(self._text(method, path, body, query))
+        return json.loads(self._text(method, path, body, query, content_type))
 
-    def _text(self, method: str, path: str, body: Object | None, query: dict[str, str]) -> str:
+    def _text(self, method: str, path: str, body: Object | None, query: dict[str, str], content_type: str) -> str:
         for attempt in range(TRIES):
             try:
-                return self._send(method, path, body, query)
+                return self._send(method, path, body, query, content_type)
             except Rejected as error:
                 # Whoever changes what has changed meanwhile (409) must look again; an apply need not.
                 is_final = error.status not in RETRIED or (error.status == 409 and method != "PATCH")
@@ -85,10 +87,8 @@ class Cluster:
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _send(self, method: str, path: str, body: Object | None, query: dict[str, str]) -> str:
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if method == "PATCH":
-            headers["Content-Type"] = "application/apply-patch+yaml"  # JSON is YAML
+    def _send(self, method: str, path: str, body: Object | None, query: dict[str, str], content_type: str) -> str:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
         # The credentials of the context, which the client renews.
         self._api.update_params_for_auth(headers, [], ["BearerToken"], "", method, None)
         try:
@@ -139,8 +139,15 @@ class Cluster:
     def apply(self, manifest: Object, *, dry_run: bool = False) -> Object:
         """Makes an object what the manifest says; returns it as it is then."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
-        applied: Object = self.request("PATCH", self._path_of(manifest), manifest, **query)
+        applied: Object = self.request(
+            "PATCH", self._path_of(manifest), manifest, "application/apply-patch+yaml", **query
+        )
         return applied
+
+    def set(self, manifest: Object, changes: Object) -> None:
+        """Changes these fields of an object alone (a JSON merge patch, RFC 7396)."""
+        path = self._path_of(manifest)
+        self.request("PATCH", path, changes, "application/merge-patch+json", fieldManager=FIELD_MANAGER)
 
     def get(self, api_version: str, kind: str, name: str, namespace: str = NAMESPACE) -> Object | None:
         """An object; None when there is none."""
@@ -173,7 +180,7 @@ class Cluster:
     def logs(self, pod: str, container: str, lines: int, *, previous: bool = False) -> str:
         """The last lines that a container has written; those of its previous start on request."""
         query = {"container": container, "tailLines": str(lines), "previous": json.dumps(previous)}
-        return self._text("GET", self.path("v1", "Pod", pod) + "/log", None, query)
+        return self._text("GET", self.path("v1", "Pod", pod) + "/log", None, query, "application/json")
 
     def _path_of(self, manifest: Object) -> str:
         api_version, kind, name = key(manifest)

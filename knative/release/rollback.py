@@ -60,9 +60,12 @@ def _target(kept: list[Release], live: Release, wanted: str | None) -> Release:
 
 
 def _check_revisions(cluster: Cluster, target: Release) -> None:
-    names = [revision(function, target.number) for function in rollout.functions_of(target)]
-    there = in_parallel(lambda name: cluster.get(rollout.SERVING, "Revision", name) is not None, names)
-    gone = [name for name, is_there in zip(names, there, strict=True) if not is_there]
+    # What a later release has deleted is made anew.
+    there = rollout.traffic_now(cluster)
+    functions = [one for one in rollout.functions_of(target) if one["metadata"]["name"] in there]
+    names = [revision(function, target.number) for function in functions]
+    found = in_parallel(lambda name: cluster.get(rollout.SERVING, "Revision", name) is not None, names)
+    gone = [name for name, is_there in zip(names, found, strict=True) if not is_there]
     if gone:
         raise Refused(
             f"Nothing was changed. Knative has collected {len(gone)} revisions of {target.name}, as {gone[0]}.\n"

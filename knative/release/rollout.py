@@ -48,12 +48,15 @@ def service(function: Object, number: int, traffic: Traffic, *, tagged: bool = F
     metadata = manifest["spec"]["template"]["metadata"]
     metadata["name"] = revision(function, number)
     metadata.setdefault("labels", {})[LABEL] = str(number)
-    targets: list[dict[str, Any]] = [{"revisionName": name, "percent": percent} for name, percent in traffic.items()]
-    for target in targets:
-        if tagged and target["revisionName"] == metadata["name"]:
-            target["tag"] = TAG
-    manifest["spec"]["traffic"] = targets
+    manifest["spec"]["traffic"] = _targets(traffic, metadata["name"] if tagged else "")
     return manifest
+
+
+def _targets(traffic: Traffic, tagged: str = "") -> list[dict[str, Any]]:
+    return [
+        {"revisionName": name, "percent": percent} | ({"tag": TAG} if name == tagged else {})
+        for name, percent in traffic.items()
+    ]
 
 
 def traffic_now(cluster: Cluster) -> dict[str, dict[str, int]]:
@@ -113,21 +116,23 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
     progress.say(f"{count} new revisions are ready, and have no traffic")
 
 
-def move(cluster: Cluster, release: Release, percent: int) -> None:
-    """Tells every function which share of its traffic the release has; the rest stays where it was before."""
-    shares = _shares(release, percent)
-
-    def apply(function: Object) -> None:
-        name = function["metadata"]["name"]
-        cluster.apply(service(function, release.number, shares[name], tagged=percent < 100))
-
-    in_parallel(apply, functions_of(release))
-
-
 def shift(cluster: Cluster, release: Release, percent: int, check: Check, progress: Progress) -> None:
-    """Gives the release this share of the traffic, and waits until it has it."""
-    move(cluster, release, percent)
-    _wait_for_traffic(cluster, _shares(release, percent), check, progress)
+    """Gives a release this share of the traffic of every function, and waits until it has it."""
+    shares = _shares(release, percent)
+    tags = {one["metadata"]["name"]: revision(one, release.number) for one in functions_of(release) if percent < 100}
+    _move(cluster, shares, tags)
+    _wait_for_traffic(cluster, shares, check, progress)
+
+
+def _move(cluster: Cluster, shares: Mapping[str, Traffic], tags: Mapping[str, str] | None = None) -> None:
+    """Tells Knative Services where their traffic goes, and which revision is called by the tag."""
+
+    def move(name: str) -> None:
+        targets = _targets(shares[name], (tags or {}).get(name, ""))
+        function = {"apiVersion": SERVING, "kind": "Service", "metadata": {"name": name}}
+        cluster.set(function, {"spec": {"traffic": targets}})
+
+    in_parallel(move, shares)
 
 
 def put_in_effect(
@@ -135,12 +140,16 @@ def put_in_effect(
 ) -> None:
     """Brings back a release as it was, traffic first, in place of a later one."""
     shares = {one["metadata"]["name"]: {revision(one, release.number): 100} for one in functions_of(release)}
-    in_parallel(
-        lambda function: cluster.apply(service(function, release.number, shares[function["metadata"]["name"]])),
-        functions_of(release),
-    )
-    _wait_for_traffic(cluster, shares, check, progress)
+    there = shares.keys() & traffic_now(cluster).keys()
+    _move(cluster, {name: shares[name] for name in there})
+    _wait_for_traffic(cluster, {name: shares[name] for name in there}, check, progress)
     progress.say(f"{release.name} has all of the traffic")
+
+    def restore(function: Object) -> None:
+        cluster.apply(service(function, release.number, shares[function["metadata"]["name"]]))
+
+    in_parallel(restore, functions_of(release))
+    _wait_for_traffic(cluster, shares, check, progress)
     early(cluster, release)
     late(cluster, release, check, progress)
     if instead_of:
@@ -196,16 +205,9 @@ def go_back(cluster: Cluster, release: Release, target: Release | None, check: C
         return
     # What ran before was not deployed by this command: its revisions are known, its manifests are not.
     shares = {name: {revision_: 100} for name, revision_ in release.before.items()}
-
-    def apply(function: Object) -> None:
-        name = function["metadata"]["name"]
-        if name in shares:
-            cluster.apply(service(function, release.number, shares[name]))
-        else:
-            cluster.delete(function)
-
-    in_parallel(apply, functions_of(release))
+    _move(cluster, shares)
     _wait_for_traffic(cluster, shares, check, progress)
+    in_parallel(cluster.delete, [one for one in functions_of(release) if one["metadata"]["name"] not in shares])
 
 
 def _shares(release: Release, percent: int) -> dict[str, dict[str, int]]:
