@@ -111,7 +111,7 @@ def _bring(
 
     step("starts")
     rollout.start(cluster, release, check, progress)
-    url = f"http://{rollout.TAG}-{{service}}.{NAMESPACE}.svc.cluster.local"
+    url = f"http://{rollout.NEXT}-{{service}}.{NAMESPACE}.svc.cluster.local"
     names = [function_name(one["metadata"]["name"]) for one in environment.functions]
     command = ["python", "-m", "knative.release.inside", "smoke", *names]
     smoke = jobs.derived(migration, f"smoke-r{release.number}", command, FUNCTION_URL=url)

@@ -18,8 +18,9 @@ STARTING_AT_ONCE = 6
 """So many pods at once leave a small node enough for those that serve, and do not all come to the database together."""
 TRAFFIC_SECONDS = 120.0
 POLL_SECONDS = 1.0
-TAG = "next"
-"""Under which the revisions of a release can be called before they have traffic: next-login in place of login."""
+NEXT, PREVIOUS = "next", "previous"
+"""Tags of revisions without traffic: of those that can be called before they have any, as next-login in place of login,
+and of those to go back to. A revision with a tag keeps its pods as one with traffic does."""
 
 LATE = frozenset({"Deployment", "CronJob", "Trigger", "PingSource", "HTTPRoute"})
 """What leads to functions, or takes part in their work: only once all of them run."""
@@ -38,25 +39,24 @@ def functions_of(release: Release) -> list[Object]:
     return [one for one in release.objects if is_function(one)]
 
 
-def service(function: Object, number: int, traffic: Traffic, *, tagged: bool = False) -> Object:
-    """A Knative Service whose newest revision is that of a release.
-
-    Args:
-        tagged: whether that revision can be called by its tag.
-    """
+def service(function: Object, number: int, traffic: Traffic) -> Object:
+    """A Knative Service whose newest revision is that of a release."""
     manifest = copy.deepcopy(function)
     metadata = manifest["spec"]["template"]["metadata"]
     metadata["name"] = revision(function, number)
     metadata.setdefault("labels", {})[LABEL] = str(number)
-    manifest["spec"]["traffic"] = _targets(traffic, metadata["name"] if tagged else "")
+    manifest["spec"]["traffic"] = _targets(traffic, number)
     return manifest
 
 
-def _targets(traffic: Traffic, tagged: str = "") -> list[dict[str, Any]]:
-    return [
-        {"revisionName": name, "percent": percent} | ({"tag": TAG} if name == tagged else {})
-        for name, percent in traffic.items()
-    ]
+def _targets(traffic: Traffic, number: int) -> list[dict[str, Any]]:
+    """Where traffic goes while this release comes, until it has all of it, and after."""
+    is_over = any(name.endswith(f"-r{number}") and percent == 100 for name, percent in traffic.items())
+    targets: list[dict[str, Any]] = []
+    for name, percent in traffic.items():
+        tag = PREVIOUS if percent == 0 and is_over else NEXT if name.endswith(f"-r{number}") and not is_over else ""
+        targets.append({"revisionName": name, "percent": percent} | ({"tag": tag} if tag else {}))
+    return targets
 
 
 def traffic_now(cluster: Cluster) -> dict[str, dict[str, int]]:
@@ -95,7 +95,7 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
         check()
         while queue and len(starting) < STARTING_AT_ONCE:
             function = queue.pop(0)
-            cluster.apply(service(function, release.number, shares[function["metadata"]["name"]], tagged=True))
+            cluster.apply(service(function, release.number, shares[function["metadata"]["name"]]))
             starting[revision(function, release.number)] = time.monotonic() + START_SECONDS
         found = {
             one["metadata"]["name"]: condition(one)
@@ -119,18 +119,16 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
 def shift(cluster: Cluster, release: Release, percent: int, check: Check, progress: Progress) -> None:
     """Gives a release this share of the traffic of every function, and waits until it has it."""
     shares = _shares(release, percent)
-    tags = {one["metadata"]["name"]: revision(one, release.number) for one in functions_of(release) if percent < 100}
-    _move(cluster, shares, tags)
+    _move(cluster, release, shares)
     _wait_for_traffic(cluster, shares, check, progress)
 
 
-def _move(cluster: Cluster, shares: Mapping[str, Traffic], tags: Mapping[str, str] | None = None) -> None:
-    """Tells Knative Services where their traffic goes, and which revision is called by the tag."""
+def _move(cluster: Cluster, release: Release, shares: Mapping[str, Traffic]) -> None:
+    """Tells Knative Services where their traffic goes."""
 
     def move(name: str) -> None:
-        targets = _targets(shares[name], (tags or {}).get(name, ""))
         function = {"apiVersion": SERVING, "kind": "Service", "metadata": {"name": name}}
-        cluster.set(function, {"spec": {"traffic": targets}})
+        cluster.set(function, {"spec": {"traffic": _targets(shares[name], release.number)}})
 
     in_parallel(move, shares)
 
@@ -141,7 +139,7 @@ def put_in_effect(
     """Brings back a release as it was, traffic first, in place of a later one."""
     shares = {one["metadata"]["name"]: {revision(one, release.number): 100} for one in functions_of(release)}
     there = shares.keys() & traffic_now(cluster).keys()
-    _move(cluster, {name: shares[name] for name in there})
+    _move(cluster, release, {name: shares[name] for name in there})
     _wait_for_traffic(cluster, {name: shares[name] for name in there}, check, progress)
     progress.say(f"{release.name} has all of the traffic")
 
@@ -205,7 +203,7 @@ def go_back(cluster: Cluster, release: Release, target: Release | None, check: C
         return
     # What ran before was not deployed by this command: its revisions are known, its manifests are not.
     shares = {name: {revision_: 100} for name, revision_ in release.before.items()}
-    _move(cluster, shares)
+    _move(cluster, release, shares)
     _wait_for_traffic(cluster, shares, check, progress)
     in_parallel(cluster.delete, [one for one in functions_of(release) if one["metadata"]["name"] not in shares])
 
@@ -216,7 +214,7 @@ def _shares(release: Release, percent: int) -> dict[str, dict[str, int]]:
     for function in functions_of(release):
         name, new = function["metadata"]["name"], revision(function, release.number)
         old = release.before.get(name)
-        shares[name] = {new: 100} if percent == 100 or not old else {old: 100 - percent, new: percent}
+        shares[name] = {old: 100 - percent, new: percent} if old else {new: 100}
     return shares
 
 

@@ -63,16 +63,17 @@ def test_what_cannot_be_released_is_refused(name: str, tag: str) -> None:
         overlays.environment(name, tag)
 
 
-def test_a_new_revision_has_no_traffic_and_a_tag_until_it_has_all() -> None:
+def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_one_before() -> None:
     (login,) = [one for one in overlays.environment("production", "v1").functions if one["metadata"]["name"] == "login"]
-    first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0}, tagged=True)["spec"]
+    first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0})["spec"]
     assert first["template"]["metadata"]["name"] == "login-r12"
     assert first["traffic"] == [
         {"revisionName": "login-r11", "percent": 100},
         {"revisionName": "login-r12", "percent": 0, "tag": "next"},
     ]
-    assert rollout.service(login, 12, {"login-r12": 100})["spec"]["traffic"] == [
-        {"revisionName": "login-r12", "percent": 100}
+    assert rollout.service(login, 12, {"login-r11": 0, "login-r12": 100})["spec"]["traffic"] == [
+        {"revisionName": "login-r11", "percent": 0, "tag": "previous"},
+        {"revisionName": "login-r12", "percent": 100},
     ]
     assert "name" not in login["spec"]["template"]["metadata"]
 
