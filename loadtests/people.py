@@ -14,6 +14,8 @@ from locust.exception import StopUser
 PASSWORD = "correct horse battery staple"  # noqa: S105
 USERS = "/api/v1/users"
 MAIL_TRIES = 100
+TRIES = 10
+"""Of what a person cannot go on without."""
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 """Set where the name of the gateway's host leads elsewhere and URL is an address."""
 AIDS = "inbox"
@@ -30,7 +32,11 @@ class Person(HttpUser):
         self.tokens: dict[str, Any] = {}
         if not self.send("register", "POST", USERS, {"email": self.email, "password": PASSWORD}):
             raise StopUser
-        self.send("verify_email", "POST", f"{USERS}/email/verify", {"token": self.mailed_token(), "password": PASSWORD})
+        verification = {"token": self.mailed_token(), "password": PASSWORD}
+        for _ in range(TRIES):
+            if self.send("verify_email", "POST", f"{USERS}/email/verify", verification):
+                break
+            gevent.sleep(1)  # as the service asks for when it is too busy
         self.log_in()
 
     @task(20)
@@ -57,8 +63,12 @@ class Person(HttpUser):
         self.log_in()
 
     def log_in(self) -> None:
-        if answer := self.send("login", "POST", f"{USERS}/login", {"email": self.email, "password": PASSWORD}):
-            self.tokens = answer.json()
+        for _ in range(TRIES):
+            if answer := self.send("login", "POST", f"{USERS}/login", {"email": self.email, "password": PASSWORD}):
+                self.tokens = answer.json()
+                return
+            gevent.sleep(1)
+        raise StopUser
 
     def send(self, function: str, method: str, path: str, body: Any = None) -> Any:
         """The answer of a function; None when it was none of success."""

@@ -39,7 +39,10 @@ def load_test(up: Up, data: Path, report: Path, path: str = os.environ["PATH"]) 
 
 @contextmanager
 def slow(up: Up, data: Path) -> Iterator[None]:
-    """Makes every statement on accounts wait for up to 1.4 s, as a long transaction of somebody else does."""
+    """Makes every statement on accounts wait for up to 1.2 s, as a long transaction of somebody else does.
+
+    Most end within a request's 1.25 s: given up, they would be errors and not slow.
+    """
     url = json.loads((data / "environment.json").read_text())["DATABASE_URL"]
     engine, stopped = create_engine(url.replace("postgresql:", "postgresql+pg8000:")), threading.Event()
 
@@ -47,7 +50,7 @@ def slow(up: Up, data: Path) -> Iterator[None]:
         while not stopped.is_set():
             with engine.begin() as connection:
                 connection.execute(text("LOCK TABLE account IN ACCESS EXCLUSIVE MODE"))
-                stopped.wait(1.4)
+                stopped.wait(1.2)
             time.sleep(0.01)
 
     thread = threading.Thread(target=lock)
