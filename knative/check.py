@@ -18,6 +18,7 @@ import kubernetes_validate
 import yaml
 
 from knative.local.keys import write_secrets
+from knative.release.overlays import pods
 
 KUBERNETES = "1.34"
 KNATIVE = Path(__file__).parent
@@ -87,17 +88,6 @@ def _against_schema(item: dict[str, Any]) -> Iterator[str]:
         return  # of the Gateway API
     except kubernetes_validate.ValidationError as error:
         yield f"{'/'.join(str(part) for part in error.path)}: {error.message}"
-
-
-def pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pod specifications in an object."""
-    spec = item.get("spec", {})
-    if item["kind"] == "CronJob":
-        spec = spec["jobTemplate"]["spec"]
-    if item["kind"] in ("Deployment", "StatefulSet", "Job", "CronJob") or item["apiVersion"].startswith(
-        "serving.knative.dev/"
-    ):
-        yield spec["template"]["spec"]
 
 
 def _against_restricted(pod: dict[str, Any]) -> Iterator[str]:

@@ -36,6 +36,9 @@ expand before they contract, so an earlier release runs on the newer schema.
 
 Without a name it is the one before; aegis releases lists them. It does no harm twice."""
 
+_USES: dict[str, tuple[Dependency, ...]] = {"admin": ("database", "cache"), "events": ("database",)}
+"""What a group of commands works on, next to the service."""
+
 _ADVICE = {
     "42P01": "The tables are not there yet: python -m shared.migrate makes them.",
     "42703": "The tables are older than this program: python -m shared.migrate brings them up to date.",
@@ -71,24 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(called: argparse.Namespace, data: Path) -> str:
+    if uses := _USES.get(called.command.partition(" ")[0]):
+        _load_settings(data, *uses)
     match called.command:
         case "admin create":
-            _load_settings(data, "database", "cache")
             result = admins.create(called.email, called.locale)
         case "events dead list":
-            _load_settings(data, "database")
             result = dead_letters.table(_chosen(called))
         case "events dead show":
-            _load_settings(data, "database")
             result = dead_letters.show(called.number)
         case "events dead retry":
-            _load_settings(data, "database")
             result = dead_letters.retry(_chosen(called))
         case "events dead drop":
-            _load_settings(data, "database")
             result = dead_letters.drop(_chosen(called))
         case "events replay":
-            _load_settings(data, "database")
             result = replay.replay(called.since)
         case "keys rotate":
             file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE

@@ -12,8 +12,6 @@ from knative.release.deploy import live_one
 from knative.release.overlays import Environment, is_function
 from knative.release.records import LABEL
 
-UUID_PATTERN = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-
 _OF_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid", "selfLink")
 
 
@@ -50,16 +48,11 @@ def status(cluster: Cluster) -> list[dict[str, Any]]:
     found = []
     for one in cluster.list(rollout.SERVING, "Service"):
         name, ready = one["metadata"]["name"], condition(one)
-        shares = {
-            target["revisionName"]: target["percent"]
-            for target in one.get("status", {}).get("traffic", ())
-            if target.get("percent")
-        }
         is_ready = ready.get("status") == "True"
         found.append(
             {
                 "function": name.replace("-", "_"),
-                "traffic": shares,
+                "traffic": rollout.traffic_of(one),
                 "pods": pods.count(name),
                 "ready": is_ready,
                 "reason": "" if is_ready else ready.get("message") or "it has not been looked at yet",
@@ -116,6 +109,8 @@ def _percent(shares: Sequence[dict[str, int]], number: int) -> str:
 
 def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
     """Of each function with a route, method, host and path."""
+    from shared.http_function import PATH_PARAMETER  # the other commands do without what it imports
+
     for gateway in cluster.list("gateway.networking.k8s.io/v1", "Gateway"):
         listener = gateway["spec"]["listeners"][-1]
         base = f"{'https' if listener['protocol'] == 'HTTPS' else 'http'}://{listener.get('hostname', '*')}"
@@ -123,7 +118,7 @@ def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
             for rule in route["spec"]["rules"]:
                 match = rule.get("matches", [{}])[0]
                 if "path" in match:
-                    path = match["path"]["value"].replace(UUID_PATTERN, "{id}")
+                    path = match["path"]["value"].replace(PATH_PARAMETER, "{id}")
                     yield route["metadata"]["name"], f"{match.get('method', 'ANY')} {base}{path}"
 
 

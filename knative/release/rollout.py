@@ -61,13 +61,15 @@ def _targets(traffic: Traffic, number: int) -> list[dict[str, Any]]:
 
 def traffic_now(cluster: Cluster) -> dict[str, dict[str, int]]:
     """Of each Knative Service the percent of each revision, as it is."""
+    return {one["metadata"]["name"]: traffic_of(one) for one in cluster.list(SERVING, "Service")}
+
+
+def traffic_of(function: Object) -> dict[str, int]:
+    """The percent of each revision that has traffic, as its Knative Service tells."""
     return {
-        one["metadata"]["name"]: {
-            target["revisionName"]: target["percent"]
-            for target in one.get("status", {}).get("traffic", ())
-            if target.get("percent")
-        }
-        for one in cluster.list(SERVING, "Service")
+        target["revisionName"]: target["percent"]
+        for target in function.get("status", {}).get("traffic", ())
+        if target.get("percent")
     }
 
 
@@ -133,9 +135,7 @@ def _move(cluster: Cluster, release: Release, shares: Mapping[str, Traffic]) -> 
     in_parallel(move, shares)
 
 
-def put_in_effect(
-    cluster: Cluster, release: Release, instead_of: Release | None, check: Check, progress: Progress
-) -> None:
+def put_in_effect(cluster: Cluster, release: Release, instead_of: Release, check: Check, progress: Progress) -> None:
     """Brings back a release as it was, traffic first, in place of a later one."""
     shares = {one["metadata"]["name"]: {revision(one, release.number): 100} for one in functions_of(release)}
     there = shares.keys() & traffic_now(cluster).keys()
@@ -150,8 +150,7 @@ def put_in_effect(
     _wait_for_traffic(cluster, shares, check, progress)
     early(cluster, release)
     late(cluster, release, check, progress)
-    if instead_of:
-        prune(cluster, instead_of, release, progress)
+    prune(cluster, instead_of, release, progress)
 
 
 def early(cluster: Cluster, release: Release) -> None:
@@ -240,8 +239,7 @@ def _wait_for_traffic(cluster: Cluster, wanted: Mapping[str, Traffic], check: Ch
 def _has_traffic(function: Object | None, shares: Traffic) -> bool:
     if function is None or condition(function, "RoutesReady").get("status") != "True":
         return False
-    have = {one["revisionName"]: one["percent"] for one in function["status"].get("traffic", ()) if one.get("percent")}
-    return have == {name: percent for name, percent in shares.items() if percent}
+    return traffic_of(function) == {name: percent for name, percent in shares.items() if percent}
 
 
 def _is_up(manifest: Object | None) -> bool:

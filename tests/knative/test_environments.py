@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from knative import check
+from knative.release.overlays import pods
 from shared import kafka
 from shared.manifests import function_name, functions
 from shared.registry import load_all, uses
@@ -66,7 +67,7 @@ def test_the_image_comes_from_one_place(environment: str) -> None:
         container_["image"]
         for part in ("", "migration")
         for item in objects_of(environment, part).values()
-        for pod in check.pods(item)
+        for pod in pods(item)
         for container_ in [*pod["containers"], *pod.get("initContainers", ())]
         if "aegis" in container_["image"]
     }
