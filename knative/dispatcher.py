@@ -42,6 +42,7 @@ from shared import kafka, logs
 from shared.manifests import Trigger, triggers
 from shared.providers import pools
 from shared.settings import InvalidSettings, load
+from shared.stopping import stopped_by
 
 CHECK_SECONDS = 1.0
 COMMIT_SECONDS = 0.5
@@ -365,8 +366,7 @@ def main() -> None:
         sys.exit(
             "the dispatcher cannot start: FUNCTION_URL is not set, such as http://{service}.NAMESPACE.svc.cluster.local"
         )
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stopped = stopped_by(signal.SIGTERM)
     run(function_url, stopped)
 
 

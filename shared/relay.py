@@ -36,6 +36,7 @@ from shared.outbox_metrics import LEADS, SENT, OutboxCollector
 from shared.probes import Heart
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
+from shared.stopping import stopped_by
 from shared.tables import outbox as events
 from shared.tables import relayed_topic
 
@@ -248,8 +249,7 @@ def main() -> None:
         logging.config.dictConfig(logs.configuration(load(os.environ, ["database", "kafka"]).log_level))
     except InvalidSettings as error:
         sys.exit("\n".join(["the relay cannot start with these settings:", *error.problems]))
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stopped = stopped_by(signal.SIGTERM)
     REGISTRY.register(OutboxCollector())
     probes.serve(heart := Heart())
     run(stopped, heart)

@@ -20,6 +20,7 @@ from knative.ping import ping
 from shared import logs
 from shared.manifests import Schedule, schedules
 from shared.settings import load
+from shared.stopping import stopped_by
 
 log = logging.getLogger("scheduler")
 
@@ -49,8 +50,7 @@ def run(
 
 def main() -> None:
     logging.config.dictConfig(logs.configuration(load(os.environ).log_level))
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stopped = stopped_by(signal.SIGTERM)
     for schedule in schedules():
         threading.Thread(target=run, args=(schedule, os.environ["FUNCTION_URL"], stopped), daemon=True).start()
     stopped.wait()

@@ -25,6 +25,7 @@ from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
 from shared.manifests import functions, manifests
+from shared.stopping import stopped_by
 
 ROOT = Path(__file__).parents[2]
 TARGETS = "targets.json"
@@ -55,9 +56,7 @@ def main() -> None:
     except ValueError:
         sys.exit("PORT is not a number from 1 to 65535.")
     data = (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stopped.set())
+    stopped = stopped_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         with lock(data, port):
             run(data, port, stopped)
