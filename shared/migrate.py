@@ -6,6 +6,7 @@ Waits for a database that is starting, and for tables that others use: each time
 wait behind it. Two at once do no harm: the second waits and finds nothing to do.
 """
 
+import json
 import logging
 import logging.config
 import os
@@ -91,7 +92,8 @@ def main() -> None:
                 )
             log.warning("waiting", extra={"reason": reason})
             time.sleep(LOCK_PAUSE_SECONDS if _is_locked(error) else PAUSE_SECONDS)
-    log.info("done", extra={"schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()})
+    # At any log level, as the release command reads it.
+    print(json.dumps({"message": "done", "schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()}))
 
 
 def _engine() -> Engine:

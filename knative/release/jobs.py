@@ -8,7 +8,8 @@ from knative.release.cluster import Cluster, Object
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 
-SECONDS = 300.0
+SECONDS = 300
+"""For all but a migration, whose manifest says how long it may take."""
 POLL_SECONDS = 1.0
 LOG_LINES = 40
 _STUCK_SECONDS = 20.0
@@ -33,7 +34,7 @@ def derived(migration: Object, name: str, command: list[str], **variables: str) 
     job = copy.deepcopy(migration)
     job["metadata"]["name"] = name
     job["spec"]["backoffLimit"] = 0
-    job["spec"]["activeDeadlineSeconds"] = int(SECONDS)
+    job["spec"]["activeDeadlineSeconds"] = SECONDS
     template = job["spec"]["template"]
     template.setdefault("metadata", {})["labels"] = {"app": "release-check"}
     (container,) = template["spec"]["containers"]
@@ -53,7 +54,8 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
     """
     name = job["metadata"]["name"]
     cluster.apply(job)
-    deadline = time.monotonic() + SECONDS
+    seconds = job["spec"]["activeDeadlineSeconds"]
+    deadline = time.monotonic() + seconds
     stuck_since = 0.0
     while True:
         check()
@@ -65,7 +67,7 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
         failed = any(one["type"] == "Failed" and one["status"] == "True" for one in status.get("conditions", ()))
         if failed or time.monotonic() > deadline or (reason and time.monotonic() - stuck_since > _STUCK_SECONDS):
-            why = reason or ("it failed" if failed else f"it has not ended after {SECONDS:.0f} s")
+            why = reason or ("it failed" if failed else f"it has not ended after {seconds} s")
             log = _log(cluster, pods)
             # Its pod must not go on when nobody waits for it any more.
             cluster.delete(job)

@@ -38,6 +38,13 @@ in_development = pytest.mark.skipif(ENVIRONMENT != "development", reason="of dev
 
 # The window, and the 30 s that Knative waits before the last pod goes, and as much again.
 TO_ZERO_SECONDS = 240.0
+BACKLOG = """
+    INSERT INTO outbox (id, type, subject, data, request_id)
+    SELECT gen_random_uuid(), 'com.aegis.user.logged_out.v1', user_id,
+           jsonb_build_object('user_id', user_id, 'session_id', gen_random_uuid()), ''
+    FROM (SELECT gen_random_uuid() AS user_id FROM generate_series(1, 5000)) AS users
+"""
+"""Five thousand users who log out: enough that one pod has not taken them all before the autoscaler looks."""
 
 
 def test_register_mail_verify_log_in_read_refresh_log_out() -> None:
@@ -106,6 +113,20 @@ def test_pods_grow_under_load_and_shrink_after(credentials: dict[str, str]) -> N
     started = time.monotonic()
     wait_for(lambda: pods("login") == 0, TO_ZERO_SECONDS)
     print(f"no pods {time.monotonic() - started:.0f} s after the load ended")
+
+
+@in_development
+def test_an_event_function_grows_with_a_backlog_and_shrinks_after() -> None:
+    wait_for(lambda: pods("record-audit") == 0, TO_ZERO_SECONDS)
+    started = time.monotonic()
+    psql(BACKLOG)
+    wait_for(lambda: pods("record-audit") == 1, seconds=60)
+    print(f"\n5000 events: one pod of record_audit after {time.monotonic() - started:.0f} s")
+    wait_for(lambda: pods("record-audit") == 2, seconds=120)
+    print(f"two after {time.monotonic() - started:.0f} s")
+    wait_for(lambda: psql("SELECT count(*) FROM outbox WHERE sent_at IS NULL") == "0", seconds=180)
+    wait_for(lambda: pods("record-audit") == 0, seconds=600)
+    print(f"none {time.monotonic() - started:.0f} s after the backlog came")
 
 
 def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearers: list[dict[str, str]]) -> None:
@@ -195,6 +216,12 @@ def query(expression: str) -> list[dict[str, Any]]:
     with urllib.request.urlopen(url, timeout=10) as response:
         result: list[dict[str, Any]] = json.load(response)["data"]["result"]
         return result
+
+
+def psql(statement: str) -> str:
+    """What the environment's database answers."""
+    command = 'psql --no-psqlrc --tuples-only --no-align -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$0"'
+    return namespaced("exec", "postgres-0", "--", "sh", "-c", command, statement).strip()
 
 
 def revision(service: str) -> str:
