@@ -86,10 +86,12 @@ def main() -> None:
             reason = _reason(error)
             is_over = time.monotonic() > deadline
             if is_over or (isinstance(error, DBAPIError) and not is_unavailable(error)):
-                sys.exit(
+                print(
                     f"the migration {'gave up' if is_over else 'failed'}: {reason}\n"
-                    "It is one transaction: the schema has all of it or nothing. When the cause is gone, run it again."
+                    "It is one transaction: the schema has all of it or nothing. When the cause is gone, run it again.",
+                    file=sys.stderr,
                 )
+                sys.exit(os.EX_TEMPFAIL if is_over else 1)
             log.warning("waiting", extra={"reason": reason})
             time.sleep(LOCK_PAUSE_SECONDS if _is_locked(error) else PAUSE_SECONDS)
     # At any log level, as the release command reads it.

@@ -19,8 +19,8 @@ from shared.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
 """Of a function whose pod may have to start first."""
-READY_SECONDS = 30.0
-"""For a new pod to reach its servers: NetworkPolicies may let it through some seconds late."""
+READY_SECONDS = 60.0
+"""For a pod that has gone meanwhile to start again, and to reach its servers: a NetworkPolicy may let it late."""
 AT_ONCE = 4
 
 
@@ -52,23 +52,31 @@ def _try(name: str, function_url: str) -> str | None:
     function = HTTP_FUNCTIONS.get(name)
     method, path, expected = _refused(function) if function else ("GET", "/", {405})
     deadline = time.monotonic() + READY_SECONDS
+    while problem := _not_ready(base):
+        if time.monotonic() > deadline:
+            return f"{name} {problem}"
+        time.sleep(1)
     try:
-        while (
-            ready := urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
-        ).status != 200:
-            if time.monotonic() > deadline:
-                return f"{name} is not ready ({ready.status}): {ready.data.decode('utf-8', 'replace')[:200]}"
-            time.sleep(1)
         answer = urllib3.request(
             method, f"{base}{path}", json={} if method != "GET" else None, timeout=TIMEOUT_SECONDS, retries=False
         )
     except urllib3.exceptions.HTTPError as error:
-        return f"{name} cannot be reached: {type(error).__name__}"
+        return f"{name} does not answer {method} {path}: {type(error).__name__}"
     if answer.status not in expected:
         return (
             f"{name} answers {method} {path} with {answer.status} in place of {' or '.join(map(str, sorted(expected)))}"
         )
     return None
+
+
+def _not_ready(base: str) -> str:
+    try:
+        ready = urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
+    except urllib3.exceptions.HTTPError as error:
+        return f"cannot be reached: {type(error).__name__}"
+    return (
+        "" if ready.status == 200 else f"is not ready ({ready.status}): {ready.data.decode('utf-8', 'replace')[:200]}"
+    )
 
 
 def _refused(function: HttpFunction) -> tuple[str, str, set[int]]:

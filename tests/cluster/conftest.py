@@ -1,6 +1,6 @@
 """An environment on the current kube context, with the image that IMAGE names.
 
-It is development, or what ENVIRONMENT names; staging is scaled down to a node of two cores.
+It is development, or what ENVIRONMENT names: staging and production, scaled down to a node of two cores.
 """
 
 import http.client
@@ -30,14 +30,19 @@ from tests.conftest import PASSWORD, ROOT, wait_for
 
 NAMESPACE = "aegis-user-service"
 ENVIRONMENT = os.environ.get("ENVIRONMENT", "development")
-HOST = {"development": "dev-api.aegis.example.com", "staging": "staging-api.aegis.example.com"}[ENVIRONMENT]
+HOST = {"development": "dev-api", "staging": "staging-api", "production": "api"}[ENVIRONMENT] + ".aegis.example.com"
 IMAGE = os.environ.get("IMAGE", "dev.local/aegis-user-service:dev")
 PROMETHEUS_URL = os.environ.get("PROMETHEUS_URL")
 USERS = "/api/v1/users"
 
 MONITORING = ["knative/components/monitoring"] if PROMETHEUS_URL and ENVIRONMENT == "development" else []
 """Development itself has none."""
-SCALED_DOWN = ["tests/cluster/small"] if ENVIRONMENT == "staging" else []
+SCALED_DOWN = {
+    "development": [],
+    "staging": ["tests/cluster/small"],
+    "production": ["tests/cluster/production", "tests/cluster/small"],
+}[ENVIRONMENT]
+HAS_TLS = ENVIRONMENT != "development"
 
 
 def kubectl(*arguments: str) -> str:
@@ -63,8 +68,10 @@ def refuse_unless_ready() -> None:
         "serving.knative.dev/v1": "Knative Serving",
         "gateway.networking.k8s.io/v1": "the Gateway API with a controller for the GatewayClass envoy",
     }
-    if PROMETHEUS_URL or ENVIRONMENT == "staging":
+    if PROMETHEUS_URL or ENVIRONMENT != "development":
         wanted["monitoring.coreos.com/v1"] = "the Prometheus operator"
+    if ENVIRONMENT == "production":
+        wanted["postgresql.cnpg.io/v1"] = "CloudNativePG"
     missing = [what for version, what in wanted.items() if version not in groups.stdout.split()]
     if missing:
         pytest.exit(f"The current kube context lacks {', '.join(missing)}.", returncode=1)
@@ -76,10 +83,13 @@ def deployed() -> None:
     refuse_unless_ready()
     subprocess.run(["make", "secrets"], cwd=ROOT, check=True, capture_output=True)
     kubectl("delete", "job", "migrate", "--namespace", NAMESPACE, "--ignore-not-found")
-    if ENVIRONMENT == "staging":
+    if HAS_TLS:
+        kubectl("apply", "-k", str(ROOT / "knative" / "base" / "access"))
         make_certificate()
+    if ENVIRONMENT == "production":
+        make_secrets()
     kubectl("apply", "-k", str(wrapped("migration", *SCALED_DOWN)))
-    namespaced("wait", "--for=condition=complete", "job/migrate", "--timeout=180s")
+    namespaced("wait", "--for=condition=complete", "job/migrate", "--timeout=400s")
     kubectl("apply", "-k", str(wrapped(".", *SCALED_DOWN, *MONITORING)))
     namespaced("wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=300s")
     namespaced("rollout", "status", "deploy/relay", "deploy/dispatcher", "deploy/sandbox", "--timeout=120s")
@@ -109,7 +119,6 @@ def wrapped(part: str, *components: str) -> Path:
 
 def make_certificate() -> None:
     """The certificate that cert-manager would get: self-signed, in the Secret that the gateway names."""
-    kubectl("apply", "-k", str(ROOT / "knative" / "base" / "access"))
     with TemporaryDirectory() as folder:
         key, certificate = f"{folder}/tls.key", f"{folder}/tls.crt"
         request = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={HOST}"
@@ -117,6 +126,16 @@ def make_certificate() -> None:
         subprocess.run(["openssl", *request.split(), *files.split()], check=True, capture_output=True)
         namespaced("delete", "secret", "aegis-tls", "--ignore-not-found")
         namespaced("create", "secret", "tls", "aegis-tls", f"--key={key}", f"--cert={certificate}")
+
+
+def make_secrets() -> None:
+    """The two Secrets that the External Secrets Operator would fetch from the store."""
+    file = ROOT / "knative" / "overlays" / "staging" / "data" / "secrets.env"
+    values = dict(line.split("=", 1) for line in file.read_text().splitlines())
+    owner = [f"--from-literal=username={values['DB_USER']}", f"--from-literal=password={values['DB_PASSWORD']}"]
+    if "user-service-secrets" not in namespaced("get", "secrets", "-o", "name"):
+        namespaced("create", "secret", "generic", "user-service-secrets", f"--from-env-file={file}")
+        namespaced("create", "secret", "generic", "postgres-owner", "--type=kubernetes.io/basic-auth", *owner)
 
 
 def gateway() -> tuple[str, int]:
@@ -140,7 +159,7 @@ class HTTPSConnection(http.client.HTTPSConnection):
 
 
 def connect(timeout: float = 60) -> http.client.HTTPConnection:
-    if ENVIRONMENT == "staging":
+    if HAS_TLS:
         return HTTPSConnection(HOST, timeout=timeout)
     return http.client.HTTPConnection(*gateway(), timeout=timeout)
 

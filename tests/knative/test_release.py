@@ -99,7 +99,8 @@ def test_the_smoke_test_calls_every_function() -> None:
     assert inside.smoke(functions(), function_url()) == []
 
 
-def test_the_smoke_test_names_what_is_wrong() -> None:
+def test_the_smoke_test_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "READY_SECONDS", 0.0)
     url = function_url().replace("{service}", "login")
     (problem,) = inside.smoke(["get_profile"], url)
     assert problem.startswith("get_profile answers GET /api/v1/users/me with")
@@ -112,9 +113,7 @@ def test_an_image_tells_what_its_settings_lack(
 ) -> None:
     monkeypatch.setenv("EMAIL_API_KEY", "")
     inside.settings()
-    told = json.loads(capsys.readouterr().out)
-    assert told["problems"] == ["EMAIL_API_KEY is not set (email needs it)"]
-    assert list((ROOT / "shared" / "migrations" / "versions").glob(f"{told['schema']}*"))
+    assert json.loads(capsys.readouterr().out)["problems"] == ["EMAIL_API_KEY is not set (email needs it)"]
 
 
 def test_without_prometheus_a_deployment_must_say_so() -> None:
