@@ -19,7 +19,9 @@ USER 10001:10001
 WORKDIR /app
 COPY --from=builder /venv /venv
 COPY --from=builder /app /app
-ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PORT=8080
+# What aegis_build_info says: docker build --build-arg VERSION=v1.2.0.
+ARG VERSION=
+ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PORT=8080 VERSION=$VERSION
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/live', timeout=2)"]

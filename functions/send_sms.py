@@ -25,7 +25,7 @@ from shared.tables import account, phone_verification
 CODE_LIFETIME = timedelta(minutes=5)
 ANSWER_SECONDS = 10.0
 
-_PROVIDER = "The provider of text messages"
+_PROVIDER = providers.Provider("sms", "The provider of text messages")
 _TEXTS = Path(__file__).parents[1] / "shared" / "mails" / "texts.toml"
 # Of the provider's error codes those that say "not now": the credentials, too many requests.
 _NOT_NOW = (20003, 20429)

@@ -26,7 +26,7 @@ ANSWER_SECONDS = 5.0
 
 Verdict = tuple[Literal["verified", "rejected", "closed"], str | None]
 
-_REGISTRY = "The business registry"
+_REGISTRY = providers.Provider("business_registry", "The business registry")
 _ACTIVE = "01"
 _REASONS = {"02": "suspended", "03": "closed", "": "unregistered"}
 # What the registry says of a request that it will never take.

@@ -1,6 +1,6 @@
 """The trigger dispatcher: delivers events from Kafka to the functions whose Trigger matches.
 
-    FUNCTION_URL=http://{service}.aegis-user-service.svc.cluster.local python -m knative.dispatcher
+    PORT=8080 FUNCTION_URL=http://{service}.aegis-user-service.svc.cluster.local python -m knative.dispatcher
 
 It does what Knative's Kafka broker does, for clusters without Knative Eventing and for one machine: binary
 CloudEvents over HTTP, retries with back-off, then the trigger's dead-letter service. In two things it differs:
@@ -29,6 +29,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -37,9 +38,14 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from kafka.structs import OffsetAndMetadata
+from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from shared import kafka, logs
+from shared import kafka, logs, probes
 from shared.manifests import Trigger, triggers
+from shared.metrics import BUCKETS, SERVICE
+from shared.probes import Heart
 from shared.providers import pools
 from shared.settings import InvalidSettings, load
 from shared.stopping import stopped_by
@@ -71,12 +77,25 @@ _REQUIRED = ("specversion", "id", "source", "type")
 # CloudEvents HTTP binding 1.0.2, 3.1.3.2: everything else in a header value is percent-encoded.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
+OUTCOMES = ("delivered", "retried", "dead_lettered", "dead_letter_refused")
+# Registered by `main` alone: all that `make up` starts are forks of a process that has imported this.
+DELIVERIES = Counter("event_deliveries_total", "Tries to deliver.", ["service", "trigger", "outcome"], registry=None)
+DELAYS = Histogram(
+    "event_delivery_delay_seconds",
+    "Age of an event when its function had it.",
+    ["service", "trigger"],
+    buckets=BUCKETS,
+    registry=None,
+)
+PASSED_OVER = Counter("event_records_passed_over_total", "Records that are no event.", ["service"], registry=None)
+
 log = logging.getLogger("dispatcher")
 
 
-def run(function_url: str, stopped: threading.Event) -> None:
+def run(function_url: str, stopped: threading.Event, heart: Heart) -> None:
     """Dispatches until stopped. A broker that has forgotten its events is read from the beginning."""
     topic_id = ""
+    hearts: list[Heart] = []
     with contextlib.ExitStack() as consumers:
         while not stopped.is_set():
             try:
@@ -85,35 +104,41 @@ def run(function_url: str, stopped: threading.Event) -> None:
                         known, topic_id = topic_id, kafka.ensure_topic(admin)
                         if topic_id != known:
                             consumers.close()
-                            consumers.enter_context(consuming(function_url, topic_id))
+                            hearts = consumers.enter_context(consuming(function_url, topic_id))
+                        if all(each.is_alive() for each in hearts):
+                            heart.beat()
                         stopped.wait(CHECK_SECONDS)
             except (KafkaError, OSError) as error:
+                heart.beat()
                 log.warning("waiting for the broker", extra={"error": type(error).__name__})
                 stopped.wait(CHECK_SECONDS)
 
 
 @contextlib.contextmanager
-def consuming(function_url: str, topic_id: str) -> Iterator[None]:
-    """Delivers the events of a topic for all triggers, each in a thread of its own."""
+def consuming(function_url: str, topic_id: str) -> Iterator[list[Heart]]:
+    """Delivers the events of a topic for all triggers, each in a thread of its own, whose hearts it gives."""
     stopped = threading.Event()
+    hearts = [Heart() for _ in triggers()]
     threads = [
-        threading.Thread(target=consume, args=(trigger, function_url, topic_id, stopped)) for trigger in triggers()
+        threading.Thread(target=consume, args=(trigger, function_url, topic_id, stopped, heart))
+        for trigger, heart in zip(triggers(), hearts, strict=True)
     ]
     for thread in threads:
         thread.start()
     log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
     try:
-        yield
+        yield hearts
     finally:
         stopped.set()
         for thread in threads:
             thread.join()
 
 
-def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threading.Event) -> None:
+def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threading.Event, heart: Heart) -> None:
     """Delivers all events to the function of a trigger until stopped, through every failure of the broker."""
     deliveries = Deliveries(trigger, function_url)
     while not stopped.is_set():
+        heart.beat()
         try:
             with kafka.connected(
                 KafkaConsumer,
@@ -125,7 +150,7 @@ def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threadi
                 fetch_max_bytes=MAX_FETCH_BYTES,
                 max_poll_records=MAX_BATCH,
             ) as consumer:
-                _consume(consumer, deliveries, stopped)
+                _consume(consumer, deliveries, stopped, heart)
         except (KafkaError, OSError) as error:
             log.warning("waiting for the broker", extra={"error": type(error).__name__, "trigger": trigger.name})
             stopped.wait(CHECK_SECONDS)
@@ -135,7 +160,7 @@ def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threadi
     deliveries.stop()
 
 
-def _consume(consumer: KafkaConsumer, deliveries: "Deliveries", stopped: threading.Event) -> None:
+def _consume(consumer: KafkaConsumer, deliveries: "Deliveries", stopped: threading.Event, heart: Heart) -> None:
     partitions = [TopicPartition(kafka.EVENTS, number) for number in consumer.partitions_for_topic(kafka.EVENTS)]
     # One that an embedded broker, which had forgotten it, made by itself may have fewer than were read from.
     if not partitions or not deliveries.positions.keys() <= set(partitions):
@@ -153,6 +178,7 @@ def _consume(consumer: KafkaConsumer, deliveries: "Deliveries", stopped: threadi
 
     commit_at = time.monotonic() + COMMIT_SECONDS
     while not stopped.is_set():
+        heart.beat()
         if deliveries.waiting() < MAX_WAITING:
             for records in consumer.poll(timeout_ms=int(POLL_SECONDS * 1000)).values():
                 deliveries.take(records)
@@ -178,6 +204,13 @@ class Delivery:
     data: bytes
     attempt: int = 0
 
+    def age(self) -> float | None:
+        """Seconds since it was written; None where it does not say when that was."""
+        try:
+            return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.attributes["time"])).total_seconds())
+        except (KeyError, ValueError, TypeError):
+            return None
+
 
 class Deliveries:
     """The events of one trigger on their way: those of a key one after the other, those of different keys side by side.
@@ -198,6 +231,10 @@ class Deliveries:
         self._count = itertools.count()
         self._changed = threading.Condition()
         self._stopped = False
+        PASSED_OVER.labels(SERVICE)
+        for outcome in OUTCOMES:
+            DELIVERIES.labels(SERVICE, trigger.name, outcome)
+        _under_way[trigger.name] = self
         # Daemons: a function that hangs does not keep the process from ending.
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(IN_FLIGHT)]
         for thread in self._threads:
@@ -211,6 +248,7 @@ class Deliveries:
                 attributes = kafka.to_attributes(record.headers)
                 if not all(attributes.get(name) for name in _REQUIRED):
                     place = {"partition": record.partition, "offset": record.offset}
+                    PASSED_OVER.labels(SERVICE).inc()
                     log.error("not a CloudEvent; passed over", extra={"trigger": self._trigger.name, **place})
                 elif self._trigger.matches(attributes):
                     key = record.partition if record.key is None else record.key
@@ -224,6 +262,12 @@ class Deliveries:
         """How many events are in memory."""
         with self._changed:
             return sum(len(queue) for queue in self._queues.values())
+
+    def lag(self) -> float:
+        """Seconds since the oldest event in memory was written."""
+        with self._changed:
+            ages = [queue[0].age() for queue in self._queues.values()]
+        return max((age for age in ages if age is not None), default=0.0)
 
     def settled(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """For each partition the offset before which all events are settled."""
@@ -280,6 +324,9 @@ class Deliveries:
         """Delivers an event once. Returns None when it is settled, else the seconds to wait before the next try."""
         failure = post(self._function_url, delivery.attributes, delivery.data, self._trigger.timeout_seconds)
         if failure is None:
+            self._count_try("delivered")
+            if (age := delivery.age()) is not None:
+                DELAYS.labels(SERVICE, self._trigger.name).observe(age)
             return None
         is_last = delivery.attempt >= self._trigger.retries or not failure.is_retried
         fields = {
@@ -293,11 +340,33 @@ class Deliveries:
             dead_letter = delivery.attributes | failure.attributes(self._function_url)
             refused = post(self._dead_letter_url, dead_letter, delivery.data, self._trigger.timeout_seconds)
             if refused is None:
+                self._count_try("dead_lettered")
                 return None
             log.error("dead letter not kept; trying again", extra={**fields, "error": refused.error})
+        self._count_try("dead_letter_refused" if is_last else "retried")
         seconds = max(failure.retry_after, backoff(self._trigger, delivery.attempt))
         delivery.attempt += 1
         return seconds
+
+    def _count_try(self, outcome: str) -> None:
+        DELIVERIES.labels(SERVICE, self._trigger.name, outcome).inc()
+
+
+_under_way: dict[str, Deliveries] = {}
+"""By the names of their triggers."""
+
+
+class DeliveriesCollector(Collector):
+    """What is under way when Prometheus asks."""
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["service", "trigger"]
+        waiting = GaugeMetricFamily("event_deliveries_waiting", "Events read and not yet delivered.", labels=labels)
+        lag = GaugeMetricFamily("event_delivery_lag_seconds", "Age of the oldest of them.", labels=labels)
+        for name, deliveries in list(_under_way.items()):
+            waiting.add_metric([SERVICE, name], deliveries.waiting())
+            lag.add_metric([SERVICE, name], deliveries.lag())
+        yield from (waiting, lag)
 
 
 class Failure(NamedTuple):
@@ -367,7 +436,10 @@ def main() -> None:
             "the dispatcher cannot start: FUNCTION_URL is not set, such as http://{service}.NAMESPACE.svc.cluster.local"
         )
     stopped = stopped_by(signal.SIGTERM)
-    run(function_url, stopped)
+    for collector in (DELIVERIES, DELAYS, PASSED_OVER, DeliveriesCollector()):
+        REGISTRY.register(collector)
+    probes.serve(heart := Heart())
+    run(function_url, stopped, heart)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from uuid import UUID
 
+from shared import metrics
 from shared.once import once
 from shared.pauses import Pause
 from shared.settings import REDIS_CLUSTER, settings
@@ -34,14 +35,24 @@ log = logging.getLogger(__name__)
 
 
 def key(user_id: UUID, name: str) -> str:
-    """The key of something of one user; the braces keep one user's keys in one slot of a Redis cluster."""
+    """The key of something of one user; the braces keep one user's keys in one slot of a Redis cluster.
+
+    Metrics tell the caches apart by the first word of the name.
+    """
     return f"aegis:{{{user_id}}}:{name}"
 
 
 def get(*keys: str) -> list[bytes | None]:
     """The values of all keys in one round trip; None for what is not there."""
     values = _run("MGET", *keys)
+    for number, name in enumerate(keys):
+        outcome = "unavailable" if values is None else "hit" if values[number] else "miss"
+        metrics.CACHE_READS.inc(_cache_of(name), outcome)
     return [None] * len(keys) if values is None else values
+
+
+def _cache_of(name: str) -> str:
+    return name.partition("}:")[2].partition(":")[0] or "other"
 
 
 def put(*names: str, value: bytes | str, seconds: int) -> None:
@@ -172,6 +183,7 @@ def _try(work: Callable[["redis.Redis"], T]) -> T | None:
     except (RedisError, RedisClusterException, OSError, AttributeError) as error:
         # AttributeError: its client is told to ask a node that has just joined the cluster (redis-py's issue 2432).
         _pause.begin()
+        metrics.REDIS_ERRORS.inc()
         log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
         return None
     finally:

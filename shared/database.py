@@ -7,6 +7,7 @@ client's rows.
 import logging
 import select
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Inval
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from shared import deadline
+from shared import deadline, metrics
 from shared.once import once
 from shared.pauses import Pause
 from shared.problems import ServiceUnavailable
@@ -91,6 +92,9 @@ def engine() -> Engine:
         pool_use_lifo=True,
         hide_parameters=True,
     )
+    metrics.POOL_MAX.set(settings().threads)
+    event.listen(pool, "connect", lambda *_: metrics.POOL_OPEN.inc())
+    event.listen(pool, "close", lambda *_: metrics.POOL_OPEN.inc(by=-1))
 
     @event.listens_for(pool, "do_connect")
     def open_connection(_dialect: object, record: ConnectionPoolEntry, *_: object) -> pg8000.dbapi.Connection:
@@ -158,7 +162,7 @@ def transaction() -> Iterator[Connection]:
     last = _last_transaction.get()
     with _errors_as_problems():
         if last is None:
-            with engine().begin() as connection:
+            with _begun() as connection:
                 yield connection
             return
         connection = last.begin()
@@ -167,6 +171,19 @@ def transaction() -> Iterator[Connection]:
         except BaseException as error:
             last.roll_back(error)
             raise
+
+
+@contextmanager
+def _begun() -> Iterator[Connection]:
+    started = time.monotonic()
+    with engine().connect() as connection:
+        metrics.POOL_WAITS.observe(time.monotonic() - started)
+        metrics.POOL_IN_USE.inc()
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            metrics.POOL_IN_USE.inc(by=-1)
 
 
 class LastTransaction:
@@ -184,7 +201,7 @@ class LastTransaction:
     def begin(self) -> Connection:
         """Commits the transaction before and begins another."""
         self.commit()
-        self._connection = self._begun.enter_context(engine().begin())
+        self._connection = self._begun.enter_context(_begun())
         return self._connection
 
     def commit(self) -> None:
@@ -227,6 +244,8 @@ def _errors_as_problems() -> Iterator[None]:
     try:
         yield
     except (DBAPIError, PoolTimeout, OSError) as error:
+        if isinstance(error, PoolTimeout):
+            metrics.POOL_TIMEOUTS.inc()
         if is_unavailable(error):
             deadline.missed()
             raise ServiceUnavailable from error

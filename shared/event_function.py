@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import logs
+from shared import logs, metrics
 from shared.database import transaction
 from shared.events import Event
 from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, Problem, ServiceUnavailable
@@ -115,22 +115,41 @@ def event_function(
 def _deliver(function: EventFunction, request: Request, body: bytes) -> Response:
     if request.method != "POST":
         raise MethodNotAllowed(["POST"])
-    if not function.handles:
-        _call(function, headers=dict(request.headers.items()), body=body)
+    type_, outcome = "other", "failed"
+    try:
+        if not function.handles:
+            _call(function, headers=dict(request.headers.items()), body=body)
+            outcome = "done"
+            return empty_response(204)
+        envelope = _envelope(request, body)
+        if envelope["type"] in function.handles:
+            type_ = envelope["type"]
+        outcome = "done" if _process(function, envelope) else "repeated"
         return empty_response(204)
-    envelope = _envelope(request, body)
+    except Problem as problem:
+        outcome = (
+            "under_way" if isinstance(problem, DeliveryUnderWay) else "refused" if problem.status < 500 else "failed"
+        )
+        raise
+    finally:
+        metrics.EVENT_OUTCOMES.inc(type_, outcome)
+
+
+def _process(function: EventFunction, envelope: CloudEvent) -> bool:
+    """Lets an event take effect; False when it has already."""
     if request_id := str(envelope.get("requestid", "")):
         logs.request_id.set(request_id)
     event, event_id = _event(function, envelope), f"{envelope['source']} {envelope['id']}"
     if "connection" in function.takes:
         with transaction() as connection:
-            if _is_first(connection, function.name, event_id):
+            is_new = _is_first(connection, function.name, event_id)
+            if is_new:
                 _call(function, event=event, envelope=envelope, connection=connection)
-    else:
-        with _claimed(function.name, event_id) as mark:
-            if mark:
-                _call(function, event=event, envelope=envelope, mark=mark)
-    return empty_response(204)
+            return is_new
+    with _claimed(function.name, event_id) as mark:
+        if mark:
+            _call(function, event=event, envelope=envelope, mark=mark)
+        return mark is not None
 
 
 def _call(function: EventFunction, **given: Any) -> None:

@@ -19,7 +19,7 @@ from shared import cache
 from shared.database import last_transaction_open, transaction
 from shared.encryption import keyed_hash, seal, unseal
 from shared.problems import Problem, ServiceUnavailable
-from shared.request import problem_response
+from shared.request import ProblemResponse
 from shared.tables import stored_answer
 
 LIFETIME = timedelta(hours=24)
@@ -113,7 +113,7 @@ def _perform(perform: Callable[[], Response]) -> tuple[Response, bool]:
         if problem.status >= 500:
             raise
         # What the handler has written, as a try that counts, stands in either case.
-        return problem_response(problem), "Retry-After" not in problem.headers
+        return ProblemResponse(problem), "Retry-After" not in problem.headers
 
 
 def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:

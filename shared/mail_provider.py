@@ -10,7 +10,7 @@ from shared.settings import settings
 
 ANSWER_SECONDS = 10.0
 
-_PROVIDER = "The mail provider"
+_PROVIDER = providers.Provider("mail", "The mail provider")
 
 
 class MailRefused(Problem):

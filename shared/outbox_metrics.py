@@ -1,11 +1,12 @@
 """What the relay shows to Prometheus: read from the database at each scrape, so that it is true whoever leads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import extract, func, select
+from sqlalchemy import Connection, Row, extract, func, select, text
 
 from shared import dead_letters
 from shared.database import transaction
@@ -13,8 +14,18 @@ from shared.metrics import SERVICE
 from shared.problems import ServiceUnavailable
 from shared.tables import outbox
 
-LEADS = Gauge("relay_leads", "1 in the relay that sends, 0 in one that stands by.", ["service"]).labels(SERVICE)
-SENT = Counter("relay_sent_events_total", "Events that the broker has taken.", ["service"]).labels(SERVICE)
+# Registered by the relay alone: all that `make up` starts are forks of a process that has imported this.
+_leads = Gauge("relay_leads", "1 in the relay that sends, 0 in one that stands by.", ["service"], registry=None)
+_sent = Counter("relay_sent_events_total", "Events that the broker has taken.", ["service"], registry=None)
+_errors = Counter("relay_errors_total", "Times that it had to begin anew.", ["service", "cause"], registry=None)
+LEADS, SENT = _leads.labels(SERVICE), _sent.labels(SERVICE)
+ERRORS = {cause: _errors.labels(SERVICE, cause) for cause in ("database", "broker", "bug")}
+
+
+def register() -> None:
+    """Makes this process show what is here."""
+    for collector in (_leads, _sent, _errors, OutboxCollector()):
+        REGISTRY.register(collector)
 
 
 class OutboxCollector(Collector):
@@ -27,6 +38,7 @@ class OutboxCollector(Collector):
             with transaction() as connection:
                 count, seconds = connection.execute(waiting).one()
                 dead = dead_letters.count(connection)
+                replicas = _replicas(connection)
         except ServiceUnavailable:
             return
         events = GaugeMetricFamily("outbox_waiting_events", "Events that wait to be sent.", labels=["service"])
@@ -38,4 +50,21 @@ class OutboxCollector(Collector):
         )
         for function, number in dead.items():
             untaken.add_metric([SERVICE, function], number)
-        yield from (events, oldest, untaken)
+        lag = GaugeMetricFamily(
+            "replication_lag_seconds", "How far a replica is behind the primary.", labels=["service", "replica"]
+        )
+        for replica in replicas:
+            lag.add_metric([SERVICE, replica.name], float(replica.seconds))
+        yield from (events, oldest, untaken, lag)
+
+
+def _replicas(connection: Connection) -> Sequence[Row[Any]]:
+    """The replicas that are connected, by what they call themselves; none where our role may not see them.
+
+    That takes pg_monitor: without, PostgreSQL shows the rows and leaves out what they say.
+    """
+    lag = """
+        SELECT application_name AS name, coalesce(max(extract(epoch FROM replay_lag)), 0) AS seconds
+        FROM pg_stat_replication WHERE state IS NOT NULL AND state <> 'backup' GROUP BY application_name
+    """
+    return connection.execute(text(lag)).all()

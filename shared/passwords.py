@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from shared import deadline
+from shared import deadline, metrics
 from shared.once import once
 from shared.problems import FieldError, InvalidRequest, ServiceUnavailable
 from shared.settings import settings
 
 if TYPE_CHECKING:
     import urllib3
-    from prometheus_client import Counter
 
 MIN_LENGTH = 15
 """Unicode characters; a password is the only factor (NIST SP 800-63B-4, 3.1.1.2)."""
@@ -131,7 +130,7 @@ def _is_breached(password: str) -> bool:
         answer.cancel()
         outcome = "unavailable"
         log.warning("breached passwords cannot be asked for; doing without", extra={"error": type(error).__name__})
-    _breached_checks().labels(outcome).inc()
+    metrics.BREACHED_CHECKS.inc(outcome)
     return outcome == "breached"
 
 
@@ -171,13 +170,6 @@ def _range_api() -> "urllib3.PoolManager":
     return urllib3.PoolManager(timeout=_BREACHED_SECONDS, retries=False, maxsize=settings().threads)
 
 
-@once
-def _breached_checks() -> "Counter":
-    from prometheus_client import Counter
-
-    return Counter("breached_password_checks_total", "Passwords looked up among the breached ones.", ["outcome"])
-
-
 def _normalized(password: str) -> str:
     # Two keyboards may send one character in different code points (NIST SP 800-63B-4, 3.1.1.2).
     return unicodedata.normalize("NFKC", password)
@@ -195,8 +187,15 @@ def _fault(pointer: str, code: str, detail: str) -> FieldError:
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    if not _slots.acquire(timeout=deadline.left(_WAIT_SECONDS)):
-        raise ServiceUnavailable
+    if not _slots.acquire(blocking=False):
+        metrics.HASHES_WAITING.inc()
+        try:
+            in_time = _slots.acquire(timeout=deadline.left(_WAIT_SECONDS))
+        finally:
+            metrics.HASHES_WAITING.inc(by=-1)
+        if not in_time:
+            metrics.HASHES_SHED.inc()
+            raise ServiceUnavailable
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from shared import metrics
 
 STUCK_SECONDS = 60.0
 
@@ -36,7 +36,7 @@ def serve(heart: Heart) -> None:
                 case "/health/live":
                     self._answer(200 if heart.is_alive() else 503, b"", "text/plain")
                 case "/metrics":
-                    self._answer(200, generate_latest(), CONTENT_TYPE_LATEST)
+                    self._answer(200, *metrics.exposition())
                 case _:
                     self._answer(404, b"", "text/plain")
 

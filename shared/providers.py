@@ -6,11 +6,12 @@ import threading
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from shared import metrics
 from shared.problems import ServiceUnavailable
 
 CONNECT_SECONDS = 2.0
@@ -18,6 +19,16 @@ CONNECT_SECONDS = 2.0
 RETRY_AFTER_SECONDS = 5
 MAX_RETRY_AFTER_SECONDS = 60
 """A provider that asks for more is asked again all the same: an event waits in front of the next ones."""
+
+
+class Provider(NamedTuple):
+    name: str
+    """In the metrics."""
+    title: str
+    """As in "The mail provider", for whoever reads why an event was not delivered."""
+
+    def __str__(self) -> str:
+        return self.title
 
 
 class _Bounded(HTTPConnection):
@@ -67,11 +78,10 @@ pools = urllib3.PoolManager(retries=False, maxsize=64)
 pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
 
-def ask(provider: str, method: str, url: str, *, seconds: float, **request: Any) -> urllib3.BaseHTTPResponse:
+def ask(provider: Provider, method: str, url: str, *, seconds: float, **request: Any) -> urllib3.BaseHTTPResponse:
     """The answer of a provider, of any status.
 
     Args:
-        provider: what it is, as in "The mail provider", for whoever reads why an event was not delivered.
         seconds: for all of it, connecting included. With the database before and after, less than a Trigger gives.
         request: headers, and json or body, as urllib3 takes them.
 
@@ -79,20 +89,26 @@ def ask(provider: str, method: str, url: str, *, seconds: float, **request: Any)
         ServiceUnavailable: it cannot be reached, or its answer is not complete in time.
     """
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, total=seconds)
+    started, outcome = time.monotonic(), "broken_off"
     try:
-        return pools.request(method, url, timeout=timeout, **request)
+        response = pools.request(method, url, timeout=timeout, **request)
+        outcome = f"{response.status // 100}xx"
     except urllib3.exceptions.HTTPError as error:
         match error:
             case urllib3.exceptions.NewConnectionError():
-                fault = "cannot be reached"
+                fault, outcome = "cannot be reached", "unreachable"
             case urllib3.exceptions.TimeoutError():
-                fault = "does not answer in time"
+                fault, outcome = "does not answer in time", "timeout"
             case _:
                 fault = f"breaks off ({type(error).__name__})"
         raise ServiceUnavailable(f"{provider} {fault}.", retry_after=RETRY_AFTER_SECONDS) from error
+    finally:
+        metrics.PROVIDER_REQUESTS.inc(provider.name, outcome)
+        metrics.PROVIDER_DURATIONS.observe(time.monotonic() - started, provider.name)
+    return response
 
 
-def not_now(provider: str, response: urllib3.BaseHTTPResponse) -> ServiceUnavailable:
+def not_now(provider: Provider, response: urllib3.BaseHTTPResponse) -> ServiceUnavailable:
     """What to raise on an answer that may be another one later: at the time that the provider names, within bounds."""
     seconds = _retry_after(response.headers.get("Retry-After", ""))
     return ServiceUnavailable(f"{provider} answered {response.status}.", retry_after=seconds)

@@ -24,15 +24,14 @@ from typing import Any, NamedTuple
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
-from prometheus_client import REGISTRY
 from sqlalchemy import ARRAY, Connection, NullPool, Text, Uuid, any_, cast, create_engine, func, literal, update
 from sqlalchemy import select as select_rows
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
 
-from shared import database, kafka, logs, outbox, probes
+from shared import database, kafka, logs, outbox, outbox_metrics, probes
 from shared.events import SOURCE
-from shared.outbox_metrics import LEADS, SENT, OutboxCollector
+from shared.outbox_metrics import ERRORS, LEADS, SENT
 from shared.probes import Heart
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
@@ -76,16 +75,23 @@ def run(stopped: threading.Event, heart: Heart) -> None:
                     LEADS.set(1)
                     _relay(session, stopped, heart)
         except Exception as error:
-            is_expected = isinstance(error, (ServiceUnavailable, KafkaError)) or database.is_unavailable(error)
+            cause = _cause(error)
+            ERRORS[cause].inc()
             log.log(
-                logging.WARNING if is_expected else logging.ERROR,
+                logging.ERROR if cause == "bug" else logging.WARNING,
                 "waiting for the database or the broker",
                 extra={"error": type(error).__name__},
-                exc_info=not is_expected,
+                exc_info=cause == "bug",
             )
             stopped.wait(PAUSE_SECONDS)
         finally:
             LEADS.set(0)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, KafkaError):
+        return "broker"
+    return "database" if isinstance(error, ServiceUnavailable) or database.is_unavailable(error) else "bug"
 
 
 @contextmanager
@@ -250,7 +256,7 @@ def main() -> None:
     except InvalidSettings as error:
         sys.exit("\n".join(["the relay cannot start with these settings:", *error.problems]))
     stopped = stopped_by(signal.SIGTERM)
-    REGISTRY.register(OutboxCollector())
+    outbox_metrics.register()
     probes.serve(heart := Heart())
     run(stopped, heart)
 

@@ -63,14 +63,14 @@ def answer(
         deadline.refuse_late()
         response = work(body, headers)
     except RequestEntityTooLarge:
-        response = problem_response(BodyTooLarge(f"A body may have {max_body_bytes // 1024} KiB."))
+        response = ProblemResponse(BodyTooLarge(f"A body may have {max_body_bytes // 1024} KiB."))
         # functions-framework reads the rest of the request into memory unless the answer is streamed.
         response.response = iter([response.get_data()])
     except Problem as problem:
-        response = problem_response(problem)
+        response = ProblemResponse(problem)
     except Exception:
         log.exception("unexpected error")
-        response = problem_response(InternalError())
+        response = ProblemResponse(InternalError())
     for name, value in {**headers, **_SECURITY_HEADERS, **cors.headers(request)}.items():
         response.headers.setdefault(name, value)
     response.headers["X-Request-Id"] = request_id
@@ -82,6 +82,8 @@ def answer(
     def record() -> None:
         logs.request_id.set(request_id)
         metrics.count_request(function, method, endpoint, response.status_code, seconds)
+        if "Idempotency-Replayed" not in response.headers:
+            metrics.count_login(function, response.problem if isinstance(response, ProblemResponse) else "")
         log.info(
             "answered",
             extra={
@@ -170,12 +172,15 @@ def empty_response(status: int) -> Response:
     return response
 
 
-def problem_response(problem: Problem) -> Response:
-    """The answer that tells of a problem (RFC 9457), with the id of the request that is being answered."""
-    response = json_response(dict(problem.body(logs.request_id.get())), problem.status)
-    response.content_type = "application/problem+json"
-    response.headers.extend(problem.headers)
-    return response
+class ProblemResponse(Response):
+    """An answer that tells of a problem (RFC 9457)."""
+
+    def __init__(self, problem: Problem) -> None:
+        """With the id of the request that is being answered."""
+        content = json_bytes(problem.body(logs.request_id.get()))
+        super().__init__(content, problem.status, content_type="application/problem+json")
+        self.headers.extend(problem.headers)
+        self.problem = type(problem).__name__
 
 
 def _request_id(given: str) -> str:

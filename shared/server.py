@@ -4,8 +4,10 @@ FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.server
 """
 
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +23,12 @@ from gunicorn.workers.gthread import ThreadWorker
 from shared import cache, deadline, logs, metrics
 from shared.problems import NotFound, ServiceUnavailable
 from shared.registry import uses
-from shared.request import answer, json_response, problem_response
+from shared.request import ProblemResponse, answer, json_response
 from shared.settings import Dependency, InvalidSettings, Settings, load
 
 _MAIN = Path(__file__).parents[1] / "main.py"
 
-_MEMORY = "/dev/shm"  # noqa: S108
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
 READY_SECONDS = 1.0
 """For so long an answer of /health/ready is kept: probes must not load what they ask about."""
@@ -76,10 +78,11 @@ def create_app(function: str) -> Flask:
     # What the framework takes for no path of the function: a line break in it, or /robots.txt.
     @app.errorhandler(404)
     def not_found(_: Exception) -> Response:
-        return answer(function, "/*", request, lambda *_: problem_response(NotFound()))
+        return answer(function, "/*", request, lambda *_: ProblemResponse(NotFound()))
 
     @app.get("/health/live")
     def live() -> Response:
+        metrics.is_ready()
         return json_response({"status": "up"}, 200)
 
     @app.get("/health/ready")
@@ -89,6 +92,8 @@ def create_app(function: str) -> Flask:
             states = {use: "up" if is_up() else "down" for use, is_up in checks.items()}
             last_check = time.monotonic()
         is_ready = all(state == "up" for use, state in states.items() if use not in DISPENSABLE)
+        if is_ready:
+            metrics.is_ready()
         return json_response({"status": "up" if is_ready else "down", "dependencies": states}, 200 if is_ready else 503)
 
     @app.get("/metrics")
@@ -116,15 +121,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def get_thread_pool(self) -> Threads:
         return Threads(self.cfg.threads)
 
+    def init_process(self) -> None:
+        if self.age > self.cfg.workers:  # it takes the place of one that has ended
+            metrics.note_start()
+        super().init_process()
+
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn with the settings that a function needs behind a proxy, in a pod with a read-only root."""
 
-    def __init__(self, app: Flask, bind: str, threads: int, log_level: str) -> None:
+    def __init__(self, app: Flask, bind: str, workers: int, threads: int, log_level: str) -> None:
         self.app = app
         self.options: dict[str, Any] = {
             "bind": bind,
-            "workers": 1,
+            "workers": workers,
             "worker_class": Worker,
             "threads": threads,
             # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
@@ -135,9 +145,13 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "graceful_timeout": 25,
             "control_socket_disable": True,
             # The heartbeat is a file: in memory, as the root file system may be read-only.
-            "worker_tmp_dir": _MEMORY if Path(_MEMORY).is_dir() else None,
+            "worker_tmp_dir": _MEMORY,
             "logconfig_dict": logs.configuration(log_level),
         }
+        if workers > 1:
+            metrics.share(folder := tempfile.mkdtemp(prefix="metrics-", dir=_MEMORY))
+            self.options["child_exit"] = lambda _server, worker: metrics.forget_worker(worker.pid)
+            self.options["on_exit"] = lambda _server: shutil.rmtree(folder, ignore_errors=True)
         super().__init__()
 
     def load_config(self) -> None:
@@ -150,6 +164,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
 def main() -> None:
     function = os.environ["FUNCTION_TARGET"]
+    metrics.note_start()
     app = create_app(function)
     try:
         settings = load(os.environ, uses(function))
@@ -160,6 +175,7 @@ def main() -> None:
         app,
         # Everywhere, as a pod must; the local runner sets HOST.
         bind=f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}",  # noqa: S104
+        workers=settings.workers,
         threads=settings.threads,
         log_level=settings.log_level,
     ).run()

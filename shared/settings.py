@@ -55,6 +55,8 @@ class Settings:
     log_level: str
     threads: int
     """Requests that one process works on at once; also its share of database connections."""
+    workers: int
+    """Processes of a function, each with THREADS and a share of connections of its own."""
     database_url: str
     redis_url: str
     """A Redis, or with the scheme `REDIS_CLUSTER` any node of a cluster."""
@@ -165,6 +167,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     settings = Settings(
         log_level=log_level,
         threads=threads,
+        workers=number("WORKERS", 1, 1, 16),
         database_url=url("DATABASE_URL", "postgresql"),
         redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),

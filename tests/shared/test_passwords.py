@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from prometheus_client import REGISTRY
 
 from knative.local.servers import free_port
 from shared import passwords, settings
 from shared.passwords import check_acceptable, hash_password, verify_password
 from shared.problems import InvalidRequest, ServiceUnavailable
-from tests.conftest import PASSWORD, wait_for
+from tests.conftest import PASSWORD, counted, wait_for
 from tests.providers import Answer, Provider, serving
 
 
@@ -68,7 +67,7 @@ def range_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
 
 
 def checks(outcome: str) -> float:
-    return REGISTRY.get_sample_value("breached_password_checks_total", {"outcome": outcome}) or 0.0
+    return counted("breached_password_checks_total", outcome=outcome)
 
 
 def test_a_breached_password_is_refused_and_only_five_digits_of_its_hash_are_told(range_api: Provider) -> None:

@@ -1,23 +1,25 @@
 """What a relay shows to Kubernetes and Prometheus."""
 
-import json
 import os
+import subprocess
 import urllib.error
 import urllib.request
 import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import func, insert
+from sqlalchemy import func, insert, text
 
 from knative.local import servers
+from knative.local.servers import LOOPBACK
 from knative.local.supervisor import Process
 from shared import probes
 from shared.database import transaction
 from shared.outbox_metrics import OutboxCollector
 from shared.tables import dead_letter, outbox
-from tests.conftest import ROOT, wait_for
-from tests.servers import kill
+from tests.conftest import scrape, wait_for
+from tests.servers import forget_settings, kill
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def status_of(port: int, path: str) -> int:
 
 def samples(collector: OutboxCollector) -> dict[str, float]:
     return {
-        " ".join([sample.name, *filter(None, [sample.labels.get("function")])]): sample.value
+        " ".join([sample.name, *(sample.labels[name] for name in ("function", "replica") if name in sample.labels)]): (
+            sample.value
+        )
         for family in collector.collect()
         for sample in family.samples
     }
@@ -73,20 +77,46 @@ def test_what_waits_and_the_dead_letters_are_counted(own_database: Process) -> N
     assert found == {"outbox_waiting_events": 2, "dead_letters send_email": 2, "dead_letters send_sms": 1}
 
 
+def test_a_replica_shows_how_far_it_is_behind(own_database: Process, tmp_path: Path) -> None:
+    """Here something that reads the primary's log as a replica does."""
+    url = urlsplit(os.environ["DATABASE_URL"])
+    name = {"PGAPPNAME": "postgres-2", "PGPASSWORD": url.password or ""}
+    address = ["--host", LOOPBACK, "--port", str(url.port), "--username", url.username or ""]
+    command: list[str | Path] = [servers.POSTGRESQL / "pg_receivewal", *address, "--directory", tmp_path]
+    with subprocess.Popen(command, env=os.environ | name, stderr=subprocess.DEVNULL) as replica:
+        try:
+            wait_for(lambda: "replication_lag_seconds postgres-2" in samples(OutboxCollector()))
+            assert 0 <= samples(OutboxCollector())["replication_lag_seconds postgres-2"] < 60
+        finally:
+            replica.terminate()
+
+
+def test_a_role_that_may_not_see_replicas_says_nothing_of_them(
+    own_database: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as connection:
+        connection.execute(text("CREATE ROLE plain LOGIN PASSWORD 'plain' IN ROLE pg_read_all_data"))
+    url = urlsplit(os.environ["DATABASE_URL"])
+    primary = ["--dbname", os.environ["DATABASE_URL"]]
+    command: list[str | Path] = [servers.POSTGRESQL / "pg_receivewal", *primary, "--directory", tmp_path]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as replica:
+        try:
+            wait_for(lambda: any("replication_lag" in name for name in samples(OutboxCollector())))
+            monkeypatch.setenv("DATABASE_URL", f"postgresql://plain:plain@{url.hostname}:{url.port}{url.path}")
+            forget_settings()
+            assert samples(OutboxCollector()) == {"outbox_waiting_events": 0, "outbox_waiting_seconds": 0}
+        finally:
+            replica.terminate()
+
+
 def test_nothing_is_said_of_a_database_that_is_away(own_database: Process) -> None:
     kill(own_database)
     assert samples(OutboxCollector()) == {}
 
 
 def test_the_relay_of_make_up_leads_and_counts_what_it_sends() -> None:
-    targets = json.loads((ROOT / ".local" / "tests" / "targets.json").read_text())
-    relay = targets[-1]["targets"][0]
-    assert os.environ["PUBLIC_URL"] == targets[-1]["labels"]["url"]
-
     def metrics() -> dict[str, float]:
-        with urllib.request.urlopen(f"http://{relay}/metrics", timeout=10) as response:
-            families = text_string_to_metric_families(response.read().decode())
-            return {sample.name: sample.value for family in families for sample in family.samples}
+        return {sample.name: sample.value for family in scrape("relay") for sample in family.samples}
 
     wait_for(lambda: metrics()["relay_leads"] == 1)
     event = {"id": uuid.uuid4(), "type": "tested", "subject": uuid.uuid4(), "data": {}, "request_id": ""}

@@ -16,6 +16,7 @@ from shared.problems import ServiceUnavailable
 from tests.conftest import wait_for
 from tests.providers import Answer, Provider, listening
 
+PROVIDER = providers.Provider("tested", "The provider")
 SECONDS = 0.3
 """So long a provider of a test has; it would take much longer."""
 
@@ -27,7 +28,7 @@ def provider() -> Iterator[Provider]:
 
 
 def ask(url: str, seconds: float = SECONDS) -> Any:
-    return providers.ask("The provider", "POST", url, seconds=seconds, json={}).json()
+    return providers.ask(PROVIDER, "POST", url, seconds=seconds, json={}).json()
 
 
 def fault(url: str) -> str:
@@ -86,8 +87,8 @@ def test_a_provider_that_says_when_to_come_again_is_heard_within_bounds(
     provider: Provider, value: str, seconds: str
 ) -> None:
     provider.answers = [Answer(429, headers={"Retry-After": value})]
-    response = providers.ask("The provider", "POST", provider.url, seconds=10)
-    problem = providers.not_now("The provider", response)
+    response = providers.ask(PROVIDER, "POST", provider.url, seconds=10)
+    problem = providers.not_now(PROVIDER, response)
     assert (problem.status, problem.headers["Retry-After"]) == (503, seconds)
     assert str(problem) == "The provider answered 429."
 
