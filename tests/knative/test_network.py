@@ -78,7 +78,12 @@ WITH_SANDBOX: dict[str, dict[str, tuple[int, ...]]] = {
 }
 WITH_TLS: dict[str, dict[str, tuple[int, ...]]] = {"gateway": {"solver": (8089,)}}
 WITH_MONITORING: dict[str, dict[str, tuple[int, ...]]] = {
-    "prometheus": {"function": (8080, 9091), "function of a provider": (8080, 9091), "relay": (8080,)},
+    "prometheus": {
+        "function": (8080, 9091),
+        "function of a provider": (8080, 9091),
+        "relay": (8080,),
+        "dispatcher": (8080,),
+    },
 }
 # Whoever watches resources at the API server may reach these two ports anywhere: no policy can name its address.
 API_SERVER: dict[str, tuple[int, ...]] = dict.fromkeys((place.kind for place in ELSEWHERE), (443, 6443))
