@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from tests.cluster.conftest import (
     pods,
 )
 from tests.conftest import PASSWORD, ROOT, wait_for
+from tests.knative.test_dashboard import QUERIES
 
 in_development = pytest.mark.skipif(ENVIRONMENT != "development", reason="of development, where all pods go to zero")
 
@@ -191,6 +193,20 @@ def test_the_tour_calls_every_operation() -> None:
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@in_development
+def test_every_panel_of_the_dashboard_shows_data() -> None:
+    """After the tour, which calls every operation."""
+
+    def shows(expression: str) -> bool:
+        for variable, value in (("$__rate_interval", "5m"), ("$environment", ".*"), ("$function", ".*")):
+            expression = expression.replace(variable, value)
+        return any(one["value"][1] != "NaN" for one in query(expression))
+
+    for expression in sorted(QUERIES):
+        print(expression)
+        wait_for(partial(shows, expression), seconds=60)
 
 
 @in_development

@@ -57,7 +57,7 @@ SUBJECTS = {
 
 PROMQL = {
     *("sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "avg_over_time", "min_over_time"),
-    *("vector", "absent", "time", "or", "and", "unless", "offset"),
+    *("vector", "clamp_min", "absent", "time", "or", "and", "unless", "offset"),
 }
 
 HOUR, DAY = 60, 1440
