@@ -31,7 +31,7 @@ test-faults: setup  ## kill every process under load, check that nothing is lost
 test-cluster: setup  ## run the tests on the current kube context (IMAGE= PROMETHEUS_URL= ENVIRONMENT=development TESTS=)
 	@$(BIN)/python -m pytest $(or $(TESTS),tests/cluster) -n 0 -s
 
-loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL=)
+loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL= COMPARE=)
 	@$(BIN)/python -m loadtests.run
 
 bench: setup  ## measure what speed costs, beside baselines in the same run (KAFKA_BOOTSTRAP_SERVERS= JSON=)
@@ -56,4 +56,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest check schemas secrets setup lock
+.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest bench check schemas secrets setup lock

@@ -1,39 +1,51 @@
-"""The alerts of production as the judge of a load test: the same PrometheusRule file, three ways to ask it."""
+"""The alerts of production as the judge of a load test: the same PrometheusRule files, three ways to ask them."""
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import urllib3
 import yaml
 
+from loadtests import rules
+from loadtests.rules import ERRORS, LATENCY, SCALE
+
 ROOT = Path(__file__).parents[1]
-RULES = ROOT / "knative" / "components" / "monitoring" / "alerts.yaml"
-SCALE = 30
-"""A Prometheus of our own counts a minute as 2 s: windows and `for` are divided by this."""
-LATENCY, ERRORS = "UserServiceHighLatency", "UserServiceHighErrorRate"
+START_SECONDS = 30.0
+PODS = """
+sum by (name) (label_replace(
+  kube_pod_status_phase{namespace="aegis-user-service", phase=~"Pending|Running"},
+  "name", "$1", "pod", "(.+)-[^-]+-deployment-[^-]+-[^-]+"))
+"""
 
 
 class CannotJudge(Exception):
     """The run says nothing; the message says why."""
 
 
+class Subject(NamedTuple):
+    """An alert, and what it is about: a function, a pod, or the service."""
+
+    alert: str
+    about: str
+
+    def __str__(self) -> str:
+        return f"{self.alert} for {self.about}"
+
+
 @dataclass(frozen=True)
 class Alert:
-    """An alert that is pending or firing for one function."""
+    """An alert that is pending or firing."""
 
-    name: str
-    function: str
+    subject: Subject
     state: str
     value: float
 
@@ -42,99 +54,96 @@ class Alert:
 class Sample:
     """One answered request."""
 
-    second: int
     function: str
     seconds: float
     failed: bool
 
 
+Samples = Mapping[int, Sequence[Sample]]
+"""Of each second of a run."""
+
+
 class Judge(Protocol):
     description: str
+    before: frozenset[Subject]
+    """What was not quiet before the run began: no run is to blame for it."""
 
-    def alerts(self, samples: list[Sample], second: int) -> list[Alert]:
+    def alerts(self, samples: Samples, second: int) -> list[Alert]:
         """The alerts that are not quiet now, `second` seconds into the run."""
 
     def pods(self) -> dict[str, int]:
         """Pods of each function now; empty where that is not known."""
 
 
-def rules() -> list[dict[str, Any]]:
-    """The alerting rules on the requests of each function, and what befalls its pods and events."""
-    spec = yaml.safe_load(RULES.read_text("utf-8"))["spec"]
-    return [rule for group in spec["groups"] if group["name"] == "user-service" for rule in group["rules"]]
-
-
-def seconds(duration: str) -> int:
-    """Seconds of a Prometheus duration such as 5m or 30s."""
-    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
-
-
-def threshold(name: str) -> float:
-    """The number that an alert compares with."""
-    expression = next(rule["expr"] for rule in rules() if rule["alert"] == name)
-    return float(re.findall(r">\s*([0-9.]+)\s*$", expression.strip())[0])
-
-
 class Prometheus:
     """A Prometheus that evaluates the rules."""
 
-    def __init__(self, url: str, description: str) -> None:
+    def __init__(self, url: str, description: str, *, before: Sequence[str], sees_pods: bool) -> None:
+        """
+        Args:
+            before: states of an alert, as firing, that hold nothing against the run when they were there before it.
+        """
         self._url = url
+        self._sees_pods = sees_pods
+        self._names = {rule["alert"] for rule in rules.judging()}
         self.description = description
+        self.before = frozenset(alert.subject for alert in self.alerts({}, 0) if alert.state in before)
 
-    def alerts(self, samples: list[Sample], second: int) -> list[Alert]:
-        names = {rule["alert"] for rule in rules()}
+    def alerts(self, samples: Samples, second: int) -> list[Alert]:
         return [
-            Alert(
-                name=alert["labels"]["alertname"],
-                function=alert["labels"].get("function") or alert["labels"].get("pod", ""),
-                state=alert["state"],
-                value=float(alert["value"]),
-            )
-            for alert in self._get("alerts")["alerts"]
-            if alert["labels"]["alertname"] in names
+            Alert(Subject(alert["labels"]["alertname"], about(alert["labels"])), alert["state"], float(alert["value"]))
+            for alert in ask(self._url, "alerts")["alerts"]
+            if alert["labels"]["alertname"] in self._names
         ]
 
     def pods(self) -> dict[str, int]:
-        expression = 'max by (kn_service_name) (kn_revision_pods_count{k8s_namespace_name="aegis-user-service"})'
-        found = self._get("query?query=" + urllib.parse.quote(expression))["result"]
-        return {one["metric"]["kn_service_name"].replace("-", "_"): int(one["value"][1]) for one in found}
-
-    def _get(self, path: str) -> dict[str, Any]:
-        try:
-            with urllib.request.urlopen(f"{self._url}/api/v1/{path}", timeout=5) as response:  # noqa: S310
-                data: dict[str, Any] = json.load(response)["data"]
-                return data
-        except (OSError, ValueError, KeyError) as error:
-            raise CannotJudge(f"Prometheus at {self._url} does not answer: {error}") from error
+        if not self._sees_pods:
+            return {}
+        found = ask(self._url, "query", query=PODS)["result"]
+        return {one["metric"]["name"]: int(one["value"][1]) for one in found if one["metric"].get("name")}
 
 
 class LocustOnly:
     """The same thresholds on Locust's own latencies, over the last seconds."""
 
     description = "NO PROMETHEUS: THE WEAKER CHECK, LOCUST'S OWN LATENCIES AGAINST THE THRESHOLDS OF THE RULES"
+    before: frozenset[Subject] = frozenset()
     window = 10
+    fewest = 20
+    """Requests of a function in a window: of fewer, the 95th percentile is the slowest one."""
 
-    def alerts(self, samples: list[Sample], second: int) -> list[Alert]:
+    def alerts(self, samples: Samples, second: int) -> list[Alert]:
         recent: dict[str, list[Sample]] = {}
-        for sample in samples:
-            if sample.second > second - self.window:
+        for moment in range(second - self.window + 1, second + 1):
+            for sample in samples.get(moment, ()):
                 recent.setdefault(sample.function, []).append(sample)
         found = []
         for function, own in recent.items():
+            if len(own) < self.fewest:
+                continue
             latency = percentile([sample.seconds for sample in own], 0.95)
-            if latency > threshold(LATENCY):
-                found.append(Alert(LATENCY, function, "firing", latency))
+            if latency > rules.threshold(LATENCY):
+                found.append(Alert(Subject(LATENCY, function), "firing", latency))
             errors = sum(sample.failed for sample in own) / len(own)
-            if errors > threshold(ERRORS):
-                found.append(Alert(ERRORS, function, "firing", errors))
+            if errors > rules.threshold(ERRORS):
+                found.append(Alert(Subject(ERRORS, function), "firing", errors))
         return found
 
     def pods(self) -> dict[str, int]:
         return {}
 
 
-def percentile(values: list[float], share: float) -> float:
+def about(labels: Mapping[str, str]) -> str:
+    """What an alert is about, as its labels tell."""
+    named = (labels[name] for name in ("function", "pod", "kn_service_name", "trigger") if labels.get(name))
+    others = (f"{name} {value}" for name, value in sorted(labels.items()) if name not in _OF_EVERY_ALERT)
+    return next(named, None) or ", ".join(others) or "the service"
+
+
+_OF_EVERY_ALERT = {"alertname", "severity", "service", "namespace", "job", "instance"}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that so large a share of them does not exceed; 0 of nothing."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
@@ -145,33 +154,47 @@ def judge(url: str, run_seconds: int) -> Iterator[Judge]:
     """The best judge there is for a run against this URL.
 
     Raises:
-        CannotJudge: the run is shorter than the alerts take to fire.
+        CannotJudge: the run is shorter than the alerts on latency and errors take to fire, or Prometheus is away.
     """
     if named := os.environ.get("PROMETHEUS_URL"):
-        longest = max(seconds(rule["for"]) for rule in rules())
+        longest = max(rules.fires_after(rule) for rule in rules.alerting() if rule["alert"] in (LATENCY, ERRORS))
         if run_seconds <= longest:
             raise CannotJudge(
-                f"A run of {run_seconds} s cannot see an alert that takes {longest} s to fire: set DURATION."
+                f"A run of {run_seconds} s cannot see an alert that takes {longest:.0f} s to fire: "
+                f"set DURATION={longest + 60:.0f}."
             )
-        yield Prometheus(named.rstrip("/"), f"the alerts of Prometheus at {named}")
+        # What is pending already may be a load of a minute ago, which goes on now.
+        yield Prometheus(named.rstrip("/"), f"the alerts of Prometheus at {named}", before=["firing"], sees_pods=True)
         return
-    targets = ROOT / (os.environ.get("DATA_DIR") or ".local") / "targets.json"
     binary = shutil.which("prometheus")
-    if binary and targets.exists() and url in targets.read_text():
-        with own_prometheus(binary, targets) as address:
+    if binary and is_local(url):
+        with own_prometheus(binary, _targets()) as address:
+            # It has seen a service at rest alone: what is pending there waits for metrics that only a cluster has.
             yield Prometheus(
-                address, f"a Prometheus of this run's own; every 'for' and window of the rules is divided by {SCALE}"
+                address,
+                f"a Prometheus of this run's own; every 'for' and window of the rules is divided by {SCALE}",
+                before=["pending", "firing"],
+                sees_pods=False,
             )
         return
     yield LocustOnly()
 
 
+def is_local(url: str) -> bool:
+    """Whether `make up` runs there, on the data folder that DATA_DIR names."""
+    return _targets().exists() and f'"{url}"' in _targets().read_text()
+
+
+def _targets() -> Path:
+    return ROOT / (os.environ.get("DATA_DIR") or ".local") / "targets.json"
+
+
 @contextmanager
 def own_prometheus(binary: str, targets: Path) -> Iterator[str]:
     """Starts a Prometheus that scrapes the functions of `make up` every second, and ends it after the block."""
-    from knative.local.servers import LOOPBACK, free_port, is_listening
+    from knative.local.servers import LOOPBACK, free_port
 
-    port = free_port()
+    address = f"{LOOPBACK}:{free_port()}"
     with tempfile.TemporaryDirectory() as folder:
         configuration = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
@@ -179,30 +202,57 @@ def own_prometheus(binary: str, targets: Path) -> Iterator[str]:
             "scrape_configs": [{"job_name": "functions", "file_sd_configs": [{"files": [str(targets)]}]}],
         }
         Path(folder, "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-        Path(folder, "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "scaled", "rules": scaled_rules()}]}))
-        process = subprocess.Popen(
-            [binary, f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data",
-             f"--web.listen-address={LOOPBACK}:{port}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        Path(folder, "rules.yaml").write_text(yaml.safe_dump({"groups": rules.scaled()}))
+        log = Path(folder, "log")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [binary, f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data",
+                 f"--web.listen-address={address}"],
+                stdout=output,
+                stderr=output,
+            )  # fmt: skip
         try:
-            deadline = time.monotonic() + 20
-            while not is_listening(port):
+            url, deadline = f"http://{address}", time.monotonic() + START_SECONDS
+            while not _has_seen_all(url):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise CannotJudge("The Prometheus of this run's own does not start.")
-                time.sleep(0.1)
-            yield f"http://{LOOPBACK}:{port}"
+                    raise CannotJudge(f"The Prometheus of this run's own does not start:\n{log.read_text()[-1000:]}")
+                time.sleep(0.2)
+            yield url
         finally:
             process.terminate()
             process.wait(20)
 
 
-def scaled_rules() -> list[dict[str, Any]]:
-    def shorter(match: re.Match[str]) -> str:
-        return f"[{max(2, seconds(match[1]) // SCALE)}s]"
+def _has_seen_all(url: str) -> bool:
+    """Whether each target was scraped, and after that each rule evaluated: what is not quiet now was so at rest."""
+    try:
+        targets = ask(url, "targets", tries=0)["activeTargets"]
+        evaluations = [group["lastEvaluation"] for group in ask(url, "rules", tries=0)["groups"]]
+        scraped = float(
+            ask(url, "query", tries=0, query="max(min_over_time(timestamp(up)[2m:1s]))")["result"][0]["value"][1]
+        )
+    except (CannotJudge, IndexError):  # it does not listen yet, or has scraped nothing
+        return False
+    return all(target["health"] != "unknown" for target in targets) and all(
+        datetime.fromisoformat(moment).timestamp() > scraped + 1 for moment in evaluations
+    )
 
-    return [
-        rule | {"expr": re.sub(r"\[(\w+)\]", shorter, rule["expr"]), "for": f"{seconds(rule['for']) // SCALE}s"}
-        for rule in rules()
-    ]
+
+def ask(url: str, path: str, tries: int = 3, **query: str) -> Any:
+    """What Prometheus' API answers.
+
+    Raises:
+        CannotJudge: it does not.
+    """
+    try:
+        answer = urllib3.request(
+            "GET",
+            f"{url}/api/v1/{path}",
+            fields=query,
+            timeout=10.0,
+            retries=urllib3.Retry(tries, backoff_factor=0.5),
+        )
+        return answer.json()["data"]
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
+        reason = getattr(error, "reason", error)
+        raise CannotJudge(f"Prometheus at {url} does not answer: {reason}") from error

@@ -1,162 +1,200 @@
-"""The report of a run: one HTML file that needs nothing else."""
+"""The report of a run: one HTML page that needs nothing else."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import plotly.graph_objects as go
+import plotly.io
 from jinja2 import Environment, FileSystemLoader
 
-from loadtests import alerts
-from loadtests.alerts import Sample
-from loadtests.verdict import Run
+from loadtests.record import Record
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 900, 200, 52, 22
-COLORS = ("#2f6fed", "#e08a00", "#7b4fc9", "#c4314b", "#2e8b57", "#0f8b8d", "#8a5a2b", "#666666")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A series over the seconds of a run; None where nothing is known."""
-
-    name: str
-    values: Sequence[float | None]
-    color: str
+WORDS = {0: "quiet", 1: "fired", 2: "not judged"}
+"""Of each exit code."""
+BLUE, ORANGE, PURPLE, RED, AMBER, GREY = "#3b82f6", "#e08a00", "#a855f7", "#dc2626", "#f0b429", "#8a94a6"
+COLORS = (BLUE, ORANGE, PURPLE, "#10b981", "#e11d74", "#0ea5b7", "#b45309", "#6366f1", "#84a110", GREY)
+PLOT_HEIGHT, LANE_HEIGHT = 380, 17
+"""Pixels of the plot of latency, and of each alert that was not quiet above it."""
+SLOWEST = 6
+"""Functions whose latency has a line."""
+# Without a mouse a finger on a plot scrolls the page.
+FINGER = "if (matchMedia('(pointer: coarse)').matches) Plotly.relayout('{plot_id}', {dragmode: false});"
 
 
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    unit: str
-    lines: Sequence[Line]
-    threshold: float | None = None
-
-    @property
-    def top(self) -> float:
-        return self.ticks[-1]
-
-    @property
-    def seconds(self) -> int:
-        return max((len(line.values) for line in self.lines), default=1)
-
-    def x(self, second: float) -> float:
-        return LEFT + (WIDTH - LEFT) * second / max(1, self.seconds - 1)
-
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 8) * value / self.top
-
-    def path(self, line: Line) -> str:
-        """The SVG path of a line, broken where nothing is known."""
-        parts, pen_up = [], True
-        for second, value in enumerate(line.values):
-            if value is not None:
-                parts.append(f"{'M' if pen_up else 'L'}{self.x(second):.1f},{self.y(value):.1f}")
-            pen_up = value is None
-        return "".join(parts)
-
-    @property
-    def ticks(self) -> list[float]:
-        """Round numbers, from 0 to beyond the largest value."""
-        known = [value for line in self.lines for value in line.values if value is not None]
-        largest = max([*known, self.threshold or 0, 1])
-        magnitude = 10.0 ** math.floor(math.log10(largest / 4))
-        step = next(step * magnitude for step in (1, 2, 5, 10) if step * magnitude * 5 > largest)
-        return [step * number for number in range(math.floor(largest / step) + 2)]
-
-
-def write_report(run: Run, file: Path) -> None:
-    """Writes the report of a run."""
+def write_report(recorded: Record, compared: Record | None, file: Path) -> None:
+    """Writes the report of a run, beside the figures of an earlier one where there are."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    html = environment.get_template("report.html").render(
-        run=run,
-        written_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        rows=[row(function, own) for function, own in sorted(by_function(run.samples).items())],
-        charts=charts(run),
-        lanes=lanes(run),
-        width=WIDTH,
-        height=HEIGHT,
-        left=LEFT,
-        bottom=BOTTOM,
+    page = environment.get_template("report.html").render(
+        run=recorded,
+        word=WORDS[recorded["exit_code"]],
+        started=moment(recorded),
+        compared=compared,
+        compared_at=moment(compared) if compared else "",
+        compared_functions=compared["functions"] if compared else {},
+        spells=spells(recorded),
+        plots=[
+            (title, html(figure, first=not number)) for number, (title, figure) in enumerate(plots(recorded, compared))
+        ],
     )
-    file.write_text(html, "utf-8")
+    file.write_text(page, "utf-8")
 
 
-def by_function(samples: list[Sample]) -> dict[str, list[Sample]]:
-    found: dict[str, list[Sample]] = {}
-    for sample in samples:
-        found.setdefault(sample.function, []).append(sample)
-    return found
+def moment(recorded: Record) -> str:
+    return f"{datetime.fromisoformat(recorded['started_at']):%Y-%m-%d %H:%M} UTC"
 
 
-def row(function: str, samples: list[Sample]) -> dict[str, object]:
-    latencies = [sample.seconds * 1000 for sample in samples]
-    return {
-        "function": function,
-        "requests": len(samples),
-        "failed": sum(sample.failed for sample in samples),
-        **{name: alerts.percentile(latencies, share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
-        "max": max(latencies),
-    }
-
-
-def charts(run: Run) -> list[Chart]:
-    seconds = range(run.seconds + 1)
-    per_second: list[list[Sample]] = [[] for _ in seconds]
-    for sample in run.samples:
-        if sample.second in seconds:
-            per_second[sample.second].append(sample)
-
-    def over_time(measure: Callable[[list[Sample]], float | None]) -> list[float | None]:
-        return [measure(samples) for samples in per_second]
-
-    def latency(share: float) -> list[float | None]:
-        return over_time(lambda own: alerts.percentile([s.seconds * 1000 for s in own], share) if own else None)
-
-    found = [
-        Chart(
-            "Latency, as Locust saw it",
-            "ms",
-            [Line(name, latency(share), color) for (name, share), color in zip(_PERCENTILES, COLORS, strict=False)],
-            threshold=alerts.threshold(alerts.LATENCY) * 1000,
+def plots(recorded: Record, compared: Record | None) -> Iterator[tuple[str, go.Figure]]:
+    over_time = recorded["over_time"]
+    yield "Latency, as the people saw it", latency(recorded, compared)
+    slowest = sorted(recorded["functions"], key=lambda name: -recorded["functions"][name]["p95"])[:SLOWEST]
+    yield (
+        "The slowest functions, 95th percentile",
+        lines(
+            recorded, {name: recorded["p95_of_functions"][name] for name in slowest}, "ms", limits=True, connect=True
         ),
-        Chart(
-            "Requests and failures",
-            "/s",
-            [
-                Line("requests", over_time(len), COLORS[0]),
-                Line("failures", over_time(lambda own: sum(s.failed for s in own)), COLORS[3]),
-            ],
-        ),
-        Chart("People", "", [Line("people", [run.users.get(second) for second in seconds], COLORS[4])]),
-    ]
-    functions = sorted({function for pods in run.pods.values() for function in pods})
-    if functions:
-        lines = [
-            Line(name, [run.pods.get(second, {}).get(name) for second in seconds], COLORS[number % len(COLORS)])
-            for number, name in enumerate(functions)
-        ]
-        found.append(Chart("Pods of each function", "", lines))
+    )
+    requests = lines(recorded, {"requests": over_time["requests"]}, "a second")
+    requests.add_trace(
+        go.Bar(x=seconds(recorded), y=over_time["failed"], name="failed", marker_color=RED, marker_line_width=0)
+    )
+    yield "Requests and failures", requests
+    yield "People", lines(recorded, {"people": over_time["people"]}, "")
+    if recorded["pods"]:
+        yield "Pods of each function", lines(recorded, recorded["pods"], "", shape="hv")
+
+
+def seconds(recorded: Record) -> list[int]:
+    return list(range(0, recorded["seconds"], recorded["step"]))
+
+
+def latency(recorded: Record, compared: Record | None) -> go.Figure:
+    """Percentiles with the thresholds; behind them bands where an alert was not quiet, and one lane for each above."""
+    shares = {name: recorded["over_time"][name] for name in ("p50", "p95", "p99")}
+    figure = lines(recorded, shares, "ms", limits=True)
+    if compared:
+        figure.add_trace(
+            go.Scatter(
+                x=seconds(compared),
+                y=compared["over_time"]["p95"],
+                name=f"p95 on {moment(compared)}",
+                line={"color": GREY, "dash": "dot", "width": 1.5},
+            )
+        )
+    for name, color in (("pending", AMBER), ("firing", RED)):
+        for start, end in union([(s["from"], s["until"]) for s in recorded["alerts"] if s["state"] == name]):
+            figure.add_vrect(x0=start, x1=end, fillcolor=color, opacity=0.14, line_width=0, layer="below")
+    # Firing ones first, as in the table.
+    lanes = list(dict.fromkeys((spell["alert"], spell["about"]) for spell in spells(recorded)))
+    height = PLOT_HEIGHT + LANE_HEIGHT * len(lanes)
+    share = LANE_HEIGHT / height
+    for spell in recorded["alerts"]:
+        top = 1 - share * lanes.index((spell["alert"], spell["about"]))
+        figure.add_shape(
+            type="rect", xref="x", yref="paper", x0=spell["from"], x1=spell["until"], y0=top - 0.8 * share, y1=top,
+            line_width=0, opacity=0.9, fillcolor=RED if spell["state"] == "firing" else AMBER,
+        )  # fmt: skip
+    for number, (alert, about) in enumerate(lanes):
+        own = [spell for spell in recorded["alerts"] if (spell["alert"], spell["about"]) == (alert, about)]
+        start, end = own[0]["from"], own[-1]["until"]
+        is_before = start > recorded["seconds"] - end  # where there is more room beside the bar
+        figure.add_annotation(
+            text=f"{alert.removeprefix('UserService')} {about}", x=start if is_before else end, xref="x", yref="paper",
+            xanchor="right" if is_before else "left", y=1 - share * (number + 0.4), yanchor="middle", showarrow=False,
+            font_size=10,
+        )  # fmt: skip
+    figure.update_layout(height=height, yaxis_domain=[0, 1 - share * len(lanes) - 0.02])
+    return figure
+
+
+def spells(recorded: Record) -> list[dict[str, Any]]:
+    """The times when an alert was not quiet, firing ones first."""
+    return sorted(recorded["alerts"], key=lambda spell: (spell["state"], spell["from"]))
+
+
+def union(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans of time that overlap or touch, as one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
     return found
 
 
-_PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+def lines(
+    recorded: Record,
+    series: dict[str, list[float | None]],
+    unit: str,
+    *,
+    limits: bool = False,
+    connect: bool = False,
+    shape: str = "linear",
+) -> go.Figure:
+    """Lines over the seconds of a run.
+
+    Args:
+        limits: shows the thresholds on latency.
+        connect: goes on over seconds in which nothing is known.
+    """
+    figure = go.Figure()
+    for number, (name, values) in enumerate(series.items()):
+        color = COLORS[number % len(COLORS)]
+        figure.add_trace(
+            go.Scatter(
+                x=seconds(recorded),
+                y=values,
+                name=name,
+                mode="lines+markers",
+                marker_size=3,
+                connectgaps=connect,
+                line={"color": color, "width": 1.8, "shape": shape},
+            )
+        )
+    if limits:
+        for limit in recorded["thresholds"]["objectives"]:
+            is_alert = limit == recorded["thresholds"]["latency"]
+            figure.add_hline(
+                y=limit,
+                line={"color": RED if is_alert else GREY, "dash": "dash", "width": 1.2},
+                annotation={"text": f"{limit:.0f} ms" + (", the alert on p95" if is_alert else ""), "font_size": 11},
+                annotation_position="top right",
+            )
+    figure.update_layout(
+        height=300,
+        margin={"l": 52, "r": 12, "t": 8, "b": 36},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 12, "color": GREY},
+        hovermode="x unified",
+        hoverlabel={"bgcolor": "#1f2937", "font_color": "#f9fafb", "bordercolor": "#1f2937"},
+        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0},
+        showlegend=True,
+        bargap=0,
+    )
+    figure.update_xaxes(
+        range=[0, recorded["seconds"]], ticksuffix=" s", ticklabelstandoff=4, gridcolor=GREY, zeroline=False
+    )
+    figure.update_yaxes(
+        rangemode="tozero",
+        tickformat=",",
+        ticksuffix=f" {unit}" if unit == "ms" else "",
+        gridcolor=GREY,
+        zeroline=False,
+        fixedrange=True,
+    )
+    return figure
 
 
-def lanes(run: Run) -> list[dict[str, object]]:
-    """For each alert, its state in each second; one lane for each function where it was not quiet."""
-    found = []
-    for rule in alerts.rules():
-        functions = {
-            alert.function for active in run.alerts.values() for alert in active if alert.name == rule["alert"]
-        }
-        for function in sorted(functions) or [""]:
-            states = [
-                next(
-                    (a.state for a in run.alerts.get(second, []) if (a.name, a.function) == (rule["alert"], function)),
-                    "quiet",
-                )
-                for second in range(run.seconds + 1)
-            ]
-            found.append({"name": rule["alert"], "function": function, "states": states})
-    return found
+def html(figure: go.Figure, *, first: bool) -> str:
+    """The figure as a part of a page; the first one brings the library along."""
+    text: Any = plotly.io.to_html(
+        figure,
+        full_html=False,
+        include_plotlyjs=first,
+        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
+        post_script=FINGER,
+    )
+    return str(text)

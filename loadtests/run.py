@@ -17,49 +17,66 @@ from typing import Any
 import gevent
 from locust.env import Environment
 
-from loadtests import alerts
+from loadtests import alerts, rules
 from loadtests.alerts import CannotJudge, Judge, Sample
-from loadtests.people import AIDS, HOST, USERS, Person
+from loadtests.people import AIDS, HOST, USERS, Administrator, appoint_administrators
+from loadtests.record import earlier, record, write
 from loadtests.report import write_report
 from loadtests.scenarios import SCENARIOS, Scenario, Shape
 from loadtests.verdict import NOT_JUDGED, Run, verdict
 
 PROGRESS_SECONDS = 5
+TO_ZERO_SECONDS = 480
+"""An idle function's last pod goes after its window (60 s), the delay of 300 s, and Knative's grace of 30 s."""
 
 
 def main() -> None:
     name = os.environ.get("SCENARIO") or "smoke"
     url = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
-    report = Path(os.environ.get("REPORT") or ".local/loadtest.html")
     try:
         scenario = chosen(name)
+        compared = earlier(os.environ.get("COMPARE"))
         check_answers(url)
+        if Administrator in scenario.people:
+            appoint_administrators()
         with alerts.judge(url, scenario.seconds) as judge:
-            run = Run(name, url, judge.description)
+            if scenario.from_zero:
+                wait_for_zero(url, judge)
+            run = Run(name, url, judge.description, judge.before)
             print(f"{name}: up to {scenario.users} people for {scenario.seconds} s against {url}")
-            print(f"judged by {judge.description}")
+            print(f"judged by {judge.description}", flush=True)
             perform(run, scenario, judge)
     except CannotJudge as error:
         print(f"\nNOT JUDGED: {error}")
         sys.exit(NOT_JUDGED)
     code = verdict(run)
+    report = Path(os.environ.get("REPORT") or f".local/loadtests/{run.started_at:%Y%m%d-%H%M%S}-{name}.html")
     report.parent.mkdir(parents=True, exist_ok=True)
-    write_report(run, report)
-    print(f"\n{run.verdict}\nreport: {report.resolve()}")
+    recorded = record(run, code)
+    write(recorded, report.with_suffix(".json"))
+    write_report(recorded, compared, report)
+    print(f"\n{run.verdict}\nreport: {report.resolve()}\nfigures: {report.with_suffix('.json').resolve()}")
     sys.exit(code)
 
 
 def chosen(name: str) -> Scenario:
-    """The scenario with this name, with USERS and DURATION (seconds) in place of its own."""
+    """The scenario with this name, with USERS and DURATION in place of its own.
+
+    Raises:
+        CannotJudge: there is none, or they are no numbers.
+    """
     if name not in SCENARIOS:
-        raise CannotJudge(f"There is no scenario {name}; there are {', '.join(SCENARIOS)}.")
-    scenario = SCENARIOS[name]
+        lines = [f"  {known:16} {scenario.says}" for known, scenario in SCENARIOS.items()]
+        raise CannotJudge("\n".join([f"There is no scenario {name}. SCENARIO is one of", *lines]))
+    scenario, duration = SCENARIOS[name], os.environ.get("DURATION")
     try:
         users = int(os.environ.get("USERS") or scenario.users)
-        seconds = int((os.environ.get("DURATION") or str(scenario.seconds)).removesuffix("s"))
+        seconds = rules.seconds(f"{duration}s" if duration.isdigit() else duration) if duration else scenario.seconds
+        if users < 1 or seconds < 1:
+            raise ValueError
     except ValueError:
-        raise CannotJudge("USERS and DURATION are whole numbers, DURATION in seconds.") from None
-    return replace(scenario, users=users, seconds=seconds)
+        raise CannotJudge("USERS is a whole number, DURATION one of seconds, or such as 5m.") from None
+    return replace(scenario, users=users, seconds=int(seconds))
 
 
 def check_answers(url: str) -> None:
@@ -73,15 +90,30 @@ def check_answers(url: str) -> None:
         raise CannotJudge(f"Nobody answers at {url} ({type(error).__name__}). Start it: make up.") from None
 
 
+def wait_for_zero(url: str, judge: Judge) -> None:
+    """Returns when no function has a pod, or none has been called for as long as its last pod stays."""
+    if alerts.is_local(url):
+        print("nothing to scale here: make up runs one process of each function at all times; judged all the same")
+        return
+    print(f"waiting until no function has a pod, for {TO_ZERO_SECONDS} s at the most", flush=True)
+    until = time.monotonic() + TO_ZERO_SECONDS
+    while time.monotonic() < until:
+        pods = judge.pods()
+        if pods and not any(pods.values()):
+            return
+        gevent.sleep(5)
+
+
 def perform(run: Run, scenario: Scenario, judge: Judge) -> None:
     """Lets the people come, and notes each second what they meet and what the judge says."""
-    environment = Environment(user_classes=[Person], host=run.url, shape_class=Shape(scenario))
+    environment = Environment(user_classes=list(scenario.people), host=run.url, shape_class=Shape(scenario))
     runner = environment.create_local_runner()
     started = time.monotonic()
 
     def note(name: str, response_time: float, exception: Any, response: Any, **_: Any) -> None:
         if name != AIDS:
-            run.samples.append(Sample(int(time.monotonic() - started), name, response_time / 1000, bool(exception)))
+            sample = Sample(name, response_time / 1000, bool(exception))
+            run.samples[int(time.monotonic() - started)].append(sample)
             if exception:
                 reason = f"{name}: {getattr(response, 'status_code', 0) or type(exception).__name__}"
                 run.errors[reason] = run.errors.get(reason, 0) + 1
@@ -103,10 +135,10 @@ def perform(run: Run, scenario: Scenario, judge: Judge) -> None:
 
 
 def progress(run: Run, since: int, until: int) -> str:
-    recent = [sample for sample in run.samples if since <= sample.second < until]
+    recent = [sample for second in range(since, until) for sample in run.samples[second]]
     latency = alerts.percentile([sample.seconds for sample in recent], 0.95)
     failed = sum(sample.failed for sample in recent)
-    active = [f"{alert.name} {alert.function} {alert.state}" for alert in run.alerts[until]]
+    active = [f"{alert.subject} {alert.state}" for alert in run.alerts[until] if alert.subject not in run.before]
     return (
         f"{until:4d} s  {run.users[until]:4d} people  {len(recent) / (until - since):6.1f} requests/s"
         f"  p95 {latency * 1000:5.0f} ms  {failed:3d} failed  {', '.join(active) or 'all alerts quiet'}"

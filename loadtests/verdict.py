@@ -1,8 +1,10 @@
 """What a run was, and what it says."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from loadtests.alerts import Alert, Sample
+from loadtests.alerts import Alert, Sample, Subject
 
 QUIET, FIRED, NOT_JUDGED = 0, 1, 2
 
@@ -18,7 +20,10 @@ class Run:
     scenario: str
     url: str
     judge: str
-    samples: list[Sample] = field(default_factory=list)
+    before: frozenset[Subject] = frozenset()
+    """Alerts that were not quiet before it began."""
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    samples: dict[int, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     users: dict[int, int] = field(default_factory=dict)
     alerts: dict[int, list[Alert]] = field(default_factory=dict)
     pods: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -29,37 +34,41 @@ class Run:
     def seconds(self) -> int:
         return max(self.users, default=0)
 
-    def fired(self) -> dict[tuple[str, str], tuple[int, float]]:
-        """For each alert and function that fired: its first second, and its value then."""
-        found: dict[tuple[str, str], tuple[int, float]] = {}
+    @property
+    def all_samples(self) -> list[Sample]:
+        return [sample for samples in self.samples.values() for sample in samples]
+
+    def fired(self) -> dict[Subject, tuple[int, float]]:
+        """For each alert that fired, and did not before the run: its first second, and its value then."""
+        found: dict[Subject, tuple[int, float]] = {}
         for second, active in sorted(self.alerts.items()):
             for alert in active:
-                if alert.state == "firing":
-                    found.setdefault((alert.name, alert.function), (second, alert.value))
+                if alert.state == "firing" and alert.subject not in self.before:
+                    found.setdefault(alert.subject, (second, alert.value))
         return found
 
 
 def verdict(run: Run) -> int:
     """Sets the verdict in words, and returns the exit code."""
-    fired = run.fired()
-    if fired:
-        lines = [
-            f"{alert} for {function}, first after {second} s, with {value:.3g}"
-            for (alert, function), (second, value) in fired.items()
-        ]
-        run.verdict = "FIRED: " + "; ".join(lines)
-        return FIRED
-    answered = sum(not sample.failed for sample in run.samples)
-    if answered < FEWEST_REQUESTS:
-        run.verdict = (
-            f"NOT JUDGED: {answered} of {len(run.samples)} requests were answered, and {FEWEST_REQUESTS} are the "
+    code, run.verdict = _verdict(run)
+    if run.before:
+        named = ", ".join(str(subject) for subject in sorted(run.before))
+        run.verdict += f" Not held against it, as it was there before: {named}."
+    return code
+
+
+def _verdict(run: Run) -> tuple[int, str]:
+    if fired := run.fired():
+        lines = [f"{subject}, first after {second} s, with {value:.3g}" for subject, (second, value) in fired.items()]
+        return FIRED, f"FIRED: {'; '.join(lines)}."
+    requests = len(run.all_samples)
+    failed = sum(sample.failed for sample in run.all_samples)
+    if requests - failed < FEWEST_REQUESTS:
+        return NOT_JUDGED, (
+            f"NOT JUDGED: {requests - failed} of {requests} requests were answered, and {FEWEST_REQUESTS} are the "
             "fewest that say anything. Is the service up, and does its /inbox get the mails?"
         )
-        return NOT_JUDGED
-    failed = len(run.samples) - answered
-    if failed > MOST_FAILED * len(run.samples):
+    if failed > MOST_FAILED * requests:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(run.errors.items()))
-        run.verdict = f"NOT JUDGED: {failed} of {len(run.samples)} requests failed, and no alert tells why: {reasons}."
-        return NOT_JUDGED
-    run.verdict = f"QUIET: {len(run.samples)} requests, {failed} failed, no alert fired."
-    return QUIET
+        return NOT_JUDGED, f"NOT JUDGED: {failed} of {requests} requests failed, and no alert tells why: {reasons}."
+    return QUIET, f"QUIET: {requests} requests, {failed} failed, no alert fired."

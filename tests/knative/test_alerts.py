@@ -11,7 +11,8 @@ import yaml
 
 from knative import check
 from knative.release import gate
-from loadtests.alerts import LATENCY, RULES, scaled_rules, threshold
+from loadtests import rules
+from loadtests.rules import LATENCY
 from shared import metrics
 from tests.conftest import ROOT
 from tests.shared.test_metrics import documented
@@ -19,7 +20,7 @@ from tests.shared.test_metrics import documented
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="NO PROMTOOL: install Prometheus to test the alerting rules")
 
-GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text("utf-8"))["spec"]["groups"]
+GROUPS = rules.groups()
 EVERY_RULE: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in EVERY_RULE if "alert" in rule}
 RUNBOOKS = ROOT / "docs" / "runbooks.md"
@@ -472,7 +473,7 @@ def test_every_alert_is_seen_to_fire_and_to_be_silent() -> None:
 @needs_promtool
 def test_the_rules_are_valid_as_they_are_and_scaled_for_a_load_test(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": GROUPS}))
-    (tmp_path / "scaled.yaml").write_text(yaml.safe_dump({"groups": [{"name": "scaled", "rules": scaled_rules()}]}))
+    (tmp_path / "scaled.yaml").write_text(yaml.safe_dump({"groups": rules.scaled()}))
     for file in ("rules.yaml", "scaled.yaml"):
         done = subprocess.run(
             [PROMTOOL or "", "check", "rules", file], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -504,11 +505,11 @@ def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
 
 
 def test_on_a_cluster_the_runbooks_have_an_address() -> None:
-    (rules,) = (one for one in check.render(check.OVERLAYS / "staging") if one["kind"] == "PrometheusRule")
-    base = rules["metadata"]["annotations"]["aegis.example.com/runbooks"]
+    (manifest,) = (one for one in check.render(check.OVERLAYS / "staging") if one["kind"] == "PrometheusRule")
+    base = manifest["metadata"]["annotations"]["aegis.example.com/runbooks"]
     urls = [
         rule["annotations"]["runbook_url"]
-        for group in rules["spec"]["groups"]
+        for group in manifest["spec"]["groups"]
         for rule in group["rules"]
         if "alert" in rule
     ]
@@ -533,7 +534,7 @@ def metrics_in(expression: str) -> set[str]:
 
 
 def test_every_threshold_of_a_latency_is_an_edge_of_the_buckets() -> None:
-    assert threshold(LATENCY) in metrics.BUCKETS
-    edges = re.findall(r'le="([^"]*)"', RULES.read_text("utf-8"))
+    assert rules.threshold(LATENCY) in metrics.BUCKETS
+    edges = [edge for rule in EVERY_RULE for edge in re.findall(r'le="([^"]*)"', rule["expr"])]
     assert edges
     assert {float(edge) for edge in edges} <= set(metrics.BUCKETS)
