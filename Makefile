@@ -34,6 +34,9 @@ test-cluster: setup  ## run the tests on the current kube context (IMAGE= PROMET
 loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL= COMPARE=)
 	@$(BIN)/python -m loadtests.run
 
+loadtest-compare: setup  ## on a cluster: one spike against Knative, and against the guide's Deployment and HPA (URL= IMAGE= USERS=)
+	@$(BIN)/python -m loadtests.compare
+
 bench: setup  ## measure what speed costs, beside baselines in the same run (KAFKA_BOOTSTRAP_SERVERS= JSON=)
 	@$(BIN)/python -m tests.bench
 
@@ -56,4 +59,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest bench check schemas secrets setup lock
+.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest loadtest-compare bench check schemas secrets setup lock

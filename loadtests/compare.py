@@ -1,0 +1,301 @@
+"""The same spike against the same image, as Knative Services and as the guide's one Deployment with its HPA.
+
+    make loadtest-compare URL=http://dev-api.aegis.example.com IMAGE=dev.local/aegis-user-service:dev
+
+On the current kube context, where development is deployed and nobody uses it for the three quarters of an hour that
+this takes. It writes docs/knative-vs-hpa.md, with its plots; loadtests/compare has both sides. In the end development
+is as it was.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from knative.release.cluster import Cluster, Object, Rejected
+from knative.release.overlays import KUBECTL
+from knative.release.refused import Refused
+from loadtests import report
+from loadtests.record import Record
+
+ROOT = Path(__file__).parents[1]
+SIDES = Path(__file__).parent / "compare"
+WORK = ROOT / ".local" / "compare"
+DOCUMENT = ROOT / "docs" / "knative-vs-hpa.md"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+SECONDS, QUIET_SECONDS = 300, 900
+"""Of the spike, a tenth of the people before and after it included, and of the time after it in which nobody comes."""
+SETTLING_SECONDS = 900.0
+MIN_REPLICAS = 3
+POD_LABEL = "app=user-service"
+
+
+@dataclass(frozen=True)
+class Pods:
+    """The pods of the service at a moment."""
+
+    second: float
+    """Since the spike's run began."""
+    count: int
+    cpu: float
+    """CPUs that they request."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two, and what became of the spike there."""
+
+    name: str
+    folder: str
+    host: str
+    run: Record = field(default_factory=dict)
+    pods: list[Pods] = field(default_factory=list)
+
+    @property
+    def bad_seconds(self) -> int:
+        """In which the 95th percentile was over a second, or nobody got an answer."""
+        limit = self.run["thresholds"]["latency"]
+        return sum(p95 is None or p95 > limit for p95 in self.run["over_time"]["p95"][self.first_answer :])
+
+    @property
+    def first_answer(self) -> int:
+        return next(second for second, p95 in enumerate(self.run["over_time"]["p95"]) if p95 is not None)
+
+    @property
+    def pod_seconds(self) -> float:
+        return self._over_time(lambda pods: pods.count)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPUs requested, over time."""
+        return self._over_time(lambda pods: pods.cpu)
+
+    @property
+    def most_pods(self) -> int:
+        return max(pods.count for pods in self.pods)
+
+    def _over_time(self, measure: Callable[[Pods], float]) -> float:
+        pairs = zip(self.pods, self.pods[1:], strict=False)
+        return sum(measure(now) * (then.second - now.second) for now, then in pairs)
+
+
+KNATIVE = Side("Knative", "knative", "dev-api.aegis.example.com")
+HPA = Side("Deployment + HPA", "hpa", "hpa-api.aegis.example.com")
+
+
+def main() -> None:
+    try:
+        url, cluster = os.environ.get("URL", "").rstrip("/"), Cluster(None)
+        refuse_unless_ready(url, cluster)
+        only_knative(cluster)
+        try:
+            # The guide's first: what it leaves in caches and tables serves the other.
+            hpa, knative = (measured(side, url, cluster) for side in (HPA, KNATIVE))
+        finally:
+            only_knative(cluster)
+            apply("knative/overlays/development")
+    except (Refused, Rejected) as error:
+        sys.exit(str(error))
+    write(knative, hpa)
+    print(f"\n{DOCUMENT.relative_to(ROOT)} has the figures; the reports of both runs are in {WORK.relative_to(ROOT)}")
+
+
+def refuse_unless_ready(url: str, cluster: Cluster) -> None:
+    """
+    Raises:
+        Refused: the cluster, or this machine, lacks something that this takes.
+    """
+    if not url:
+        raise Refused("Name the gateway: make loadtest-compare URL=http://10.240.0.2")
+    if not CHROMIUM:
+        raise Refused("Chromium is not installed: it draws the plots.")
+    try:
+        cluster.request("GET", "/apis/metrics.k8s.io/v1beta1")
+    except Rejected as error:
+        raise Refused(f"The HPA needs metrics-server, which the cluster has not: {error}") from error
+    if not cluster.list("serving.knative.dev/v1", "Service"):
+        raise Refused("Development is not deployed there: kubectl apply -k knative/overlays/development")
+
+
+def apply(folder: str) -> None:
+    """Applies an overlay, with the image that IMAGE names."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    name, _, tag = os.environ.get("IMAGE", "dev.local/aegis-user-service:dev").rpartition(":")
+    kustomization = {
+        "resources": [os.path.relpath(ROOT / folder, WORK)],  # kustomize takes no absolute path
+        "images": [
+            {"name": stated, "newName": name, "newTag": tag}
+            for stated in ("aegis/user-service", "dev.local/aegis-user-service")
+        ],
+    }
+    (WORK / "kustomization.yaml").write_text(json.dumps(kustomization))
+    kubectl("apply", "-k", str(WORK))
+
+
+def kubectl(*arguments: str) -> str:
+    """What kubectl prints.
+
+    Raises:
+        Refused: it fails; with its complaint.
+    """
+    done = subprocess.run([KUBECTL, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refused(f"kubectl {' '.join(arguments)}:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def only_knative(cluster: Cluster) -> None:
+    """Takes the guide's Deployment away, if it is there."""
+    for file in ("user_service.yaml", "network_policies.yaml"):
+        kubectl("delete", "--ignore-not-found", "-f", str(SIDES / HPA.folder / file))
+    for configuration in cluster.list("v1", "ConfigMap"):
+        if configuration["metadata"]["name"].startswith("every-function-"):
+            cluster.delete(configuration)
+
+
+def measured(side: Side, url: str, cluster: Cluster) -> Side:
+    """Deploys a side, waits until it is at rest, and lets the spike come."""
+    print(f"\n{side.name}: deploying, and waiting until it is at rest", flush=True)
+    apply(f"loadtests/compare/{side.folder}")
+    wait_until_at_rest(side, cluster)
+    file = WORK / f"{side.folder}.html"
+    environment = {
+        **os.environ,
+        "SCENARIO": "spike",
+        "DURATION": f"{SECONDS}s",
+        "URL": url,
+        "HOST_HEADER": side.host,
+        "REPORT": str(file),
+        # How long it was slow is what is asked here, not whether an alert took notice.
+        "PROMETHEUS_URL": "",
+    }
+    file.with_suffix(".json").unlink(missing_ok=True)
+    with watched(cluster) as seen:
+        subprocess.run([sys.executable, "-m", "loadtests.run"], cwd=ROOT, env=environment, check=False)
+        if not file.with_suffix(".json").exists():
+            raise Refused(f"The load test of {side.name} did not run: see above.")
+        print(f"{side.name}: quiet for {QUIET_SECONDS} s", flush=True)
+        time.sleep(QUIET_SECONDS)
+    return Side(side.name, side.folder, side.host, json.loads(file.with_suffix(".json").read_text()), seen)
+
+
+def wait_until_at_rest(side: Side, cluster: Cluster) -> None:
+    """
+    Raises:
+        Refused: it does not come to rest.
+    """
+    kubectl("--namespace=aegis-user-service", "wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=600s")
+    kubectl("--namespace=aegis-user-service", "rollout", "status", "deploy/dispatcher", "deploy/relay")
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while not is_at_rest(side, cluster):
+        if time.monotonic() > deadline:
+            raise Refused(f"{side.name} has not come to rest in {SETTLING_SECONDS:.0f} s.")
+        time.sleep(2)
+
+
+def is_at_rest(side: Side, cluster: Cluster) -> bool:
+    """Whether functions have no pods, or the Deployment its three, of whose CPU the HPA knows."""
+    pods = cluster.list("v1", "Pod", POD_LABEL)
+    if side.folder == KNATIVE.folder:
+        return not pods
+    scaler = cluster.get("autoscaling/v2", "HorizontalPodAutoscaler", "user-service") or {}
+    metrics = scaler.get("status", {}).get("currentMetrics") or [{}]
+    knows = all("averageUtilization" in one.get("resource", {}).get("current", {}) for one in metrics)
+    ready = [
+        pod for pod in pods if all(one["ready"] for one in pod["status"].get("containerStatuses", [{"ready": False}]))
+    ]
+    return knows and len(pods) == len(ready) == MIN_REPLICAS
+
+
+@contextmanager
+def watched(cluster: Cluster) -> Iterator[list[Pods]]:
+    """Looks at the pods each second while the block runs."""
+    seen: list[Pods] = []
+    stopped, started = threading.Event(), time.monotonic()
+
+    def look() -> None:
+        while not stopped.wait(1):
+            placed = [pod for pod in cluster.list("v1", "Pod", POD_LABEL) if takes_resources(pod)]
+            seen.append(Pods(time.monotonic() - started, len(placed), sum(map(cpu, placed))))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    yield seen
+    stopped.set()
+    thread.join()
+
+
+def takes_resources(pod: Object) -> bool:
+    """Whether a node holds something ready for it: from when it is placed until it is gone."""
+    return "nodeName" in pod["spec"] and pod["status"]["phase"] in ("Pending", "Running")
+
+
+def cpu(pod: Object) -> float:
+    """CPUs that its containers request."""
+    texts = [one.get("resources", {}).get("requests", {}).get("cpu", "0") for one in pod["spec"]["containers"]]
+    return sum(float(text.removesuffix("m")) * (0.001 if text.endswith("m") else 1) for text in texts)
+
+
+def write(knative: Side, hpa: Side) -> None:
+    """Writes the document and its plots."""
+    for name, figure in (("latency", latency(knative, hpa)), ("pods", pods(knative, hpa))):
+        DOCUMENT.with_name(f"knative-vs-hpa-{name}.svg").write_text(svg(figure), "utf-8")
+    environment = Environment(loader=FileSystemLoader(SIDES), undefined=StrictUndefined, trim_blocks=True)  # noqa: S701
+    text = environment.get_template("knative-vs-hpa.md").render(
+        knative=knative,
+        hpa=hpa,
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        seconds=SECONDS,
+        quiet=QUIET_SECONDS,
+        people=max(filter(None, knative.run["over_time"]["people"])),
+    )
+    DOCUMENT.write_text(text, "utf-8")
+
+
+def latency(knative: Side, hpa: Side) -> go.Figure:
+    figure = report.lines(
+        knative.run, {f"p95, {side.name}": side.run["over_time"]["p95"] for side in (knative, hpa)}, "ms", limits=True
+    )
+    return figure.update_yaxes(title="p95 in a second")
+
+
+def pods(knative: Side, hpa: Side) -> go.Figure:
+    figure = report.lines(knative.run | {"seconds": SECONDS + QUIET_SECONDS}, {}, "")
+    for side, color in ((knative, report.BLUE), (hpa, report.ORANGE)):
+        x, y = [one.second for one in side.pods], [one.count for one in side.pods]
+        line = {"color": color, "width": 1.8, "shape": "hv"}
+        figure.add_trace(go.Scatter(x=x, y=y, name=f"pods, {side.name}", mode="lines", line=line))
+    return figure.update_yaxes(title="pods")
+
+
+def svg(figure: go.Figure) -> str:
+    """The figure as Plotly draws it in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_content(report.html(figure, first=True))
+        drawn: Any = page.evaluate(
+            "Plotly.toImage(document.querySelector('.js-plotly-plot'), {format: 'svg', width: 900, height: 340})"
+        )
+        browser.close()
+    return unquote(str(drawn).partition(",")[2]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
