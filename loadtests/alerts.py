@@ -71,8 +71,8 @@ class Judge(Protocol):
     def alerts(self, samples: Samples, second: int) -> list[Alert]:
         """The alerts that are not quiet now, `second` seconds into the run."""
 
-    def pods(self) -> dict[str, int]:
-        """Pods of each function now; empty where that is not known."""
+    def pods(self) -> dict[str, int] | None:
+        """Pods of each function that has some now; None where that is not known."""
 
 
 class Prometheus:
@@ -96,11 +96,13 @@ class Prometheus:
             if alert["labels"]["alertname"] in self._names
         ]
 
-    def pods(self) -> dict[str, int]:
+    def pods(self) -> dict[str, int] | None:
         if not self._sees_pods:
-            return {}
-        found = ask(self._url, "query", query=PODS)["result"]
-        return {one["metric"]["name"]: int(one["value"][1]) for one in found if one["metric"].get("name")}
+            return None
+        counts = {
+            one["metric"].get("name"): int(one["value"][1]) for one in ask(self._url, "query", query=PODS)["result"]
+        }
+        return {name: count for name, count in counts.items() if name and count}
 
 
 class LocustOnly:
@@ -129,8 +131,8 @@ class LocustOnly:
                 found.append(Alert(Subject(ERRORS, function), "firing", errors))
         return found
 
-    def pods(self) -> dict[str, int]:
-        return {}
+    def pods(self) -> None:
+        return None
 
 
 def about(labels: Mapping[str, str]) -> str:
@@ -168,11 +170,13 @@ def judge(url: str, run_seconds: int) -> Iterator[Judge]:
         return
     binary = shutil.which("prometheus")
     if binary and is_local(url):
-        with own_prometheus(binary, _targets()) as address:
+        with own_prometheus(binary, _targets(), run_seconds) as address:
             # It has seen a service at rest alone: what is pending there waits for metrics that only a cluster has.
+            left_out = rules.too_long_for(run_seconds)
             yield Prometheus(
                 address,
-                f"a Prometheus of this run's own; every 'for' and window of the rules is divided by {SCALE}",
+                f"a Prometheus of this run's own; every 'for' and window of the rules is divided by {SCALE}"
+                + (f"; not by {', '.join(left_out)}, which look back further than it lasts" if left_out else ""),
                 before=["pending", "firing"],
                 sees_pods=False,
             )
@@ -190,7 +194,7 @@ def _targets() -> Path:
 
 
 @contextmanager
-def own_prometheus(binary: str, targets: Path) -> Iterator[str]:
+def own_prometheus(binary: str, targets: Path, run_seconds: int) -> Iterator[str]:
     """Starts a Prometheus that scrapes the functions of `make up` every second, and ends it after the block."""
     from knative.local.servers import LOOPBACK, free_port
 
@@ -202,7 +206,7 @@ def own_prometheus(binary: str, targets: Path) -> Iterator[str]:
             "scrape_configs": [{"job_name": "functions", "file_sd_configs": [{"files": [str(targets)]}]}],
         }
         Path(folder, "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-        Path(folder, "rules.yaml").write_text(yaml.safe_dump({"groups": rules.scaled()}))
+        Path(folder, "rules.yaml").write_text(yaml.safe_dump({"groups": rules.scaled(run_seconds=run_seconds)}))
         log = Path(folder, "log")
         with log.open("w") as output:
             process = subprocess.Popen(

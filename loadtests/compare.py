@@ -101,7 +101,6 @@ def main() -> None:
     try:
         url, cluster = os.environ.get("URL", "").rstrip("/"), Cluster(None)
         refuse_unless_ready(url, cluster)
-        only_knative(cluster)
         try:
             # The guide's first: what it leaves in caches and tables serves the other.
             hpa, knative = (measured(side, url, cluster) for side in (HPA, KNATIVE))
@@ -170,6 +169,7 @@ def only_knative(cluster: Cluster) -> None:
 def measured(side: Side, url: str, cluster: Cluster) -> Side:
     """Deploys a side, waits until it is at rest, and lets the spike come."""
     print(f"\n{side.name}: deploying, and waiting until it is at rest", flush=True)
+    only_knative(cluster)
     apply(f"loadtests/compare/{side.folder}")
     wait_until_at_rest(side, cluster)
     file = WORK / f"{side.folder}.html"

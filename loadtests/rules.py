@@ -1,7 +1,7 @@
 """What the PrometheusRule files of production say, and the same on a shorter scale of time."""
 
+import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,10 @@ def alerting(folder: Path = RULES) -> list[Rule]:
 
 def judging(folder: Path = RULES) -> list[Rule]:
     """The alerting rules that a load can set off: not those on what time alone brings, as a certificate's expiry."""
-    recorded = {rule["record"]: rule["expr"] for group in groups(folder) for rule in group["rules"] if "record" in rule}
-
-    def metrics(expression: str) -> Iterator[str]:
-        for name in re.findall(r"[a-zA-Z_:][\w:]*", re.sub(r'"[^"]*"', "", expression)):
-            if name in recorded:
-                yield from metrics(recorded[name])
-            else:
-                yield name
-
     return [
-        rule for rule in alerting(folder) if not any(name.startswith(PASSING_OF_TIME) for name in metrics(rule["expr"]))
+        rule
+        for rule in alerting(folder)
+        if not re.search(rf"\b({'|'.join(PASSING_OF_TIME)})", _in_full(rule["expr"], folder))
     ]
 
 
@@ -91,9 +84,63 @@ def latency_thresholds() -> list[float]:
     return sorted({threshold(LATENCY), *edges})
 
 
-def scaled(folder: Path = RULES) -> list[dict[str, Any]]:
-    """The groups for a Prometheus that scrapes every second: each span of time is divided by SCALE."""
-    return [{"name": group["name"], "rules": [_scaled(rule) for rule in group["rules"]]} for group in groups(folder)]
+def scaled(folder: Path = RULES, run_seconds: float = math.inf) -> list[dict[str, Any]]:
+    """The groups for a Prometheus that scrapes every second: each span of time is divided by SCALE.
+
+    It has no history. So an alert that looks back further than the run lasts is left out, or the part of it that does,
+    where `or` joins it to others: in a window that has just begun, one slow request is a burnt budget.
+    """
+    found = []
+    for group in groups(folder):
+        rules = [one for rule in group["rules"] if (one := _within(rule, folder, run_seconds * SCALE))]
+        found.append({"name": group["name"], "rules": [_scaled(rule) for rule in rules]})
+    return found
+
+
+def too_long_for(run_seconds: float, folder: Path = RULES) -> list[str]:
+    """The alerts that are left out for a run of so many seconds."""
+    kept = {rule.get("alert") for group in scaled(folder, run_seconds) for rule in group["rules"]}
+    return [rule["alert"] for rule in judging(folder) if rule["alert"] not in kept]
+
+
+def _within(rule: Rule, folder: Path, longest: float) -> Rule | None:
+    """A rule without the alternatives that look back for more than so many seconds; None when none is left."""
+    if "record" in rule:
+        return rule
+    kept = [part for part in _alternatives(rule["expr"]) if _looks_back(_in_full(part, folder)) <= longest]
+    return rule | {"expr": "\nor ".join(kept)} if kept else None
+
+
+def _alternatives(expression: str) -> list[str]:
+    """What an expression joins by `or`, outside of all parentheses."""
+    parts, depth, start = [], 0, 0
+    for match in re.finditer(r"[({\[]|[)}\]]|\bor\b", expression):
+        if match[0] != "or":
+            depth += 1 if match[0] in "({[" else -1
+        elif not depth:
+            parts.append(expression[start : match.start()])
+            start = match.end()
+    return [part.strip() for part in [*parts, expression[start:]]]
+
+
+def _looks_back(expression: str) -> float:
+    """Seconds of the longest window in it."""
+    return max((seconds(match[1]) for match in _WINDOW.finditer(expression)), default=0.0)
+
+
+def _in_full(expression: str, folder: Path) -> str:
+    """An expression, followed by those of all that it takes from recording rules."""
+    recorded: dict[str, str] = {}
+    for group in groups(folder):
+        for rule in group["rules"]:
+            if "record" in rule:
+                recorded[rule["record"]] = recorded.get(rule["record"], "") + "\n" + rule["expr"]
+    texts, names = [expression], set(recorded)
+    for text in texts:
+        found = {name for name in names if re.search(rf"(?<![\w:]){re.escape(name)}(?![\w:])", text)}
+        names -= found
+        texts += [recorded[name] for name in found]
+    return "\n".join(texts)
 
 
 def _scaled(rule: Rule) -> Rule:

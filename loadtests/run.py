@@ -98,8 +98,7 @@ def wait_for_zero(url: str, judge: Judge) -> None:
     print(f"waiting until no function has a pod, for {TO_ZERO_SECONDS} s at the most", flush=True)
     until = time.monotonic() + TO_ZERO_SECONDS
     while time.monotonic() < until:
-        pods = judge.pods()
-        if pods and not any(pods.values()):
+        if judge.pods() == {}:
             return
         gevent.sleep(5)
 
@@ -125,7 +124,7 @@ def perform(run: Run, scenario: Scenario, judge: Judge) -> None:
         while (second := int(time.monotonic() - started)) < scenario.seconds:
             run.users[second] = runner.user_count
             run.alerts[second] = judge.alerts(run.samples, second)
-            run.pods[second] = judge.pods()
+            run.pods[second] = judge.pods() or {}
             if second >= shown + PROGRESS_SECONDS:
                 print(progress(run, shown, second), flush=True)
                 shown = second

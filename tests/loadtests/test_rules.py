@@ -82,3 +82,24 @@ def test_the_thresholds_are_those_of_the_rules_of_production() -> None:
     assert rules.threshold(rules.LATENCY) == 1
     assert rules.threshold(rules.ERRORS) == 0.1
     assert 1 in rules.latency_thresholds()
+
+
+def expressions(folder: Path, run_seconds: float) -> dict[str, str]:
+    groups = rules.scaled(folder, run_seconds)
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def test_a_short_run_is_not_judged_by_what_looks_back_further(tmp_path: Path) -> None:
+    recorded = [{"record": f"burn:{window}", "expr": f"sum(rate(errors_total[{window}]))"} for window in ("1h", "6h")]
+    alerts = [
+        {"alert": "Now", "expr": '(up{job="this or that"} or vector(0)) < 1'},
+        {"alert": "Fast", "expr": "(burn:1h > 14\n  and x > 1)\nor (burn:6h > 6 and x > 1)"},
+        {"alert": "Slow", "expr": "burn:6h > 1"},
+    ]
+    document = {"kind": "PrometheusRule", "spec": {"groups": [{"name": "all", "rules": [*recorded, *alerts]}]}}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(document))
+    now = {"Now": alerts[0]["expr"]}
+    assert expressions(tmp_path, 30) == now
+    assert expressions(tmp_path, 120) == now | {"Fast": "(burn:1h > 14\n  and x > 1)"}
+    assert expressions(tmp_path, 720) == {alert["alert"]: alert["expr"] for alert in alerts}
+    assert rules.too_long_for(30, tmp_path) == ["Fast", "Slow"]
