@@ -59,10 +59,14 @@ class Somebody(HttpUser):
 
     def refresh(self) -> None:
         body = {"refresh_token": self.tokens["refresh_token"]}
-        if answer := self.send("refresh_token", "POST", f"{USERS}/token/refresh", body):
-            self.tokens = answer.json()
+        answer = self.send("refresh_token", "POST", f"{USERS}/token/refresh", body)
+        if answer is None:
+            self.log_in_again()
         else:
-            self.log_in()
+            self.tokens = answer.json()
+
+    def log_in_again(self) -> None:
+        self.log_in()
 
     def send(self, function: str, method: str, path: str, body: Any = None, *, expected: int = 0) -> Any:
         """The answer of a function; None when it was none of success, nor the expected one."""
@@ -83,7 +87,8 @@ class Somebody(HttpUser):
             StopUser: it never came.
         """
         for _ in range(TRIES):
-            if answer := self.send(function, method, path, body, expected=expected):
+            answer = self.send(function, method, path, body, expected=expected)
+            if answer is not None:  # one that was expected to be of no success is false
                 return answer
             gevent.sleep(1)  # as the service asks for when it is too busy
         raise StopUser
@@ -216,9 +221,10 @@ class Administrator(Somebody):
         app = pyotp.TOTP(self.insist("enroll_totp", "POST", f"{USERS}/me/totp").json()["secret"])
         answer = self.insist("confirm_totp", "POST", f"{USERS}/me/totp/confirm", {"code": app.now()})
         self.recovery_codes: list[str] = answer.json()["recovery_codes"]
-        self.log_in_with_second_factor()
+        self.log_in_again()
 
-    def log_in_with_second_factor(self) -> None:
+    def log_in_again(self) -> None:
+        """With a recovery code."""
         self.tokens = {}
         challenge = self.insist("login", "POST", f"{USERS}/login", self.credentials(), expected=401).json()["challenge"]
         body = {"challenge": challenge, "code": self.recovery_codes.pop()}

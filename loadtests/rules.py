@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _SCRAPES_OF_A_RATE = 3
 Rule = dict[str, Any]
 
 
+@cache
 def groups(folder: Path = RULES) -> list[dict[str, Any]]:
     """The groups of rules, recording and alerting, in all PrometheusRule files of a folder."""
     documents = [
