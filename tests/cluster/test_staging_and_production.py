@@ -1,4 +1,4 @@
-"""What staging has and development has not, seen on a cluster: ENVIRONMENT=staging."""
+"""What staging and production have and development has not, seen on a cluster: ENVIRONMENT=staging, or production."""
 
 import http.client
 import json
@@ -11,8 +11,12 @@ from tests.cluster.conftest import ENVIRONMENT, HOST, USERS, call, gateway, name
 from tests.conftest import wait_for
 
 DATABASE = "aegis_user_staging"
+WARM = {"staging": 2, "production": 3}.get(ENVIRONMENT)
+NODES = {"staging": 3, "production": 6}.get(ENVIRONMENT)
 
-pytestmark = pytest.mark.skipif(ENVIRONMENT != "staging", reason="of staging: set ENVIRONMENT=staging")
+pytestmark = pytest.mark.skipif(ENVIRONMENT == "development", reason="not of development: set ENVIRONMENT=staging")
+in_staging = pytest.mark.skipif(ENVIRONMENT != "staging", reason="of staging: set ENVIRONMENT=staging")
+in_production = pytest.mark.skipif(ENVIRONMENT != "production", reason="of production: set ENVIRONMENT=production")
 
 
 def test_plain_http_is_sent_to_https() -> None:
@@ -22,15 +26,16 @@ def test_plain_http_is_sent_to_https() -> None:
     assert (response.status, response.headers["Location"]) == (301, f"https://{HOST}{USERS}/me?a=b")
 
 
-def test_hot_functions_keep_two_pods_and_the_others_none() -> None:
+def test_hot_functions_keep_some_pods_and_the_others_none() -> None:
     names = [name.partition("/")[2] for name in namespaced("get", "ksvc", "-o", "name").split()]
     hot = {"get-profile", "login", "refresh-token"}
-    wait_for(lambda: all(pods(name) == 2 for name in hot), seconds=120)
+    wait_for(lambda: all(pods(name) == WARM for name in hot), seconds=120)
     # Those of the start go after scale-down-delay, those that were called after it and the window.
     wait_for(lambda: sum(pods(name) for name in names if name not in hot) == 0, seconds=600)
-    assert {name: pods(name) for name in hot} == dict.fromkeys(hot, 2)
+    assert {name: pods(name) for name in hot} == dict.fromkeys(hot, WARM)
 
 
+@in_staging
 def test_the_replica_has_what_the_primary_committed(credentials: dict[str, str]) -> None:
     assert call("POST", f"{USERS}/login", credentials)[0] == 200
     committed = on("postgres-0", "SELECT pg_current_wal_lsn()")
@@ -39,6 +44,25 @@ def test_the_replica_has_what_the_primary_committed(credentials: dict[str, str])
     wait_for(lambda: on("postgres-replica-0", replayed) == "t", seconds=30)
     print(f"\nthe replica had it {time.monotonic() - started:.1f} s later, as kubectl sees it")
     assert on("postgres-0", "SELECT active FROM pg_replication_slots") == "t"
+
+
+@in_production
+def test_a_primary_that_is_gone_is_replaced_by_a_replica(credentials: dict[str, str]) -> None:
+    assert call("POST", f"{USERS}/login", credentials)[0] == 200
+    before = primary()
+    started = time.monotonic()
+    namespaced("delete", "pod", before, "--grace-period=0", "--force")
+    wait_for(lambda: primary() != before, seconds=120)
+    print(f"\nafter {time.monotonic() - started:.0f} s {primary()} is the primary in place of {before}")
+    wait_for(lambda: call("POST", f"{USERS}/login", credentials)[0] == 200, seconds=120)
+    print(f"users log in again after {time.monotonic() - started:.0f} s")
+    wait_for(lambda: namespaced("get", "cluster", "postgres", "-o", "jsonpath={.status.readyInstances}") == "3", 300)
+    print(f"all three instances are ready again after {time.monotonic() - started:.0f} s")
+
+
+def primary() -> str:
+    """The pod of CloudNativePG's primary."""
+    return namespaced("get", "cluster", "postgres", "-o", "jsonpath={.status.currentPrimary}")
 
 
 def test_the_nodes_of_redis_form_one_cluster_and_heal_it(credentials: dict[str, str]) -> None:
@@ -51,13 +75,13 @@ def test_the_nodes_of_redis_form_one_cluster_and_heal_it(credentials: dict[str, 
 
 
 def whole() -> bool:
-    """Whether each node knows two others, and that all slots are served."""
+    """Whether each node knows all others, and that all slots are served."""
     found = json.loads(namespaced("get", "pods", "-l", "app=redis", "-o", "json"))["items"]
     names = [pod["metadata"]["name"] for pod in found if pod["status"]["phase"] == "Running"]
-    if len(names) != 3 or not all(pod["status"]["containerStatuses"][0]["ready"] for pod in found):
+    if len(names) != NODES or not all(pod["status"]["containerStatuses"][0]["ready"] for pod in found):
         return False
     states = [namespaced("exec", name, "--", "redis-cli", "cluster", "info") for name in names]
-    return all("cluster_state:ok" in state and "cluster_known_nodes:3" in state for state in states)
+    return all("cluster_state:ok" in state and f"cluster_known_nodes:{NODES}" in state for state in states)
 
 
 def on(pod: str, statement: str) -> str:
