@@ -57,7 +57,8 @@ SUBJECTS = {
 """The label that tells what an alert is about, where that is not the function."""
 
 PROMQL = {
-    *("sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "avg_over_time", "min_over_time"),
+    *("sum", "max", "min", "count", "rate", "increase", "histogram_quantile"),
+    *("avg_over_time", "min_over_time", "sum_over_time"),
     *("vector", "clamp_min", "absent", "time", "or", "and", "unless", "offset"),
 }
 
@@ -342,6 +343,13 @@ CASES = [
         set(),
         minutes=3 * DAY,
         step=2,
+    ),
+    Case(
+        SLOWLY,
+        "five failed in the first hour of a new Prometheus",
+        requests("login", 200, "0+1x90") + requests("login", 500, "0x20 0+1x5 5x90"),
+        set(),
+        minutes=60,
     ),
     Case(
         SLOWLY,
