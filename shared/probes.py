@@ -1,5 +1,6 @@
 """Health and metrics of a process that serves no requests, as relay and dispatcher: /health/live and /metrics."""
 
+import contextlib
 import os
 import threading
 import time
@@ -44,8 +45,9 @@ def serve(heart: Heart) -> None:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(OSError):  # who asked did not wait for it
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             """Probes are not worth a line."""
