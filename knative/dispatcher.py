@@ -47,15 +47,13 @@ from shared.manifests import Trigger, triggers
 from shared.metrics import BUCKETS, SERVICE
 from shared.probes import Heart
 from shared.providers import pools
-from shared.settings import InvalidSettings, load
+from shared.settings import InvalidSettings, load, settings
 from shared.stopping import stopped_by
 
 CHECK_SECONDS = 1.0
 COMMIT_SECONDS = 0.5
 """How old a settled event's offset may get before it is committed; so much is delivered again after a kill."""
 POLL_SECONDS = 0.25
-FETCH_SECONDS = 0.05
-"""How long the broker holds a fetch: the embedded one answers only half-way through, whatever comes in the meantime."""
 STOP_SECONDS = 5.0
 """What a delivery under way has when the dispatcher stops; with the broker's time-outs well within a pod's 30 s."""
 MAX_BACKOFF_SECONDS = 60.0
@@ -146,7 +144,7 @@ def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threadi
                 group_id=f"knative-trigger-{trigger.name}-{topic_id}",
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
-                fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
+                fetch_max_wait_ms=settings().kafka_fetch_milliseconds,
                 fetch_max_bytes=MAX_FETCH_BYTES,
                 max_poll_records=MAX_BATCH,
             ) as consumer:

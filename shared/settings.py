@@ -61,6 +61,8 @@ class Settings:
     redis_url: str
     """A Redis, or with the scheme `REDIS_CLUSTER` any node of a cluster."""
     kafka_bootstrap_servers: str
+    kafka_fetch_milliseconds: int
+    """For so long a broker may hold the dispatcher's question for events while there are none."""
     public_url: str
     """Where people meet the service: issuer of access tokens and start of the links in mails."""
     signing_keys: tuple[SigningKey, ...]
@@ -171,6 +173,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         database_url=url("DATABASE_URL", "postgresql"),
         redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
+        kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 500, 10, 1000),
         public_url=(public_url := url("PUBLIC_URL", "http", "https")),
         signing_keys=signing_keys,
         refresh_key=refresh_key,

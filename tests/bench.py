@@ -87,6 +87,7 @@ def _servers(folder: Path) -> Iterator[str]:
         broker = f"the broker at {os.environ.get('KAFKA_BOOTSTRAP_SERVERS')}"
         if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
             tansu, os.environ["KAFKA_BOOTSTRAP_SERVERS"] = servers.kafka()
+            os.environ["KAFKA_FETCH_MILLISECONDS"] = servers.KAFKA_FETCH_MILLISECONDS
             started.append(tansu)
             broker = "the embedded broker"
         for process in started:

@@ -136,6 +136,10 @@ def redis(data: Path) -> tuple[Process, str]:
     return process, f"redis://:{password}@{LOOPBACK}:{port}/0"
 
 
+KAFKA_FETCH_MILLISECONDS = "50"
+"""For who reads from this broker: it answers only half-way through a fetch, whatever comes in the meantime."""
+
+
 def kafka() -> tuple[Process, str]:
     """A Kafka broker (Tansu) that holds everything in memory, and its address."""
     address = f"{LOOPBACK}:{(port := free_port())}"

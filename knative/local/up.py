@@ -132,6 +132,8 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
             process, address = make()
             supervisor.start(process)
             processes.append(process)
+            if name == "KAFKA_BOOTSTRAP_SERVERS":
+                addresses["KAFKA_FETCH_MILLISECONDS"] = servers.KAFKA_FETCH_MILLISECONDS
         addresses[name] = address
     if fork.IS_SAFE:  # while they start
         fork.preload((*PRELOADED, *(f"functions.{name}" for name in functions())))
