@@ -75,7 +75,13 @@ def connect(url: URL, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.s
     transport.most = timeout
     transport.settimeout(most)
     connection = _Connection(
-        url.username or "", database=url.database, password=url.password, sock=transport, application_name="aegis"
+        url.username or "",
+        database=url.database,
+        password=url.password,
+        sock=transport,
+        application_name="aegis",
+        # pg8000 would ask for TLS by itself, check no certificate, and take the socket away from us.
+        ssl_context=False,
     )
     return connection, transport
 
