@@ -102,8 +102,11 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
     try:
         environment = start_servers(supervisor, data) | settings(data, port)
         start_functions(supervisor, data, port, environment)
-        environment_file.touch(mode=0o600)
-        environment_file.write_text(json.dumps(environment, indent=1))
+        # Renamed when it is whole: who waits for it reads it at once.
+        unfinished = data / f"{ENVIRONMENT}.unfinished"
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(json.dumps(environment, indent=1))
+        unfinished.replace(environment_file)
         greet(port, data, time.monotonic() - started)
         while not stopped.wait(0.1):
             supervisor.restart_the_dead()
