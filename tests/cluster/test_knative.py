@@ -134,7 +134,7 @@ def test_an_event_function_grows_with_a_backlog_and_shrinks_after() -> None:
 
 
 def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearers: list[dict[str, str]]) -> None:
-    with load(4, get_profile(bearers, pause=0.05)) as running:
+    with load(4, get_profile(bearers, pause=0.2)) as running:
         wait_for(lambda: running.statuses[200] > 50, seconds=60)
         before = revision("get-profile")
         patch = {"spec": {"template": {"metadata": {"annotations": {"rolled-out-at": str(time.time())}}}}}
@@ -149,7 +149,7 @@ def test_a_new_revision_rolls_out_under_load_without_a_failed_request(bearers: l
 
 
 def test_a_deleted_pod_costs_no_request(bearers: list[dict[str, str]]) -> None:
-    with load(4, get_profile(bearers, pause=0.05)) as running:
+    with load(4, get_profile(bearers, pause=0.2)) as running:
         wait_for(lambda: running.statuses[200] > 50, seconds=60)
         selector = "serving.knative.dev/service=get-profile"
         namespaced("delete", "pod", "-l", selector, "--wait=false")
