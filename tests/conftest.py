@@ -22,6 +22,8 @@ from urllib.parse import urlencode
 
 import pytest
 from flask.testing import FlaskClient
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, Table, text
@@ -29,12 +31,16 @@ from sqlalchemy import Connection, Table, text
 from shared.database import transaction
 from shared.registry import HTTP_FUNCTIONS
 
+# How long one example takes says nothing on a machine that runs other tests as well.
+hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("patient")
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".local" / "tests"
 PASSWORD = "correct horse battery staple"
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 MAX_LOG_LINES = 100
 
 _service: list[subprocess.Popen[bytes]] = []
