@@ -28,8 +28,6 @@ TRIES = 10
 """Of what a person cannot go on without."""
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 """Set where the name of the gateway's host leads elsewhere and URL is an address."""
-ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
-"""The command that makes an administrator, without the address."""
 AIDS = "inbox"
 """The name of requests that serve the test alone; they are not judged."""
 ADMINISTRATORS = 2
@@ -260,12 +258,13 @@ def appoint_administrators() -> None:
     Raises:
         CannotJudge: the command that should make them fails.
     """
+    command = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
     for _ in range(ADMINISTRATORS):
         email = f"admin-{uuid.uuid4().hex[:12]}@example.com"
-        done = subprocess.run([*shlex.split(ADMIN_CREATE), email], capture_output=True, text=True, check=False)
+        done = subprocess.run([*shlex.split(command), email], capture_output=True, text=True, check=False)
         if done.returncode:
             raise CannotJudge(
                 f"No administrator can be made: {(done.stderr or done.stdout).strip()}\n"
-                f"ADMIN_CREATE is the command that makes one: {ADMIN_CREATE}"
+                f"ADMIN_CREATE is the command that makes one: {command}"
             )
         Administrator.emails.append(email)
