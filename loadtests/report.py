@@ -194,7 +194,7 @@ def html(figure: go.Figure, *, first: bool) -> str:
         figure,
         full_html=False,
         include_plotlyjs=first,
-        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
+        config={"responsive": True, "displayModeBar": False},
         post_script=FINGER,
     )
     return str(text)
