@@ -156,7 +156,7 @@ def test_a_bad_parameter_is_named(admin: dict[str, Any], name: str, value: str) 
     assert [error["pointer"] for error in response.json["errors"]] == [f"/{name}"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.one_of(st.text(), st.from_regex(r"[A-Za-z0-9_=-]{30,34}", fullmatch=True)))
 def test_no_garbage_is_taken_for_a_cursor(searcher: dict[str, Any], cursor: str) -> None:
     response = call("list_users", searcher, query={"cursor": cursor.encode("utf-8", "replace")})

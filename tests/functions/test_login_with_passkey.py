@@ -159,9 +159,7 @@ def test_bad_input_names_its_field(active_user: User, change: dict[str, Any], po
     assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, pointer)
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     data=st.data(),
     member=st.sampled_from(["clientDataJSON", "authenticatorData", "signature", "userHandle", "id", "rawId"]),

@@ -17,9 +17,7 @@ from shared.tables import challenge, passkey
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_passkeys
 from tests.conftest import User, call, create_user, events_of, log_in, session_of, strong_session_of
 
-GARBAGE = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+GARBAGE = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 """For one user of a test: fewer requests than an account may make in a minute."""
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
@@ -188,7 +188,7 @@ patches = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.lists(patches, min_size=1, max_size=5))
 def test_any_sequence_of_patches_is_what_rfc_7396_makes_of_it(sequence: list[dict[str, Any]]) -> None:
     user = create_user(f"{uuid.uuid4().hex[:12]}@example.com")

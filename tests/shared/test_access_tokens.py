@@ -109,7 +109,7 @@ def test_a_token_signed_with_another_key_is_a_401(active_user: User) -> None:
     assert get(sign(claims_of(active_user), key=ec.generate_private_key(ec.SECP256R1()))).status_code == 401
 
 
-@settings_(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings_(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10_000), character=st.sampled_from(string.ascii_letters + string.digits + "-_.="))
 def test_a_token_of_which_one_character_was_changed_is_no_token(caller: Caller, position: int, character: str) -> None:
     token = access_tokens.issue(caller)
