@@ -30,6 +30,7 @@ from knative.release.overlays import KUBECTL
 from knative.release.refused import Refused
 from loadtests import report
 from loadtests.record import Record
+from loadtests.verdict import NOT_JUDGED
 
 ROOT = Path(__file__).parents[1]
 SIDES = Path(__file__).parent / "compare"
@@ -105,7 +106,7 @@ def main() -> None:
             # The guide's first: what it leaves in caches and tables serves the other.
             hpa, knative = (measured(side, url, cluster) for side in (HPA, KNATIVE))
         finally:
-            only_knative(cluster)
+            only_knative()
             apply("knative/overlays/development")
     except (Refused, Rejected) as error:
         sys.exit(str(error))
@@ -157,19 +158,17 @@ def kubectl(*arguments: str) -> str:
     return done.stdout
 
 
-def only_knative(cluster: Cluster) -> None:
+def only_knative() -> None:
     """Takes the guide's Deployment away, if it is there."""
     for file in ("user_service.yaml", "network_policies.yaml"):
         kubectl("delete", "--ignore-not-found", "-f", str(SIDES / HPA.folder / file))
-    for configuration in cluster.list("v1", "ConfigMap"):
-        if configuration["metadata"]["name"].startswith("every-function-"):
-            cluster.delete(configuration)
+    kubectl("--namespace=aegis-user-service", "delete", "--ignore-not-found", "configmap/every-function")
 
 
 def measured(side: Side, url: str, cluster: Cluster) -> Side:
     """Deploys a side, waits until it is at rest, and lets the spike come."""
     print(f"\n{side.name}: deploying, and waiting until it is at rest", flush=True)
-    only_knative(cluster)
+    only_knative()
     apply(f"loadtests/compare/{side.folder}")
     wait_until_at_rest(side, cluster)
     file = WORK / f"{side.folder}.html"
@@ -183,10 +182,9 @@ def measured(side: Side, url: str, cluster: Cluster) -> Side:
         # How long it was slow is what is asked here, not whether an alert took notice.
         "PROMETHEUS_URL": "",
     }
-    file.with_suffix(".json").unlink(missing_ok=True)
     with watched(cluster) as seen:
-        subprocess.run([sys.executable, "-m", "loadtests.run"], cwd=ROOT, env=environment, check=False)
-        if not file.with_suffix(".json").exists():
+        done = subprocess.run([sys.executable, "-m", "loadtests.run"], cwd=ROOT, env=environment, check=False)
+        if done.returncode == NOT_JUDGED:
             raise Refused(f"The load test of {side.name} did not run: see above.")
         print(f"{side.name}: quiet for {QUIET_SECONDS} s", flush=True)
         time.sleep(QUIET_SECONDS)
@@ -199,7 +197,9 @@ def wait_until_at_rest(side: Side, cluster: Cluster) -> None:
         Refused: it does not come to rest.
     """
     kubectl("--namespace=aegis-user-service", "wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=600s")
-    kubectl("--namespace=aegis-user-service", "rollout", "status", "deploy/dispatcher", "deploy/relay")
+    kubectl(
+        "--namespace=aegis-user-service", "rollout", "status", "deploy/dispatcher", "deploy/relay", "--timeout=300s"
+    )
     deadline = time.monotonic() + SETTLING_SECONDS
     while not is_at_rest(side, cluster):
         if time.monotonic() > deadline:

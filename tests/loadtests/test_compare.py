@@ -54,6 +54,9 @@ def test_the_sides_differ_in_nothing_else(objects: dict[str, dict[tuple[str, str
     knative, hpa = objects["knative"], objects["hpa"]
     changed = {name for name in knative if knative[name] != hpa[name]}
     assert {name[1:] for name in changed} == {("Gateway", "api"), ("Deployment", "dispatcher")}
+    dispatchers = [side["apps/v1", "Deployment", "dispatcher"]["spec"]["template"]["spec"] for side in (knative, hpa)]
+    before, after = ({one["name"]: one for one in pod["containers"][0]["env"]} for pod in dispatchers)
+    assert [name for name in before if before[name] != after[name]] == ["FUNCTION_URL"]
     added = {name[1] for name in hpa.keys() - knative.keys()}
     assert added == {
         "ConfigMap", "Deployment", "Service", "HorizontalPodAutoscaler", "HTTPRoute", "NetworkPolicy",
