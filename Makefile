@@ -37,7 +37,7 @@ loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=sm
 loadtest-compare: setup  ## on a cluster: one spike against Knative, and against the guide's Deployment and HPA (URL= IMAGE= USERS=)
 	@$(BIN)/python -m loadtests.compare
 
-bench: setup  ## measure what speed costs, beside baselines in the same run (KAFKA_BOOTSTRAP_SERVERS= JSON=)
+bench: setup  ## measure what speed costs, beside baselines in the same run (JSON=)
 	@$(BIN)/python -m tests.bench
 
 check: setup  ## lint, check format and types, render and validate the manifests
