@@ -10,6 +10,8 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from shared import access_tokens
 from shared.access_tokens import Caller, InvalidAccessToken
 from shared.settings import settings
-from tests.conftest import User, client, log_in
+from tests.conftest import User, call, client, log_in, wait_for
 
 PATH = "/api/v1/users/me"
 
@@ -86,14 +88,56 @@ def test_a_clock_may_be_half_a_minute_off(active_user: User) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [{"typ": "JWT"}, {"typ": None}, {"kid": "unknown"}, {"kid": None}, {"kid": 7}], ids=str
+    "header",
+    [
+        {"typ": "JWT"},
+        {"typ": None},
+        {"kid": "unknown"},
+        {"kid": None},
+        {"kid": 7},
+        {"kid": ["a", "list"]},
+        {"alg": "none"},
+        {"alg": "HS256"},
+        {"alg": None},
+        {"crit": ["exp"]},
+        {"crit": ["b64"], "b64": False},
+    ],
+    ids=str,
 )
-def test_a_wrong_header_is_a_401(active_user: User, header: dict[str, Any]) -> None:
-    token = sign(claims_of(active_user))
-    _, payload, signature = token.split(".")
-    fields = {**jwt.get_unverified_header(token), **header}
-    encoded = base64.urlsafe_b64encode(json.dumps(fields).encode()).rstrip(b"=").decode()
-    assert get(f"{encoded}.{payload}.{signature}").status_code == 401
+def test_a_wrong_header_is_a_401_though_it_is_signed(active_user: User, header: dict[str, Any]) -> None:
+    claims = claims_of(active_user)
+    right = {"alg": "ES256", "typ": "at+jwt", "kid": settings().signing_keys[0].kid}
+    assert get(compact(right, claims)).status_code == 200
+    assert get(compact(right | header, claims)).status_code == 401
+
+
+def compact(header: dict[str, Any], claims: dict[str, Any]) -> str:
+    """A JWS with our signature, whatever its header says."""
+    message = b".".join(base64url(json.dumps(part).encode()) for part in (header, claims))
+    r, s = decode_dss_signature(access_tokens._private_key().sign(message, ec.ECDSA(SHA256())))
+    return (message + b"." + base64url(r.to_bytes(32, "big") + s.to_bytes(32, "big"))).decode()
+
+
+def base64url(content: bytes) -> bytes:
+    return base64.urlsafe_b64encode(content).rstrip(b"=")
+
+
+@pytest.mark.parametrize("header", [b"[]", b"1", b'{"kid":' + b"[" * 2500, b"\xff", b"{}"], ids=repr)
+def test_a_header_that_is_none_is_a_401(header: bytes) -> None:
+    assert get(f"{base64url(header).decode()}.e30.{'A' * 86}").status_code == 401
+
+
+def test_a_token_that_was_good_is_none_once_it_has_expired(active_user: User) -> None:
+    token = sign(claims_of(active_user, exp=int(time.time()) - access_tokens.CLOCK_SKEW_SECONDS + 2))
+    assert get(token).status_code == 200
+    wait_for(lambda: get(token).status_code == 401)
+
+
+def test_a_token_that_was_good_is_none_once_its_session_has_ended(active_user: User) -> None:
+    tokens = log_in(active_user)
+    assert get(tokens["access_token"]).status_code == 200
+    assert call("logout", tokens).status_code == 204
+    assert get(tokens["access_token"]).status_code == 401
 
 
 def test_a_token_without_a_signature_is_a_401(active_user: User) -> None:
