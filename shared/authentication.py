@@ -1,6 +1,5 @@
 """Who calls: the access token, and the session behind it, which may have ended since the token was issued."""
 
-from collections.abc import Callable
 from uuid import UUID
 
 from shared import access_tokens, cache
@@ -16,33 +15,36 @@ _ENDED = b"ended"
 _ENDED_SECONDS = access_tokens.LIFETIME_SECONDS + access_tokens.CLOCK_SKEW_SECONDS
 
 
-def authenticate(authorization: str, cached: Callable[[Caller], str] | None) -> tuple[Caller, bytes | None]:
-    """The caller named by an Authorization header, and an entry of the cache that the operation wants.
-
-    One round trip to Redis fetches both the state of the session and that entry; the database is asked only
-    when Redis does not know the session.
+def caller_of(authorization: str) -> Caller:
+    """The caller named by an Authorization header; whether their session goes on is asked by `has_session`.
 
     Raises:
-        Unauthenticated: no token, not a valid one, or its session has ended.
+        Unauthenticated: no token, or not a valid one.
     """
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthenticated
     try:
-        caller = access_tokens.verify(token)
+        return access_tokens.verify(token)
     except InvalidAccessToken:
         raise Unauthenticated from None
 
-    key = _session_key(caller.user_id, caller.session_id)
-    state, *wanted = cache.get(key, *([cached(caller)] if cached else []))
-    active = state == _ACTIVE
-    if state is None:
-        active = _is_active_in_database(caller)
-        if active:
-            cache.put_if_absent(key, _ACTIVE, seconds=_ACTIVE_SECONDS)
-    if not active:
-        raise Unauthenticated
-    return caller, wanted[0] if wanted else None
+
+def state_key(caller: Caller) -> str:
+    """The key of the cache under which the state of the caller's session stands."""
+    return _session_key(caller.user_id, caller.session_id)
+
+
+def has_session(caller: Caller, state: bytes | None) -> bool:
+    """Whether the caller's session goes on.
+
+    Args:
+        state: what the cache has under `state_key`; the database is asked where that is nothing.
+    """
+    if state is None and _is_active_in_database(caller):
+        cache.put_if_absent(state_key(caller), _ACTIVE, seconds=_ACTIVE_SECONDS)
+        return True
+    return state == _ACTIVE
 
 
 def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:

@@ -8,19 +8,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from shared import metrics
 from shared.once import once
 from shared.pauses import Pause
 from shared.settings import REDIS_CLUSTER, settings
-
-if TYPE_CHECKING:
-    import redis
 
 TIMEOUT_SECONDS = 0.25
 TRY_SECONDS = 2 * TIMEOUT_SECONDS
@@ -29,7 +26,8 @@ LATE_SECONDS = 60.0
 """What could not be put is tried again for so long: then Redis has forgotten by itself what stood there before."""
 LATE_PAUSE_SECONDS = 0.25
 
-T = TypeVar("T")
+Command = tuple[Any, ...]
+"""Its name and its arguments, as Redis documents them."""
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +42,21 @@ def key(user_id: UUID, name: str) -> str:
 
 def get(*keys: str) -> list[bytes | None]:
     """The values of all keys in one round trip; None for what is not there."""
-    values = _run("MGET", *keys)
+    return ask(keys)[0]
+
+
+def ask(keys: Sequence[str], command: Command | None = None) -> tuple[list[bytes | None], Any]:
+    """The values of keys as `get` has them, and the answer to a command, None when Redis is away; in one round trip."""
+    commands: list[Command] = [("GET", key) for key in keys]
+    if command:
+        commands.append(command)
+    answers = attempt(*commands) if commands else []
     for number, name in enumerate(keys):
-        outcome = "unavailable" if values is None else "hit" if values[number] else "miss"
+        outcome = "unavailable" if answers is None else "hit" if answers[number] else "miss"
         metrics.CACHE_READS.inc(_cache_of(name), outcome)
-    return [None] * len(keys) if values is None else values
+    if answers is None:
+        return [None] * len(keys), None
+    return answers[: len(keys)], answers[-1] if command else None
 
 
 def _cache_of(name: str) -> str:
@@ -62,7 +70,7 @@ def put(*names: str, value: bytes | str, seconds: int) -> None:
     """
     puts = {name: _Put(value, seconds) for name in names}
     if puts:
-        _write(_Write(lambda redis: _set_all(redis, puts), puts))
+        _write(_Write(_set_all(puts), puts))
 
 
 def put_unless_contended(name: str, value: bytes | str, *, seconds: int, apart: int) -> None:
@@ -71,8 +79,8 @@ def put_unless_contended(name: str, value: bytes | str, *, seconds: int, apart: 
     Two who change one thing may come here in the other order than they committed in: then no value is right. Nor is
     this one when Redis was away for it.
     """
-    arguments = (_PUT_UNLESS_CONTENDED, 2, name, f"{name}:put", value, seconds, apart)
-    _write(_Write(lambda redis: redis.execute_command("EVAL", *arguments), {name: _Put("", apart)}))
+    command = ("EVAL", _PUT_UNLESS_CONTENDED, 2, name, f"{name}:put", value, seconds, apart)
+    _write(_Write([command], {name: _Put("", apart)}))
 
 
 _PUT_UNLESS_CONTENDED = """
@@ -84,7 +92,7 @@ return redis.call('SET', KEYS[1], contended and '' or ARGV[1], 'EX', contended a
 
 def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
     """Sets a key unless it is set, for those who read what it tells."""
-    _run("SET", name, value, "EX", seconds, "NX")
+    attempt(("SET", name, value, "EX", seconds, "NX"))
 
 
 @contextmanager
@@ -103,12 +111,15 @@ def puts_after_commit() -> Iterator[None]:
 def is_up() -> bool:
     """Whether Redis answers."""
     # Of a key, as a node answers PING also while its cluster is down.
-    return _try(lambda redis: redis.execute_command("EXISTS", "aegis")) is not None
+    return _try([("EXISTS", "aegis")]) is not None
 
 
-def attempt(work: Callable[["redis.Redis"], T]) -> T | None:
-    """What `work` gets from Redis; None when Redis is away, or was at the last try and it is not time for another."""
-    return _try(work) if _pause.admits() else None
+def attempt(*commands: Command) -> list[Any] | None:
+    """The answers to commands, in one round trip for each node that they concern.
+
+    None when Redis is away, or was at the last try and it is not time for another: some of them may have been done.
+    """
+    return _try(commands) if _pause.admits() else None
 
 
 class _Put(NamedTuple):
@@ -117,7 +128,7 @@ class _Put(NamedTuple):
 
 
 class _Write(NamedTuple):
-    work: "Callable[[redis.Redis], object]"
+    commands: Sequence[Command]
     late: dict[str, _Put]
     """What is right to put in its place when it could not be done."""
 
@@ -129,7 +140,7 @@ def _write(write: _Write) -> None:
     waiting = _waiting.get()
     if waiting is not None:
         waiting.append(write)
-    elif attempt(write.work) is None:
+    elif attempt(*write.commands) is None:
         until = time.monotonic() + LATE_SECONDS
         with _late_lock:
             is_anybody_at_it = bool(_late)
@@ -154,7 +165,7 @@ def _put_late() -> None:
             if not late:
                 return
         puts = {name: put for name, (_, put) in late.items()}
-        if _try(lambda redis: _set_all(redis, puts)) is None:  # noqa: B023
+        if _try(_set_all(puts)) is None:
             time.sleep(LATE_PAUSE_SECONDS)
             continue
         with _late_lock:
@@ -162,26 +173,15 @@ def _put_late() -> None:
                 del _late[name]
 
 
-def _set_all(redis: "redis.Redis", puts: dict[str, _Put]) -> list[Any]:
-    pipeline = redis.pipeline(transaction=False)
-    for name, put in puts.items():
-        pipeline.set(name, put.value, ex=put.seconds)
-    return pipeline.execute()
+def _set_all(puts: dict[str, _Put]) -> list[Command]:
+    return [("SET", name, put.value, "EX", put.seconds) for name, put in puts.items()]
 
 
-def _run(*command: Any) -> Any:
-    return attempt(lambda redis: redis.execute_command(*command))
-
-
-def _try(work: Callable[["redis.Redis"], T]) -> T | None:
-    from redis import RedisError
-    from redis.exceptions import RedisClusterException
-
+def _try(commands: Sequence[Command]) -> list[Any] | None:
     token = _until.set(time.monotonic() + TRY_SECONDS)
     try:
-        result = work(client())
-    except (RedisError, RedisClusterException, OSError, AttributeError) as error:
-        # AttributeError: its client is told to ask a node that has just joined the cluster (redis-py's issue 2432).
+        answers = client().run(commands)
+    except OSError as error:
         _pause.begin()
         metrics.REDIS_ERRORS.inc()
         log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
@@ -189,7 +189,7 @@ def _try(work: Callable[["redis.Redis"], T]) -> T | None:
     finally:
         _until.reset(token)
     _pause.end()
-    return result
+    return answers
 
 
 def left() -> float:
@@ -203,22 +203,29 @@ _pause = Pause()
 """So that an absent Redis does not slow every request."""
 
 
-@once
-def client() -> "redis.Redis":
-    """The client of this process; call it within `attempt`."""
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
+class Redis(Protocol):
+    """One Redis, or a cluster."""
 
+    def run(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to commands, in their order.
+
+        Raises:
+            OSError: it does not answer, or refuses one of them; others may have been done.
+        """
+
+
+class RedisRefused(OSError):
+    """It answered with an error."""
+
+
+@once
+def client() -> Redis:
+    """The client of this process; call it within `attempt`."""
     url = settings().redis_url
     if url.startswith(REDIS_CLUSTER):
-        from shared import redis_cluster
+        from shared.redis_cluster import ClusteredRedis
 
-        # No subclass, but with the same commands.
-        return cast("redis.Redis", redis_cluster.connect(url.replace(REDIS_CLUSTER, "redis", 1)))
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 1),  # a restarted server has closed our connections: one more try opens a new one
-    )
+        return ClusteredRedis(url.replace(REDIS_CLUSTER, "redis", 1))
+    from shared.redis_single import SingleRedis
+
+    return SingleRedis(url)

@@ -1,6 +1,7 @@
 """Where a request comes from."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flask import Request
@@ -30,7 +31,7 @@ def client_of(request: Request) -> Client:
     """
     hops = settings().trusted_proxy_hops
     peer = request.remote_addr or ""
-    forwarded = [part.strip() for part in ",".join(request.headers.getlist("X-Forwarded-For")).split(",")]
+    forwarded = [part.strip() for part in request.headers.get("X-Forwarded-For", "").split(",")]
     address = forwarded[-hops] if 0 < hops <= len(forwarded) else peer
     device = request.headers.get("User-Agent", "")
     return Client(
@@ -39,6 +40,7 @@ def client_of(request: Request) -> Client:
     )
 
 
+@lru_cache(maxsize=1024)
 def parse_address(text: str) -> "IPv4Address | IPv6Address | None":
     """An address; that of IPv4 where IPv6 carries one (RFC 4291, 2.5.5.2)."""
     from ipaddress import IPv6Address, ip_address

@@ -28,7 +28,7 @@ import functions_framework
 from flask import Request, Response
 from functions_framework import HTTPFunction
 
-from shared import authentication, deadline, rate_limits
+from shared import authentication, cache, deadline, rate_limits
 from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.clients import client_of
 from shared.problems import (
@@ -41,9 +41,10 @@ from shared.problems import (
     Problem,
     ReauthenticationRequired,
     ServiceUnavailable,
+    Unauthenticated,
     UnsupportedMediaType,
 )
-from shared.rate_limits import address_subject, enforce, nearest
+from shared.rate_limits import Count, address_subject, nearest
 from shared.registry import HTTP_FUNCTIONS, HttpFunction
 from shared.request import Reply, answer, empty_response, etag, json_response
 from shared.settings import Dependency
@@ -154,29 +155,25 @@ def _perform(
     if operation.path != "/*":
         given |= _path_parameters(operation, template, request)
 
-    subjects = {"address": address_subject(client.address)}
-    by_address = {whose: rate for whose, rate in operation.limits.items() if whose == "address"}
-    standings = enforce(operation.name, by_address, subjects)
-    headers |= nearest(standings)
-    if operation.authenticated:
-        caller, given["cached"] = authentication.authenticate(
-            request.headers.get("Authorization", ""), operation.cached
-        )
-        _check_rights(operation, caller)
-        given["caller"] = caller
-        subjects["account"] = str(caller.user_id)
-    if operation.query:
-        given["query"] = _validated_query(operation.query, request)
-    if operation.body:
-        if request.mimetype not in MEDIA_TYPES.get(request.method, (JSON,)):
-            raise UnsupportedMediaType
-        given["body"] = _validated(lambda model: model.model_validate_json(body), operation.body)
-        if email := getattr(given["body"], "email", None):
-            from shared.fields import canonical_email
+    caller: Caller | None = None
+    refusal: Problem | None = None
+    try:
+        if operation.authenticated:
+            caller = given["caller"] = authentication.caller_of(request.headers.get("Authorization", ""))
+            _check_rights(operation, caller)
+        given |= _parts(operation, request, body)
+    except Problem as problem:
+        refusal = problem  # for who is within the limits, and has a session
 
-            subjects["email"] = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
-    others = {whose: rate for whose, rate in operation.limits.items() if whose != "address"}
-    headers |= nearest([*standings, *enforce(operation.name, others, subjects)])
+    subjects = {"address": address_subject(client.address)}
+    if not refusal:
+        subjects |= _subjects(given)
+    count = Count(operation.name, operation.limits, subjects)
+    keys = [authentication.state_key(caller)] if caller else []
+    if caller and operation.cached:
+        keys.append(operation.cached(caller))
+    values, answer = cache.ask(keys, count.command)
+    headers |= nearest(count.standings(answer))
 
     def perform() -> Response:
         result = operation.handler(**{name: given[name] for name in operation.takes})
@@ -184,6 +181,13 @@ def _perform(
 
     key = request.headers.get("Idempotency-Key") if operation.keeps_answers else None
     try:
+        if caller and not authentication.has_session(caller, values[0]):
+            # Whoever holds the token of a session that has ended uses nothing up that is the account's.
+            rate_limits.take_back(operation.name, operation.limits, subjects | {"address": ""})
+            raise Unauthenticated
+        if refusal:
+            raise refusal
+        given["cached"] = values[1] if operation.cached else None
         if key is None:
             return perform()
         # Imported for those who ask for it.
@@ -195,6 +199,30 @@ def _perform(
         # Who does as told, and comes again until we are back, has not used up what is allowed to them.
         rate_limits.take_back(operation.name, operation.limits, subjects)
         raise
+
+
+def _parts(operation: HttpFunction, request: Request, body: bytes) -> dict[str, Any]:
+    """The query and the body that an operation takes, validated."""
+    parts: dict[str, Any] = {}
+    if operation.query:
+        parts["query"] = _validated_query(operation.query, request)
+    if operation.body:
+        if request.mimetype not in MEDIA_TYPES.get(request.method, (JSON,)):
+            raise UnsupportedMediaType
+        parts["body"] = _validated(lambda model: model.model_validate_json(body), operation.body)
+    return parts
+
+
+def _subjects(given: Mapping[str, Any]) -> dict[str, str]:
+    """What is counted of a sound request beside its address: its caller's account, the address in its body."""
+    subjects: dict[str, str] = {}
+    if "caller" in given:
+        subjects["account"] = str(given["caller"].user_id)
+    if email := getattr(given.get("body"), "email", None):
+        from shared.fields import canonical_email
+
+        subjects["email"] = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
+    return subjects
 
 
 def _path_parameters(operation: HttpFunction, template: re.Pattern[str], request: Request) -> dict[str, UUID]:
@@ -224,7 +252,7 @@ def _success(operation: HttpFunction, request: Request, result: Any) -> Response
         if operation.method in ("GET", "PATCH"):
             response.headers["ETag"] = etag(response.get_data())
     response.headers.update(reply.headers)
-    if operation.method == "GET":
+    if operation.method == "GET" and (request.if_none_match or request.if_modified_since):
         response.make_conditional(request)
     return response
 

@@ -12,6 +12,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, default=str)
+
+
 class JsonFormatter(logging.Formatter):
     """Renders a record; what is passed as `extra` becomes members of the object."""
 
@@ -24,10 +27,10 @@ class JsonFormatter(logging.Formatter):
         }
         if identifier := request_id.get():
             line["request_id"] = identifier
-        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD_ATTRIBUTES}
+        line |= {name: record.__dict__[name] for name in record.__dict__.keys() - _STANDARD_ATTRIBUTES}
         if record.exc_info and record.exc_info[1]:
             line["exception"] = _without_values(record.exc_info[1])
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _encoder.encode(line)
 
 
 def _without_values(error: BaseException) -> str:

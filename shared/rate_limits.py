@@ -11,15 +11,13 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from shared import cache
 from shared.clients import parse_address
 from shared.problems import TooManyRequests
 from shared.settings import settings
-
-if TYPE_CHECKING:
-    import redis
 
 Limits = Mapping[str, str]
 """Whose requests are counted, and how many may come: {"address": "60/minute", "account": "5/hour;10/day"}."""
@@ -76,27 +74,50 @@ def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list
     Raises:
         TooManyRequests: one of the limits is reached; this request then counts against none of them.
     """
-    windows = _windows(operation, limits, subjects)
-    if not windows:
-        return []
-    counts = cache.attempt(lambda client: _count(client, windows))
-    if counts is None:
-        counts = _count_here(windows)
-    standings = [
-        Standing(window.whose, window.amount, window.seconds, window.amount - count, max(1, math.ceil(left)))
-        for window, (count, left) in zip(windows, counts, strict=True)
-    ]
-    if refused := [standing for standing in standings if standing.remaining < 0]:
-        slowest = max(refused, key=lambda standing: standing.reset)
-        raise TooManyRequests(slowest.headers | {"Retry-After": str(slowest.reset)})
-    return standings
+    count = Count(operation, limits, subjects)
+    _, answer = cache.ask((), count.command)
+    return count.standings(answer)
+
+
+class Count:
+    """One request of an operation, to be counted against its limits by a command to Redis; see `enforce`."""
+
+    def __init__(self, operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
+        self._windows = _windows(operation, limits, subjects)
+
+    @property
+    def command(self) -> cache.Command | None:
+        """Counts it; None where nothing is counted."""
+        if not self._windows:
+            return None
+        limits = [number for window in self._windows for number in (window.amount, window.seconds)]
+        return "EVAL", _COUNT, len(self._windows), *(window.key for window in self._windows), *limits
+
+    def standings(self, answer: list[tuple[int, int]] | None) -> list[Standing]:
+        """How its caller stands with each limit, by Redis' answer to `command`, or by what this process has counted.
+
+        Raises:
+            TooManyRequests
+        """
+        if answer is None:
+            counts = _count_here(self._windows)
+        else:
+            counts = [(count, milliseconds / 1000) for count, milliseconds in answer]
+        standings = [
+            Standing(window.whose, window.amount, window.seconds, window.amount - count, max(1, math.ceil(left)))
+            for window, (count, left) in zip(self._windows, counts, strict=True)
+        ]
+        if refused := [standing for standing in standings if standing.remaining < 0]:
+            slowest = max(refused, key=lambda standing: standing.reset)
+            raise TooManyRequests(slowest.headers | {"Retry-After": str(slowest.reset)})
+        return standings
 
 
 def forgive(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
     """Starts the counts anew that `enforce` made with the same arguments: whoever was right was not guessing."""
     keys = [window.key for window in _windows(operation, limits, subjects)]
     if keys:
-        cache.attempt(lambda client: client.delete(*keys))
+        cache.attempt(("DEL", *keys))
         with _lock:
             for key in keys:
                 _here.pop(key, None)
@@ -106,7 +127,7 @@ def take_back(operation: str, limits: Limits, subjects: Mapping[str, str]) -> No
     """Uncounts one request that `enforce` counted with the same arguments, and that came to nothing on our side."""
     keys = [window.key for window in _windows(operation, limits, subjects)]
     if keys:
-        cache.attempt(lambda client: client.execute_command("EVAL", _TAKE_BACK, len(keys), *keys))
+        cache.attempt(("EVAL", _TAKE_BACK, len(keys), *keys))
         with _lock:
             _here.update({key: (_here[key][0] - 1, _here[key][1]) for key in keys if key in _here})
 
@@ -124,6 +145,7 @@ def address_subject(address: str) -> str:
     return f"{int(parsed) >> shift:x}"
 
 
+@lru_cache(maxsize=256)
 def rate_policy(rate: str) -> tuple[int, int]:
     """Requests and seconds of a rate such as "60/minute"."""
     amount, _, unit = rate.partition("/")
@@ -140,21 +162,20 @@ class _Window(NamedTuple):
 
 
 def _windows(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list[_Window]:
-    return [
-        _Window(whose, *rate_policy(rate), _key(operation, whose, rate, subjects))
-        for whose, rates in limits.items()
-        if all(subjects.get(name) for name in whose.split("+"))
-        for rate in rates.split(";")
-    ]
+    windows: list[_Window] = []
+    for whose, rates in limits.items():
+        values = [subjects.get(name) or "" for name in whose.split("+")]
+        if all(values):
+            # The braces keep what is counted together in one slot of a cluster. No address of a person stands in a key.
+            subject = hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]
+            for rate in rates.split(";"):
+                key = f"aegis:limit:{{{operation}}}:{whose}:{rate}:{subject}"
+                windows.append(_Window(whose, *rate_policy(rate), key))
+    return windows
 
 
-def _key(operation: str, whose: str, rate: str, subjects: Mapping[str, str]) -> str:
-    # The braces keep what is counted together in one slot of a cluster. No address of a person stands in a key.
-    subject = "\n".join(subjects[name] for name in whose.split("+"))
-    return f"aegis:limit:{{{operation}}}:{whose}:{rate}:{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
-
-
-# Counts a request in all windows, and takes it back when one of them is full.
+# Counts a request in all windows, and takes it back when one of them is full. Answers for each window how many there
+# are with it, and how many milliseconds are left.
 _COUNT = """
 local answer, full = {}, false
 for number, key in ipairs(KEYS) do
@@ -166,13 +187,6 @@ end
 for _, key in ipairs(full and KEYS or {}) do redis.call('DECR', key) end
 return answer
 """
-
-
-def _count(client: "redis.Redis", windows: Sequence[_Window]) -> list[tuple[int, float]]:
-    """Counts a request. Returns for each window how many there are with it, and how many seconds are left."""
-    limits = [number for window in windows for number in (window.amount, window.seconds)]
-    answer = client.execute_command("EVAL", _COUNT, len(windows), *(window.key for window in windows), *limits)
-    return [(count, milliseconds / 1000) for count, milliseconds in answer]
 
 
 # What it does not find has expired meanwhile, and would never expire if it were made here.
@@ -188,7 +202,7 @@ _lock = threading.Lock()
 
 
 def _count_here(windows: Sequence[_Window]) -> list[tuple[int, float]]:
-    """As `_count`, for this process alone. The counts start anew before they fill its memory."""
+    """As `_COUNT`, for this process alone. The counts start anew before they fill its memory."""
     now = time.monotonic()
     with _lock:
         if len(_here) > MAX_LOCAL_KEYS:

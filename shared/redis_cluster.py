@@ -6,25 +6,57 @@ A master does not wait for its replica, and may take with it what it was told in
 before holds again, until Redis forgets it.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 from shared import cache
+from shared.cache import Command, RedisRefused
 
 LEAST_SECONDS = 0.001
 """For an answer, even where no time is left: then the connection is closed, and nobody else reads it."""
 
 
-def connect(url: str) -> RedisCluster:
-    """A client of the cluster that has a node at `url`, as redis://[:PASSWORD@]HOST:PORT/0.
+class ClusteredRedis:
+    """A cluster of Redis."""
 
-    Raises:
-        RedisError, RedisClusterException: nobody answers there, or not for a whole cluster.
-    """
+    def __init__(self, url: str) -> None:
+        """
+        Args:
+            url: of any of its nodes, as redis://[:PASSWORD@]HOST:PORT/0.
+
+        Raises:
+            OSError: nobody answers there, or not for a whole cluster.
+        """
+        with _errors_as_refusal():
+            self.cluster = _connect(url)
+
+    def run(self, commands: Sequence[Command]) -> list[Any]:
+        """See `cache.Redis`."""
+        with _errors_as_refusal():
+            pipeline = self.cluster.pipeline()
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = pipeline.execute()
+            return answers
+
+
+@contextmanager
+def _errors_as_refusal() -> Iterator[None]:
+    try:
+        yield
+    except (redis.RedisError, RedisClusterException, AttributeError) as error:
+        # AttributeError: it is told to ask a node that has just joined the cluster (redis-py's issue 2432).
+        raise RedisRefused from error
+
+
+def _connect(url: str) -> RedisCluster:
     client = RedisCluster.from_url(
         url,
         connection_class=_Connection,

@@ -71,9 +71,10 @@ def answer(
     except Exception:
         log.exception("unexpected error")
         response = ProblemResponse(InternalError())
-    for name, value in {**headers, **_SECURITY_HEADERS, **cors.headers(request)}.items():
-        response.headers.setdefault(name, value)
-    response.headers["X-Request-Id"] = request_id
+    headers |= {**_SECURITY_HEADERS, **cors.headers(request), "X-Request-Id": request_id}
+    # Not by setdefault, which compares each with all that there are.
+    present = {name.lower() for name, _ in response.headers}
+    response.headers.extend((name, value) for name, value in headers.items() if name.lower() not in present)
 
     seconds = time.perf_counter() - started
     method = request.method if request.method in METHODS else "OTHER"
@@ -109,9 +110,12 @@ _SECURITY_HEADERS = {
 }
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def json_bytes(body: Mapping[str, Any]) -> bytes:
     """The JSON document of a body, always the same for the same body."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encoder.encode(body).encode()
 
 
 def etag(representation: bytes) -> str:

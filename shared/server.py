@@ -9,26 +9,32 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import functions_framework
-from flask import Flask, Response, request
+from flask import Flask, Request, Response
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import ThreadWorker
 
 from shared import cache, deadline, logs, metrics
-from shared.problems import NotFound, ServiceUnavailable
+from shared.problems import ServiceUnavailable
 from shared.registry import uses
-from shared.request import ProblemResponse, answer, json_response
+from shared.request import json_response
 from shared.settings import Dependency, InvalidSettings, Settings, load
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _MAIN = Path(__file__).parents[1] / "main.py"
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+
+OWN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 READY_SECONDS = 1.0
 """For so long an answer of /health/ready is kept: probes must not load what they ask about."""
@@ -69,16 +75,24 @@ def wait_for_network(settings: Settings, needed: Set[Dependency]) -> None:
 
 
 def create_app(function: str) -> Flask:
-    """The WSGI application of a function: its route, /health/live, /health/ready and /metrics."""
+    """The WSGI application of a function: what is sent to it at any path but /health/live, /health/ready and /metrics.
+
+    It is functions-framework's, but for its way to the function: contexts, a route and an id of its own, of which we
+    use nothing, take as long as the function does (docs/performance.md).
+    """
     app: Flask = functions_framework.create_app(function, str(_MAIN))
+    serve: Callable[[Request], Response] = getattr(import_module(f"functions.{function}"), function)
+    framework = app.wsgi_app
+
+    def call(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["PATH_INFO"] in OWN_PATHS:
+            return framework(environ, start_response)
+        return serve(Request(environ))(environ, start_response)
+
+    app.wsgi_app = call  # type: ignore[method-assign]
     checks = {use: CHECKS[use] for use in sorted(uses(function)) if use in CHECKS}
     last_check = -READY_SECONDS
     states: dict[Dependency, str] = {}
-
-    # What the framework takes for no path of the function: a line break in it, or /robots.txt.
-    @app.errorhandler(404)
-    def not_found(_: Exception) -> Response:
-        return answer(function, "/*", request, lambda *_: ProblemResponse(NotFound()))
 
     @app.get("/health/live")
     def live() -> Response:

@@ -28,6 +28,7 @@ from knative.local.supervisor import Process, StartFailed, Supervisor
 from knative.local.up import answers
 from shared import cache, database, kafka, settings
 from shared.migrate import migrate
+from shared.redis_cluster import ClusteredRedis
 from shared.registry import HTTP_FUNCTIONS
 from shared.request import METHODS
 from tests.conftest import ROOT, BufferedClient, wait_for
@@ -35,6 +36,14 @@ from tests.conftest import ROOT, BufferedClient, wait_for
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 TAKEOVER_MILLISECONDS = 1500
 """A master that is silent for so long is taken for dead; no shorter, as the machine may be busy."""
+
+
+def redis_client() -> Redis:
+    """The Redis of the settings, or the cluster, by redis-py."""
+    client = cache.client()
+    if isinstance(client, ClusteredRedis):
+        return cast(Redis, client.cluster)  # no subclass, but with the same commands
+    return Redis.from_url(settings.settings().redis_url)
 
 
 def forget_settings() -> None:
@@ -101,7 +110,7 @@ def own_redis_cluster(
     wait_for(lambda: all(is_in_place(client) for client in clients))
     monkeypatch.setenv("REDIS_URL", url)
     forget_settings()
-    cache.client().flushall()
+    redis_client().flushall()
     yield nodes
     monkeypatch.undo()
     forget_settings()

@@ -8,6 +8,7 @@ from shared import access_tokens, cache
 from shared.database import transaction
 from shared.tables import account
 from tests.conftest import User, bearer, client, log_in
+from tests.servers import redis_client
 
 PATH = "/api/v1/users/me"
 
@@ -43,7 +44,7 @@ def test_a_flushed_cache_logs_nobody_out(active_user: User) -> None:
     tokens = log_in(active_user)
     client("get_profile").get(PATH, headers=bearer(tokens))
     caller = access_tokens.verify(tokens["access_token"])
-    cache.client().delete(
+    redis_client().delete(
         cache.key(caller.user_id, "profile"), cache.key(caller.user_id, f"session:{caller.session_id}")
     )
     assert client("get_profile").get(PATH, headers=bearer(tokens)).status_code == 200

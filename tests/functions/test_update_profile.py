@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from shared import cache, profiles
+from shared import profiles
 from shared.database import transaction
 from shared.profiles import Profile
 from shared.tables import account, outbox
 from tests.conftest import User, bearer, call, client, create_user, events_of, session_of
+from tests.servers import redis_client
 
 
 def merged(target: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def merged(target: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def forget(user: User) -> None:
-    cache.client().delete(profiles.key(user.id), profiles.key(user.id) + ":put")
+    redis_client().delete(profiles.key(user.id), profiles.key(user.id) + ":put")
 
 
 def test_what_is_given_changes_and_the_rest_stays(active_user: User) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from knative.local.supervisor import Process, Supervisor
-from shared import cache, rate_limits
+from shared import rate_limits
 from shared.access_tokens import Caller
 from shared.fields import EmailAddress, RequestBody
 from shared.http_function import http_function
@@ -20,7 +20,7 @@ from shared.problems import NoSuchItem
 from shared.rate_limits import address_subject
 from shared.settings import settings
 from tests.conftest import PASSWORD, User, bearer, call, session_of, wait_for
-from tests.servers import Serve, kill, start_again
+from tests.servers import Serve, kill, redis_client, start_again
 
 
 @pytest.fixture
@@ -83,6 +83,39 @@ def test_a_refused_request_counts_against_no_limit(serve: Serve, address: str) -
     assert [put(client, address, caller).status_code for _ in range(5)] == [204, 429, 429, 429, 429]
     assert put(client, address, an_address()).status_code == 204
     assert put(client, address, an_address()).status_code == 429
+
+
+@pytest.fixture
+def own_mailbox(serve: Serve) -> FlaskClient:
+    """An operation that takes an access token and a body, twice an hour."""
+
+    @http_function("PUT", "/own-mailbox", status=204, limits={"account": "2/hour"})
+    def put_own_mailbox(body: Mailbox, caller: Caller) -> None:
+        pass
+
+    return serve(put_own_mailbox)
+
+
+def put_own(client: FlaskClient, tokens: dict[str, Any], body: Any) -> int:
+    return client.put("/own-mailbox", json=body, headers=bearer(tokens)).status_code
+
+
+def test_a_body_that_is_refused_uses_up_nothing_of_the_account(
+    own_mailbox: FlaskClient, active_user: User, address: str
+) -> None:
+    tokens = session_of(active_user)
+    assert [put_own(own_mailbox, tokens, {"email": "no address"}) for _ in range(3)] == [422, 422, 422]
+    assert [put_own(own_mailbox, tokens, {"email": address}) for _ in range(3)] == [204, 204, 429]
+
+
+def test_the_token_of_a_session_that_has_ended_uses_up_nothing_of_the_account(
+    own_mailbox: FlaskClient, active_user: User, address: str
+) -> None:
+    ended, tokens = session_of(active_user), session_of(active_user)
+    assert call("logout", ended).status_code == 204
+    assert [put_own(own_mailbox, ended, {"email": address}) for _ in range(3)] == [401, 401, 401]
+    assert put_own(own_mailbox, ended, {"email": "no address"}) == 401
+    assert [put_own(own_mailbox, tokens, {"email": address}) for _ in range(3)] == [204, 204, 429]
 
 
 def test_requests_at_the_same_moment_are_each_counted(serve: Serve, address: str) -> None:
@@ -212,20 +245,20 @@ def test_without_redis_each_process_still_limits_and_later_redis_does_again(
     start_again(supervisor, *any_redis)
     caller = an_address()
     wait_for(
-        lambda: put(client, address, caller).status_code == 204 and list(cache.client().scan_iter("aegis:limit:*"))
+        lambda: put(client, address, caller).status_code == 204 and list(redis_client().scan_iter("aegis:limit:*"))
     )
 
 
 def test_redis_that_has_forgotten_its_scripts_still_counts(serve: Serve, address: str) -> None:
     client, caller = limited(serve, address="2/hour"), an_address()
     put(client, address, caller)
-    cache.client().script_flush()
+    redis_client().script_flush()
     assert [put(client, address, caller).status_code for _ in range(2)] == [204, 429]
 
 
 def test_redis_keeps_no_count_for_longer_than_its_window(serve: Serve, address: str) -> None:
     put(limited(serve, address="2/hour", email="2/day"), address, an_address())
-    lifetimes = sorted(cache.client().ttl(key) for key in cache.client().scan_iter("aegis:limit:*"))
+    lifetimes = sorted(redis_client().ttl(key) for key in redis_client().scan_iter("aegis:limit:*"))
     assert len(lifetimes) == 2
     assert all(0 < lifetime <= most for lifetime, most in zip(lifetimes, (3600, 86400), strict=True))
 
@@ -233,7 +266,7 @@ def test_redis_keeps_no_count_for_longer_than_its_window(serve: Serve, address: 
 def test_no_personal_data_stands_in_a_key_of_redis(any_redis: list[Process], active_user: User) -> None:
     caller = an_address()
     call("login", body={"email": active_user.email, "password": "wrong horse battery staple"}, address=caller)
-    keys = str(list(cache.client().scan_iter()))
+    keys = str(list(redis_client().scan_iter()))
     assert keys.count("aegis:limit:{login}:") == 4
     assert caller not in keys
     assert active_user.email.partition("@")[0] not in keys

@@ -7,12 +7,13 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
-from redis import Redis, RedisCluster
+from redis import Redis
 
 from knative.local.servers import LOOPBACK
 from knative.local.supervisor import Process, Supervisor
 from shared import cache, rate_limits
 from shared.problems import TooManyRequests
+from shared.redis_cluster import ClusteredRedis
 from shared.settings import settings
 from tests.conftest import User, call, log_in, wait_for
 from tests.servers import is_done_by, kill, redis_node
@@ -29,7 +30,7 @@ def node(port: int) -> Redis:
 
 def master_of(key: str) -> int:
     """The port of the node that holds a key."""
-    found = cast(RedisCluster, cache.client()).get_node_from_key(key)
+    found = cast(ClusteredRedis, cache.client()).cluster.get_node_from_key(key)
     assert found
     return int(found.port)
 
