@@ -1,0 +1,7 @@
+"""The function of functions-framework that does nothing."""
+
+from flask import Request
+
+
+def hello(_request: Request) -> str:
+    return "hello"

@@ -1,0 +1,84 @@
+"""Users with a session each, and the requests that they send."""
+
+import itertools
+import json
+import time
+import uuid
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from sqlalchemy import func, insert
+
+from shared import access_tokens, sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.passwords import hash_password
+from shared.tables import account, credential, refresh_token, session
+from shared.tokens import new_token
+
+PASSWORD = "correct horse battery staple"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Person:
+    id: uuid.UUID
+    email: str
+    address: str
+    """That they alone call from, so that no limit of an address is reached."""
+    access_token: str = ""
+    """Good for ten minutes; none before they have an account."""
+    refresh_token: str = ""
+
+    def request(self, method: str, path: str, body: object = None) -> bytes:
+        """A request as a gateway hands it on (RFC 9112)."""
+        content = b"" if body is None else json.dumps(body).encode()
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "Host: 127.0.0.1",
+            "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+            "Accept: application/json",
+            f"X-Forwarded-For: {self.address}",
+            *([f"Authorization: Bearer {self.access_token}"] if self.access_token else []),
+            *(["Content-Type: application/json", f"Content-Length: {len(content)}"] if content else []),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def strangers(count: int) -> list[Person]:
+    """So many people without an account."""
+    return [
+        Person(user_id := uuid.uuid4(), f"{user_id.hex}@example.com", str(IPv4Address("10.0.0.0") + next(_numbers)))
+        for _ in range(count)
+    ]
+
+
+def users(count: int) -> list[Person]:
+    """So many users who have logged in just now, all with one password."""
+    now = int(time.time())
+    people, callers = [], []
+    for one in strangers(count):
+        caller = Caller(user_id=one.id, session_id=uuid.uuid4(), amr=("pwd",), authenticated_at=now)
+        people.append(Person(one.id, one.email, one.address, access_tokens.issue(caller), new_token()))
+        callers.append(caller)
+    password_hash = hash_password(PASSWORD)
+    with transaction() as connection:
+        connection.execute(
+            insert(account).values(name="김민준", locale="ko", status="active"),
+            [{"id": one.id, "email": one.email, "canonical_email": one.email} for one in people],
+        )
+        connection.execute(
+            insert(credential), [{"account_id": one.id, "password_hash": password_hash} for one in people]
+        )
+        connection.execute(
+            insert(session).values(expires_at=func.now() + sessions.LIFETIME),
+            [{"id": caller.session_id, "account_id": caller.user_id} for caller in callers],
+        )
+        connection.execute(
+            insert(refresh_token),
+            [
+                {"token_hash": sessions.hash_refresh_token(one.refresh_token), "session_id": caller.session_id}
+                for one, caller in zip(people, callers, strict=True)
+            ],
+        )
+    return people
