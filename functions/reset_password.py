@@ -27,12 +27,15 @@ def reset_password(body: PasswordReset) -> None:
     """
     token, password = body.token.get_secret_value(), body.password.get_secret_value()
     with transaction() as connection:
-        user_id = find(connection, token, RESET_PASSWORD)
-        owner = connection.execute(
-            select(account.c.email, account.c.name).where(
-                account.c.id == user_id, account.c.status.in_(("active", "withdrawn"))
-            )
-        ).first()
+        found = find(connection, token, RESET_PASSWORD)
+        owner = (
+            found
+            and connection.execute(
+                select(account.c.email, account.c.name).where(
+                    account.c.id == found.account_id, account.c.status.in_(("active", "withdrawn"))
+                )
+            ).first()
+        )
     if owner is None:
         raise InvalidLink
     check_acceptable(password, owner.email, owner.name)

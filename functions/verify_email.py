@@ -31,19 +31,19 @@ def verify_email(body: Verification) -> None:
     """
     token = body.token.get_secret_value()
     with transaction() as connection:
-        account_id = find(connection, token, VERIFY_EMAIL) or find(connection, token, CHANGE_EMAIL)
-    if account_id is None:
+        found = find(connection, token, VERIFY_EMAIL, CHANGE_EMAIL)
+    if found is None:
         raise InvalidLink
-    require_password(account_id, body.password)
+    require_password(found.account_id, body.password)
     profile = None
     try:
         with transaction() as connection:
-            if user_id := spend(connection, token, VERIFY_EMAIL):
-                _activate(connection, user_id)
-            elif user_id := spend(connection, token, CHANGE_EMAIL):
-                profile = _replace_address(connection, user_id)
-            else:
+            if spend(connection, token, found.purpose) is None:
                 raise InvalidLink
+            if found.purpose == VERIFY_EMAIL:
+                _activate(connection, found.account_id)
+            else:
+                profile = _replace_address(connection, found.account_id)
     except DBAPIError as error:
         if is_duplicate(error):  # the new address has become another account's since
             raise InvalidLink from None

@@ -1,9 +1,10 @@
 """Single-use tokens that prove control of an address: stored hashed, one live for each account and purpose."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.problems import Problem
@@ -33,14 +34,14 @@ def create(connection: Connection, account_id: UUID, purpose: str, lifetime: tim
     return token
 
 
-def find(connection: Connection, token: str, purpose: str, *, lock: bool = False) -> UUID | None:
-    """The account that a token is for, without spending it; None for a token that is not live.
+def find(connection: Connection, token: str, *purposes: str, lock: bool = False) -> Row[Any] | None:
+    """Account id and purpose of a token for one of these purposes, without spending it; None for one that is not live.
 
     Args:
         lock: whether the account must not change before the transaction ends.
     """
-    query = select(account.c.id).join(verification).where(_is_live(token, purpose))
-    return connection.scalar(query.with_for_update(of=account, key_share=True) if lock else query)
+    query = select(*verification.c["account_id", "purpose"]).join(account).where(_is_live(token, *purposes))
+    return connection.execute(query.with_for_update(of=account, key_share=True) if lock else query).first()
 
 
 def spend(connection: Connection, token: str, purpose: str) -> UUID | None:
@@ -61,10 +62,10 @@ def void(connection: Connection, account_id: UUID, *purposes: str) -> None:
     )
 
 
-def _is_live(token: str, purpose: str) -> ColumnElement[bool]:
+def _is_live(token: str, *purposes: str) -> ColumnElement[bool]:
     return and_(
         verification.c.token_hash == hash_token(token),
-        verification.c.purpose == purpose,
+        verification.c.purpose.in_(purposes),
         verification.c.expires_at > func.now(),
         ~exists().where(
             credential.c.account_id == verification.c.account_id,
