@@ -7,7 +7,6 @@ from shared.database import transaction
 from shared.fields import NewPassword, Password, RequestBody
 from shared.http_function import http_function
 from shared.passwords import check_acceptable, hash_password
-from shared.problems import Unauthenticated
 
 
 class PasswordChange(RequestBody):
@@ -30,18 +29,14 @@ def change_password(body: PasswordChange, caller: Caller) -> None:
     session goes on. Ten tries an hour.
     """
     proved = credentials.require_password(caller.user_id, body.current_password)
-    with transaction() as connection:
-        profile = profiles.read(connection, caller.user_id)
-    if profile is None:
-        raise Unauthenticated
     password = body.new_password.get_secret_value()
-    check_acceptable(password, profile["email"], profile["name"], pointer="/new_password")
+    check_acceptable(password, proved.email, proved.name, pointer="/new_password")
     password_hash = hash_password(password)
 
     with transaction() as connection:
         sessions.lock(connection, caller)
         ended = credentials.replace_password(
-            connection, caller.user_id, password_hash, instead_of=proved, but=caller.session_id
+            connection, caller.user_id, password_hash, instead_of=proved.password_hash, but=caller.session_id
         )
         profile = profiles.read(connection, caller.user_id)
     authentication.refuse_tokens_of(caller.user_id, *ended)

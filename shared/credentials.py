@@ -1,10 +1,11 @@
 """A user's password: asked for again before what a stolen session must not do, and replaced."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from pydantic import SecretStr
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared import sessions, verifications
@@ -23,22 +24,25 @@ class WrongPassword(Problem):
     detail = "Nothing was changed. This takes the account's current password."
 
 
-def require_password(user_id: UUID, password: SecretStr) -> str:
+def require_password(user_id: UUID, password: SecretStr) -> Row[Any]:
     """Checks a user's current password, outside of any transaction, as it takes some 35 ms.
 
-    Returns the stored hash that it was checked against, for `replace_password`.
+    Returns password_hash, which it was checked against, for `replace_password`; email and name, which the next
+    password must not be made of.
 
     Raises:
         WrongPassword: also for an account that has no password yet.
         ServiceUnavailable: too many passwords are being checked or hashed already.
     """
     with transaction() as connection:
-        stored: str | None = connection.scalar(
-            select(credential.c.password_hash).where(credential.c.account_id == user_id)
-        )
-    if not verify_password(stored, password.get_secret_value()) or stored is None:
+        found = connection.execute(
+            select(credential.c.password_hash, *account.c["email", "name"])
+            .join(account)
+            .where(credential.c.account_id == user_id)
+        ).first()
+    if not verify_password(found.password_hash if found else None, password.get_secret_value()) or found is None:
         raise WrongPassword
-    return stored
+    return found
 
 
 def replace_password(
