@@ -47,8 +47,7 @@ def change_email(body: EmailChange, caller: Caller) -> None:
         connection.execute(update(account).where(account.c.id == caller.user_id).values(new))
         void(connection, caller.user_id, CHANGE_EMAIL)
         if not cancels:
-            announce(connection, EmailChangeRequested(user_id=caller.user_id))
             told = RegistrationRepeated(user_id=owner) if owner else EmailVerificationRequested(user_id=caller.user_id)
-            announce(connection, told)
+            announce(connection, EmailChangeRequested(user_id=caller.user_id), told)
         profile = profiles.read(connection, caller.user_id)
     profiles.put(profile)

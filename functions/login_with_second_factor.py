@@ -79,12 +79,11 @@ def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
 
     tokens = None
     with transaction() as connection:
-        may_try = sessions.lock_account(connection, found.account_id) and challenges.count_try(
-            connection, token, SECOND_FACTOR, most=MAX_TRIES
-        )
-        if may_try and _use(connection, found, code):
+        locked = sessions.lock_account(connection, found.account_id)
+        may_try = locked and challenges.count_try(connection, token, SECOND_FACTOR, most=MAX_TRIES)
+        if locked and may_try and _use(connection, found, code):
             challenges.spend(connection, token, SECOND_FACTOR, found.account_id)
-            tokens = sessions.log_in(connection, found.account_id, ["pwd", *METHODS], client)
+            tokens = sessions.start(connection, locked, ["pwd", *METHODS], client)
     if tokens is None:
         raise InvalidSecondFactor if may_try else ChallengeOver
     forgive(*counted)

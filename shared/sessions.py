@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from shared import access_tokens, authentication, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
-from shared.events import LoggedIn, UserRestored, announce
+from shared.events import Event, LoggedIn, UserRestored, announce
 from shared.problems import Unauthenticated
 from shared.settings import settings
 from shared.tables import account, refresh_token, session
@@ -59,12 +59,16 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
         client: what the session shows of the program that logs in.
     """
     found = lock_account(connection, user_id)
-    if found is None:
-        return None
+    return found and start(connection, found, amr, client)
+
+
+def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: Client) -> TokenPair:
+    """As `log_in`, for an account that `lock_account` has found."""
+    user_id, now = found.id, int(time.time())
+    events: list[Event] = []
     if found.status == "withdrawn":
         connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
-        announce(connection, UserRestored(user_id=user_id))
-    now = int(time.time())
+        events.append(UserRestored(user_id=user_id))
     caller = Caller(user_id=user_id, session_id=uuid7(), roles=tuple(found.roles), amr=tuple(amr), authenticated_at=now)
     # Before the commit: were it to fail, a session that goes on would only have to log in again.
     authentication.refuse_tokens_of(user_id, *_end_surplus(connection, user_id))
@@ -81,18 +85,18 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
     )
     token = new_token()
     store_refresh_token(connection, caller.session_id, token)
-    announce(connection, LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
+    announce(connection, *events, LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
     return token_pair(caller, token)
 
 
 def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
-    """Status and roles of an account that may log in, locked; None for one that may not.
+    """Id, status and roles of an account that may log in, locked; None for one that may not.
 
     Whoever suspends the account at this moment, or changes how its user logs in, waits, and then ends the session
     that is about to start as well.
     """
     return connection.execute(
-        select(*account.c["status", "roles"])
+        select(*account.c["id", "status", "roles"])
         .where(account.c.id == user_id, account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
         .with_for_update(key_share=True)
     ).first()
