@@ -1,7 +1,7 @@
 """Suspend or reinstate a user, or change their roles, for administrators."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from pydantic import Field
@@ -59,8 +59,9 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
             connection.execute(update(account).where(account.c.id == user_id).values(changes))
             if changes.get("status") == "suspended" or "roles" in changes:
                 ended = sessions.end_all(connection, user_id)
+                user["sessions"] = 0
             _announce(connection, user_id, changes, caller.user_id)
-            user = users.read(connection, user_id) or user
+            user = cast(UserDetails, {**user, **changes})
         profile = profiles.read(connection, user_id) if changes else None
     profiles.put(profile)
     authentication.refuse_tokens_of(user_id, *ended)
