@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import pg8000.dbapi
 import sqlalchemy
 from pg8000.converters import make_params
 from pg8000.core import BIND, DESCRIBE, EXECUTE, PARSE, PORTAL, SYNC, Context, _flush
+from pg8000.dbapi import convert_paramstyle
 from sqlalchemy import Connection, CursorResult, Engine, Executable, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, InvalidatePoolError
@@ -58,7 +60,29 @@ class _Transport(socket.socket):
             raise pg8000.dbapi.InterfaceError("network error") from error
 
 
+@lru_cache(1000)
+def _numbered(statement: str) -> str:
+    """A statement with $1, $2 ... in place of %s. Kept, as pg8000 looks at each letter of it."""
+    numbered: str = convert_paramstyle(pg8000.dbapi.paramstyle, statement, ())[0]
+    return numbered
+
+
+class _Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
+    _input_oids: Any
+
+    def execute(self, operation: str, args: Any = (), stream: Any = None) -> None:
+        if stream or not args or not self._c._in_transaction:
+            super().execute(operation, args, stream)
+            return
+        self._context = self._c.execute_unnamed(_numbered(operation), args, self._input_oids)
+        self._row_iter = None if self._context.rows is None else iter(self._context.rows)
+        self._input_oids = ()
+
+
 class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
+    def cursor(self) -> _Cursor:
+        return _Cursor(self)
+
     def execute_unnamed(self, statement: str, vals: Any = (), oids: Any = (), stream: Any = None) -> Context:
         """A statement with parameters in one round trip (extended query, protocol 3.0); pg8000's own takes three."""
         if stream:
