@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
 from shared import authentication, sessions
 from shared.access_tokens import Caller
-from shared.database import transaction
+from shared.database import change_together, transaction
 from shared.events import RefreshTokenReused, announce
 from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
@@ -62,9 +62,12 @@ def refresh_token(body: Refresh) -> TokenPair:
             sessions.end(connection, caller.user_id, caller.session_id)
             announce(connection, RefreshTokenReused(user_id=caller.user_id, session_id=caller.session_id))
         elif found.used_at is None:
-            connection.execute(update(tokens).where(_is(token)).values(used_at=func.now()))
-            connection.execute(update(session).where(session.c.id == caller.session_id).values(last_used_at=func.now()))
-            sessions.store_refresh_token(connection, caller.session_id, successor)
+            change_together(
+                connection,
+                update(tokens).where(_is(token)).values(used_at=func.now()),
+                update(session).where(session.c.id == caller.session_id).values(last_used_at=func.now()),
+                sessions.new_refresh_token(caller.session_id, successor),
+            )
     if reused:
         authentication.refuse_tokens_of(caller.user_id, caller.session_id)
         raise InvalidRefreshToken

@@ -20,7 +20,7 @@ import sqlalchemy
 from pg8000.converters import make_params
 from pg8000.core import BIND, DESCRIBE, EXECUTE, PARSE, PORTAL, SYNC, Context, _flush
 from pg8000.dbapi import convert_paramstyle
-from sqlalchemy import Connection, CursorResult, Engine, Executable, event
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert, Update, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -243,6 +243,12 @@ def _begun() -> Iterator[Connection]:
                 yield connection
         finally:
             metrics.POOL_IN_USE.inc(by=-1)
+
+
+def change_together(connection: Connection, *changes: Insert | Update) -> CursorResult[Any]:
+    """Executes changes in one round trip, and returns the result of the last; none of them sees the others."""
+    *others, last = changes
+    return connection.execute(last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others))))
 
 
 class LastTransaction:

@@ -8,14 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Insert, Row, Update, and_, func, insert, select, update
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
 from shared import access_tokens, authentication, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
-from shared.events import Event, LoggedIn, UserRestored, announce
+from shared.database import change_together
+from shared.events import Event, LoggedIn, UserRestored, announcement
 from shared.problems import Unauthenticated
 from shared.settings import settings
 from shared.tables import account, refresh_token, session
@@ -70,22 +71,26 @@ def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: C
         connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
         events.append(UserRestored(user_id=user_id))
     caller = Caller(user_id=user_id, session_id=uuid7(), roles=tuple(found.roles), amr=tuple(amr), authenticated_at=now)
-    # Before the commit: were it to fail, a session that goes on would only have to log in again.
-    authentication.refuse_tokens_of(user_id, *_end_surplus(connection, user_id))
-    connection.execute(
-        insert(session).values(
-            id=caller.session_id,
-            account_id=user_id,
-            expires_at=func.now() + LIFETIME,
-            amr=list(amr),
-            authenticated_at=datetime.fromtimestamp(now, UTC),
-            device=client.device,
-            address=client.address,
-        )
+    begun = insert(session).values(
+        id=caller.session_id,
+        account_id=user_id,
+        expires_at=func.now() + LIFETIME,
+        amr=list(amr),
+        authenticated_at=datetime.fromtimestamp(now, UTC),
+        device=client.device,
+        address=client.address,
     )
     token = new_token()
-    store_refresh_token(connection, caller.session_id, token)
-    announce(connection, *events, LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
+    events.append(LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
+    surplus = change_together(
+        connection,
+        begun,
+        new_refresh_token(caller.session_id, token),
+        announcement(*events),
+        _end_surplus(user_id),
+    ).scalars()
+    # Before the commit: were it to fail, a session that goes on would only have to log in again.
+    authentication.refuse_tokens_of(user_id, *surplus)
     return token_pair(caller, token)
 
 
@@ -153,7 +158,8 @@ def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -
     return connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
 
 
-def _end_surplus(connection: Connection, user_id: UUID) -> Sequence[UUID]:
+def _end_surplus(user_id: UUID) -> Update:
+    """Leaves room for one more session of a user. Its rows are the sessions that ended."""
     least_used = (
         select(session.c.id)
         .where(session.c.account_id == user_id, is_live())
@@ -161,11 +167,11 @@ def _end_surplus(connection: Connection, user_id: UUID) -> Sequence[UUID]:
         .offset(MAX_SESSIONS - 1)
     )
     ended = update(session).where(session.c.id.in_(least_used)).values(ended_at=func.now())
-    return connection.scalars(ended.returning(session.c.id)).all()
+    return ended.returning(session.c.id)
 
 
-def store_refresh_token(connection: Connection, session_id: UUID, token: str) -> None:
-    connection.execute(insert(refresh_token).values(token_hash=hash_refresh_token(token), session_id=session_id))
+def new_refresh_token(session_id: UUID, token: str) -> Insert:
+    return insert(refresh_token).values(token_hash=hash_refresh_token(token), session_id=session_id)
 
 
 def hash_refresh_token(token: str) -> bytes:

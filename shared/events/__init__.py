@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, Insert, insert
 from uuid_utils.compat import uuid7
 
 from shared import logs
@@ -246,6 +246,12 @@ ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 
 def announce(connection: Connection, *events: Event) -> None:
     """Puts events in the outbox, in this order, in the transaction of the change that they tell of."""
+    if events:
+        connection.execute(announcement(*events))
+
+
+def announcement(*events: Event) -> Insert:
+    """What `announce` executes, to be executed with other changes."""
     rows = [
         {
             "id": uuid7(),
@@ -256,6 +262,5 @@ def announce(connection: Connection, *events: Event) -> None:
         }
         for event in events
     ]
-    if rows:
-        # SQLAlchemy compiles an INSERT of many rows anew each time.
-        connection.execute(insert(outbox).values(rows if len(rows) > 1 else rows[0]))
+    # SQLAlchemy compiles an INSERT of many rows anew each time.
+    return insert(outbox).values(rows if len(rows) > 1 else rows[0])
