@@ -1,6 +1,6 @@
 """The same spike against the same image, as Knative Services and as the guide's one Deployment with its HPA.
 
-    make loadtest-compare URL=http://dev-api.aegis.example.com IMAGE=dev.local/aegis-user-service:dev
+    make loadtest-compare URL=http://dev-api.aegis.example.com IMAGE=dev.local/aegis-user-service:dev USERS=120
 
 On the current kube context, where development is deployed and nobody uses it for the three quarters of an hour that
 this takes. It writes docs/knative-vs-hpa.md, with its plots; loadtests/compare has both sides. In the end development
@@ -84,6 +84,11 @@ class Side:
     def cpu_seconds(self) -> float:
         """CPUs requested, over time."""
         return self._over_time(lambda pods: pods.cpu)
+
+    def of_a_day(self, spikes: int) -> float:
+        """Pod-seconds of a day with so many spikes, each with its quiet time, and at rest in all the time between."""
+        at_rest = MIN_REPLICAS if self.folder == HPA.folder else 0
+        return spikes * self.pod_seconds + at_rest * (86_400 - spikes * (SECONDS + QUIET_SECONDS))
 
     @property
     def most_pods(self) -> int:

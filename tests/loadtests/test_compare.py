@@ -145,6 +145,11 @@ def test_what_lacks_for_a_comparison_is_said(
     assert "No kube context can be read" in str(ended.value)
 
 
+def test_the_deployment_has_its_three_pods_all_day_and_a_function_none_at_rest() -> None:
+    assert a_side(KNATIVE, [0, 2, 2, 0]).of_a_day(2) == 2 * 4
+    assert a_side(HPA, [3, 3, 5, 3]).of_a_day(2) == 2 * 11 + 3 * (86_400 - 2 * 1200)
+
+
 @needs_chromium
 def test_the_document_has_the_figures_and_the_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "DOCUMENT", tmp_path / "knative-vs-hpa.md")
