@@ -85,9 +85,10 @@ def create_app(function: str) -> Flask:
     framework = app.wsgi_app
 
     def call(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        if environ["PATH_INFO"] in OWN_PATHS:
+        request = Request(environ)
+        if request.path in OWN_PATHS:
             return framework(environ, start_response)
-        return serve(Request(environ))(environ, start_response)
+        return serve(request)(environ, start_response)
 
     app.wsgi_app = call  # type: ignore[method-assign]
     checks = {use: CHECKS[use] for use in sorted(uses(function)) if use in CHECKS}

@@ -6,6 +6,7 @@ without our topic. JSON= is a file for the figures.
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -30,6 +31,7 @@ def main() -> None:
     names = sys.argv[1:] or [*MEASURES]
     if unknown := set(names) - MEASURES.keys():
         sys.exit(f"There is no {', '.join(sorted(unknown))} to measure, but {', '.join(MEASURES)}.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are stopped then as well
     with tempfile.TemporaryDirectory(prefix="aegis-bench-") as name:
         (folder := Path(name)).chmod(0o755)
         supervisor = Supervisor(folder, print, threading.Event())

@@ -105,6 +105,11 @@ def statuses_on_one_connection(port: int) -> list[int]:
     return statuses
 
 
+@pytest.mark.parametrize("path", ["/health/live", "//health/live", "//health/ready", "//metrics"])
+def test_a_slash_too_many_of_a_proxy_leads_nowhere_else(path: str) -> None:
+    assert client("login").get(path).status_code == 200
+
+
 def status(url: str) -> int:
     """The status of a GET; 0 as long as nobody answers."""
     try:
