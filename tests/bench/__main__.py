@@ -17,13 +17,14 @@ from pathlib import Path
 from knative.local import up
 from knative.local.supervisor import Supervisor
 from shared.migrate import migrate
-from tests.bench import events, serving, starting
+from tests.bench import events, growth, serving, starting
 from tests.bench.figures import Figure
 
 MEASURES: dict[str, Callable[[], Sequence[Figure]]] = {
     "starting": starting.measure,
     "serving": serving.measure,
     "events": events.measure,
+    "growth": growth.measure,
 }
 
 
