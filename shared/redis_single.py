@@ -46,6 +46,7 @@ class _Connection:
             import ssl
 
             self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=parts.hostname)
+        self._timeout = 0.0
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._reader = hiredis.Reader()
@@ -61,8 +62,13 @@ class _Connection:
         """Whether Redis has closed it: nobody waits for an answer, so there is nothing else to read."""
         return bool(self._poll.poll(0))
 
+    def _wait_at_most(self, seconds: float) -> None:
+        if seconds != self._timeout:  # it is a system call
+            self._socket.settimeout(seconds)
+            self._timeout = seconds
+
     def run(self, commands: Sequence[Command]) -> list[Any]:
-        self._socket.settimeout(_left())
+        self._wait_at_most(_left())
         self._socket.sendall(b"".join(map(hiredis.pack_command, commands)))
         answers: list[Any] = []
         while len(answers) < len(commands):
@@ -70,7 +76,7 @@ class _Connection:
             if answer is not False:  # which says that there is none yet
                 answers.append(answer)
                 continue
-            self._socket.settimeout(_left())
+            self._wait_at_most(_left())
             if not (received := self._socket.recv(RECEIVED_BYTES)):
                 raise ConnectionResetError("Redis has closed the connection.")
             self._reader.feed(received)

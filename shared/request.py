@@ -143,6 +143,8 @@ def _body(request: Request, max_bytes: int) -> bytes:
         RequestEntityTooLarge
         MalformedRequest: it is cut off, malformed, or does not arrive.
     """
+    if not request.content_length and "Transfer-Encoding" not in request.headers:
+        return b""
     client = request.environ.get("gunicorn.socket")
     if client:
         client.settimeout(BODY_SECONDS)
