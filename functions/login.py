@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from shared import challenges, sessions
 from shared.challenges import SECOND_FACTOR
@@ -18,6 +18,22 @@ from shared.tables import account, credential, totp
 
 GUESSES = {"email+address": "10/minute;20/hour", "email": "100/hour"}
 """Whoever guesses from one address is stopped soon; from many, before NIST's 100 (SP 800-63B-4, 3.2.2) in an hour."""
+
+# Made once, as to compose a statement takes longer than to execute it.
+BY_EMAIL = (
+    select(*account.c["id", "status"], credential.c.password_hash, totp.c.confirmed_at)
+    .select_from(account.join(credential).outerjoin(totp))
+    .where(account.c.canonical_email == bindparam("email"))
+)
+UNCHANGED = (
+    select(credential.c.account_id)
+    .outerjoin(totp, totp.c.account_id == credential.c.account_id)
+    .where(
+        credential.c.account_id == bindparam("user_id"),
+        credential.c.password_hash == bindparam("hash"),
+        totp.c.confirmed_at.is_(None),
+    )
+)
 
 
 class Credentials(RequestBody):
@@ -60,13 +76,8 @@ def login(body: Credentials, client: Client) -> TokenPair:
     An account with an authenticator app gets no tokens for its password, but the problem `second-factor-required`,
     whose member `challenge` goes with a code to /api/v1/users/login/second-factor.
     """
-    by_email = (
-        select(*account.c["id", "status"], credential.c.password_hash, totp.c.confirmed_at)
-        .select_from(account.join(credential).outerjoin(totp))
-        .where(account.c.canonical_email == canonical_email(body.email))
-    )
     with transaction() as connection:
-        found = connection.execute(by_email).first()
+        found = connection.execute(BY_EMAIL, {"email": canonical_email(body.email)}).first()
 
     is_right = verify_password(found and found.password_hash, body.password.get_secret_value())
     # A pending account is refused alike: whoever registers an address could else learn whether it was free.
@@ -89,13 +100,4 @@ def _is_still_enough(connection: Connection, user_id: UUID, password_hash: str) 
 
     Asked once the account is locked, as it is by who changes these: so no session outlives the change.
     """
-    unchanged = (
-        select(credential.c.account_id)
-        .outerjoin(totp, totp.c.account_id == credential.c.account_id)
-        .where(
-            credential.c.account_id == user_id,
-            credential.c.password_hash == password_hash,
-            totp.c.confirmed_at.is_(None),
-        )
-    )
-    return connection.execute(unchanged).first() is not None
+    return connection.execute(UNCHANGED, {"user_id": user_id, "hash": password_hash}).first() is not None

@@ -1,11 +1,16 @@
 """Who calls: the access token, and the session behind it, which may have ended since the token was issued."""
 
+import functools
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from shared import access_tokens, cache
 from shared.access_tokens import Caller, InvalidAccessToken
 from shared.problems import Unauthenticated
 from shared.settings import Dependency
+
+if TYPE_CHECKING:
+    from sqlalchemy import Select
 
 USES: frozenset[Dependency] = frozenset({"access_tokens", "database", "cache"})
 
@@ -58,21 +63,27 @@ def _session_key(user_id: UUID, session_id: UUID) -> str:
 
 def _is_active_in_database(caller: Caller) -> bool:
     # Imported on a miss: a warm read never meets the database.
-    from sqlalchemy import select
+    from shared.database import transaction
+
+    with transaction() as connection:
+        parameters = {"session_id": caller.session_id, "user_id": caller.user_id}
+        return connection.execute(_live_session(), parameters).first() is not None
+
+
+@functools.cache
+def _live_session() -> "Select[tuple[UUID]]":
+    from sqlalchemy import bindparam, select
 
     from shared import sessions
-    from shared.database import transaction
     from shared.tables import account, session
 
-    query = (
+    return (
         select(session.c.id)
         .join(account)
         .where(
-            session.c.id == caller.session_id,
-            session.c.account_id == caller.user_id,
+            session.c.id == bindparam("session_id"),
+            session.c.account_id == bindparam("user_id"),
             sessions.is_live(),
             account.c.status == "active",
         )
     )
-    with transaction() as connection:
-        return connection.execute(query).first() is not None

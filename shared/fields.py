@@ -1,6 +1,7 @@
 """What a request body may hold: strict, closed models, and the fields that several of them share."""
 
 import unicodedata
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
@@ -28,6 +29,7 @@ def _email_address(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=256)  # one request asks several times
 def canonical_email(address: str) -> str:
     """The form in which two spellings of one address are equal: domain in IDNA form, both parts in lower case.
 

@@ -3,6 +3,7 @@
 Whoever changes a part of it reads the profile in the transaction of the change, and puts it when that is committed.
 """
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from shared import cache
 from shared.request import json_bytes
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
 CACHE_SECONDS = 60
 CONTENDED_SECONDS = 5
@@ -76,23 +77,7 @@ def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Prof
     Args:
         lock: whether it must not change before the transaction ends.
     """
-    # Imported on a miss of the cache: a warm read never meets the database.
-    from sqlalchemy import select
-
-    from shared.tables import account, business, totp
-
-    query = (
-        select(
-            *account.c["id", "email", "new_email", "name", "locale", "phone", "roles", "created_at"],
-            business.c.number,
-            business.c.status,
-            business.c.reason,
-            totp.c.confirmed_at,
-        )
-        .select_from(account.outerjoin(business).outerjoin(totp))
-        .where(account.c.id == user_id)
-    )
-    row = connection.execute(query.with_for_update(of=account) if lock else query).first()
+    row = connection.execute(_query(lock), {"user_id": user_id}).first()
     if row is None:
         return None
     return Profile(
@@ -107,3 +92,24 @@ def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Prof
         business=business_state(row.number, row.status, row.reason),
         created_at=row.created_at.isoformat(),
     )
+
+
+@functools.cache
+def _query(lock: bool) -> "Select[Any]":
+    # Imported on a miss of the cache: a warm read never meets the database.
+    from sqlalchemy import bindparam, select
+
+    from shared.tables import account, business, totp
+
+    query = (
+        select(
+            *account.c["id", "email", "new_email", "name", "locale", "phone", "roles", "created_at"],
+            business.c.number,
+            business.c.status,
+            business.c.reason,
+            totp.c.confirmed_at,
+        )
+        .select_from(account.outerjoin(business).outerjoin(totp))
+        .where(account.c.id == bindparam("user_id"))
+    )
+    return query.with_for_update(of=account) if lock else query

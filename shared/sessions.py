@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Insert, Row, Update, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Insert, Row, Update, and_, bindparam, func, insert, select, update
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
@@ -29,6 +29,13 @@ IDLE_LIFETIME = timedelta(days=14)
 MAX_SESSIONS = 50
 MAY_LOG_IN = ("active", "withdrawn")
 """The states of an account that may start a session."""
+
+# Made once, as to compose a statement takes longer than to execute it.
+_MAY_LOG_IN = (
+    select(*account.c["id", "status", "roles"])
+    .where(account.c.id == bindparam("user_id"), account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
+    .with_for_update(key_share=True)
+)
 
 
 class TokenPair(TypedDict):
@@ -100,11 +107,7 @@ def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
     Whoever suspends the account at this moment, or changes how its user logs in, waits, and then ends the session
     that is about to start as well.
     """
-    return connection.execute(
-        select(*account.c["id", "status", "roles"])
-        .where(account.c.id == user_id, account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
-        .with_for_update(key_share=True)
-    ).first()
+    return connection.execute(_MAY_LOG_IN, {"user_id": user_id}).first()
 
 
 def lock(connection: Connection, caller: Caller) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, and_, func
+from sqlalchemy import ColumnElement, Interval, and_, bindparam, func
 
 from shared.settings import settings
 from shared.tables import account
@@ -10,5 +10,5 @@ from shared.tables import account
 
 def is_over() -> ColumnElement[bool]:
     """The condition that those days of an account are over, so that it is purged and never restored."""
-    days = timedelta(days=settings().withdrawal_days)
+    days = bindparam("withdrawal_days", callable_=lambda: timedelta(days=settings().withdrawal_days), type_=Interval)
     return and_(account.c.withdrawn_at.is_not(None), account.c.withdrawn_at <= func.now() - days)
