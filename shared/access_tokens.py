@@ -145,7 +145,8 @@ def _decoded(part: str) -> bytes:
 
 
 def _number(coordinate: str) -> int:
-    return int.from_bytes(_decoded(coordinate), "big")
+    # Less strict than `_decoded`: a key that the settings have let pass is a good one.
+    return int.from_bytes(base64.urlsafe_b64decode(coordinate + "="), "big")
 
 
 @cache

@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
 import string
+import subprocess
+import sys
 import time
 import uuid
 from typing import Any
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from shared import access_tokens
 from shared.access_tokens import Caller, InvalidAccessToken
 from shared.settings import settings
-from tests.conftest import User, call, client, log_in, wait_for
+from tests.conftest import ROOT, User, call, client, log_in, wait_for
 
 PATH = "/api/v1/users/me"
 
@@ -138,6 +141,18 @@ def test_a_token_that_was_good_is_none_once_its_session_has_ended(active_user: U
     assert get(tokens["access_token"]).status_code == 200
     assert call("logout", tokens).status_code == 204
     assert get(tokens["access_token"]).status_code == 401
+
+
+def test_a_signing_key_may_be_padded_as_settings_take_it() -> None:
+    jwk_set = json.loads(os.environ["JWT_SECRET_KEY"])
+    for key in jwk_set["keys"]:
+        key |= {name: key[name] + "=" for name in ("x", "y", "d")}
+    code = (
+        "import uuid; from shared.access_tokens import *; "
+        "caller = Caller(user_id=uuid.uuid4(), session_id=uuid.uuid4()); assert verify(issue(caller)) == caller"
+    )
+    environment = os.environ | {"JWT_SECRET_KEY": json.dumps(jwk_set)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
 
 def test_a_token_without_a_signature_is_a_401(active_user: User) -> None:
