@@ -187,9 +187,11 @@ def measured(side: Side, url: str, cluster: Cluster) -> Side:
         # How long it was slow is what is asked here, not whether an alert took notice.
         "PROMETHEUS_URL": "",
     }
+    # What an earlier run has left is not this one's.
+    file.with_suffix(".json").unlink(missing_ok=True)
     with watched(cluster) as seen:
         done = subprocess.run([sys.executable, "-m", "loadtests.run"], cwd=ROOT, env=environment, check=False)
-        if done.returncode == NOT_JUDGED:
+        if done.returncode == NOT_JUDGED or not file.with_suffix(".json").exists():
             raise Refused(f"The load test of {side.name} did not run: see above.")
         print(f"{side.name}: quiet for {QUIET_SECONDS} s", flush=True)
         time.sleep(QUIET_SECONDS)
