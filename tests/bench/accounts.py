@@ -18,8 +18,8 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from shared import outbox
 from shared.passwords import hash_password
 from shared.settings import settings
+from tests.bench.people import PASSWORD
 
-PASSWORD = "correct horse battery staple"
 ADMINISTRATORS = 40
 """Of any number of accounts the first so many, each with a session that goes on."""
 

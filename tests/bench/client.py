@@ -51,12 +51,12 @@ def _connect(port: int) -> socket.socket:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return one
         time.sleep(0.001)
-    sys.exit(f"Nothing listens on port {port}..")
+    sys.exit(f"Nothing listens on port {port}.")
 
 
 def _received(one: socket.socket) -> bytes:
     if not (received := one.recv(65536)):
-        sys.exit("The server closed a connection before it had answered..")
+        sys.exit("The server closed a connection before it had answered.")
     return received
 
 

@@ -24,8 +24,8 @@ from knative.local.up import answers, containers
 from shared import access_tokens, pages
 from shared.access_tokens import Caller
 from shared.registry import HTTP_FUNCTIONS, load_all
-from tests.bench.accounts import PASSWORD
 from tests.bench.figures import Figure, beside
+from tests.bench.people import PASSWORD
 
 SMALL, LARGE = 1_000, 1_000_000
 RUNS = 5

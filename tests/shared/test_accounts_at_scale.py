@@ -6,6 +6,7 @@ from sqlalchemy import func, select
 from shared.database import transaction
 from shared.tables import account, metadata, totp
 from tests.bench import accounts
+from tests.bench.people import PASSWORD
 from tests.conftest import User, call, strong_session_of
 
 ACCOUNTS = 1000
@@ -32,7 +33,7 @@ def test_one_of_many_accounts_logs_in_reads_the_profile_and_is_found_by_an_admin
     assert user
     assert admin
 
-    logged_in = call("login", body={"email": user.email, "password": accounts.PASSWORD})
+    logged_in = call("login", body={"email": user.email, "password": PASSWORD})
     assert logged_in.status_code == 200, logged_in.text
     assert call("get_profile", logged_in.json).json["name"] == user.name
     exported = call("export_data", logged_in.json).json
