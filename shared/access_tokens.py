@@ -84,18 +84,19 @@ def verify(token: str) -> Caller:
 
 @lru_cache(maxsize=_MAX_REMEMBERED)
 def _verified(token: str) -> tuple[Caller, int]:
-    """The caller, and when the token expires, in seconds since the epoch. A refusal is not remembered."""
+    """The caller, and when the token expires, in seconds since the epoch: `verify` asks whether it has.
+
+    A refusal is not remembered.
+    """
     try:
         claims = _signed_claims(token)
-        now = time.time()
         expires_at = int(claims["exp"])
         audience = claims["aud"]
         if (
             not claims.keys() >= _CLAIMS
             or claims["iss"] != settings().public_url
             or AUDIENCE not in ([audience] if isinstance(audience, str) else audience)
-            or now >= expires_at + CLOCK_SKEW_SECONDS
-            or now < max(claims["iat"], claims.get("nbf", 0)) - CLOCK_SKEW_SECONDS
+            or time.time() < max(claims["iat"], claims.get("nbf", 0)) - CLOCK_SKEW_SECONDS
         ):
             raise InvalidAccessToken
         caller = Caller(

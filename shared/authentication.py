@@ -35,9 +35,9 @@ def caller_of(authorization: str) -> Caller:
         raise Unauthenticated from None
 
 
-def state_key(caller: Caller) -> str:
-    """The key of the cache under which the state of the caller's session stands."""
-    return _session_key(caller.user_id, caller.session_id)
+def state_key(user_id: UUID, session_id: UUID) -> str:
+    """The key of the cache under which the state of a session stands."""
+    return cache.key(user_id, f"session:{session_id}")
 
 
 def has_session(caller: Caller, state: bytes | None) -> bool:
@@ -47,18 +47,14 @@ def has_session(caller: Caller, state: bytes | None) -> bool:
         state: what the cache has under `state_key`; the database is asked where that is nothing.
     """
     if state is None and _is_active_in_database(caller):
-        cache.put_if_absent(state_key(caller), _ACTIVE, seconds=_ACTIVE_SECONDS)
+        cache.put_if_absent(state_key(caller.user_id, caller.session_id), _ACTIVE, seconds=_ACTIVE_SECONDS)
         return True
     return state == _ACTIVE
 
 
 def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:
     """After sessions of a user have ended: refuses their access tokens from now on, as long as they would live."""
-    cache.put(*(_session_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)
-
-
-def _session_key(user_id: UUID, session_id: UUID) -> str:
-    return cache.key(user_id, f"session:{session_id}")
+    cache.put(*(state_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)
 
 
 def _is_active_in_database(caller: Caller) -> bool:

@@ -22,6 +22,8 @@ from shared.settings import REDIS_CLUSTER, settings
 TIMEOUT_SECONDS = 0.25
 TRY_SECONDS = 2 * TIMEOUT_SECONDS
 """For all that one try waits for, however many nodes it asks."""
+LEAST_SECONDS = 0.001
+"""For an answer, even where no time is left: then the connection is closed, and nobody else reads it."""
 LATE_SECONDS = 60.0
 """What could not be put is tried again for so long: then Redis has forgotten by itself what stood there before."""
 LATE_PAUSE_SECONDS = 0.25

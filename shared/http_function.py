@@ -169,7 +169,7 @@ def _perform(
     if not refusal:
         subjects |= _subjects(given)
     count = Count(operation.name, operation.limits, subjects)
-    keys = [authentication.state_key(caller)] if caller else []
+    keys = [authentication.state_key(caller.user_id, caller.session_id)] if caller else []
     if caller and operation.cached:
         keys.append(operation.cached(caller))
     values, answer = cache.ask(keys, count.command)

@@ -19,9 +19,6 @@ from redis.retry import Retry
 from shared import cache
 from shared.cache import Command, RedisRefused
 
-LEAST_SECONDS = 0.001
-"""For an answer, even where no time is left: then the connection is closed, and nobody else reads it."""
-
 
 class ClusteredRedis:
     """A cluster of Redis."""
@@ -85,7 +82,7 @@ class _Connection(redis.Connection):
         super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        return super().read_response(*args, timeout=max(LEAST_SECONDS, cache.left()), **kwargs)
+        return super().read_response(*args, timeout=max(cache.LEAST_SECONDS, cache.left()), **kwargs)
 
 
 def _left() -> float:

@@ -12,8 +12,6 @@ import hiredis
 from shared import cache
 from shared.cache import Command
 
-LEAST_SECONDS = 0.001
-"""For an answer, even where no time is left: a socket takes no timeout of nothing."""
 RECEIVED_BYTES = 65536
 
 
@@ -87,4 +85,4 @@ class _Connection:
 
 
 def _left() -> float:
-    return max(LEAST_SECONDS, cache.left())
+    return max(cache.LEAST_SECONDS, cache.left())
