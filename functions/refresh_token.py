@@ -1,13 +1,12 @@
 """Exchange a refresh token for a new pair of tokens."""
 
 from datetime import timedelta
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from shared import authentication, sessions
 from shared.access_tokens import Caller
-from shared.database import change_together, transaction
+from shared.database import together, transaction
 from shared.events import RefreshTokenReused, announce
 from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
@@ -18,6 +17,31 @@ from shared.tables import refresh_token as tokens
 
 GRACE = timedelta(seconds=10)
 """A token may be sent again for so long, by a client that lost the answer; it gets the same successor."""
+
+# Made once, as to compose a statement takes longer than to execute it.
+_IS_TOKEN = tokens.c.token_hash == bindparam("hash")
+LOCKED = (
+    select(
+        tokens.c.session_id,
+        tokens.c.used_at,
+        (tokens.c.used_at > func.clock_timestamp() - GRACE).label("in_grace"),
+        session.c.account_id,
+        session.c.amr,
+        session.c.authenticated_at,
+        account.c.roles,
+    )
+    .join(session, session.c.id == tokens.c.session_id)
+    .join(account, account.c.id == session.c.account_id)
+    .where(_IS_TOKEN, sessions.is_live(), account.c.status == "active")
+    .with_for_update(of=[tokens, session])
+)
+"""The token and its live session, locked: of requests with one token, one rotates it and the others see that."""
+UNUSED = select(tokens.c.session_id).where(_IS_TOKEN, tokens.c.used_at.is_(None))
+ROTATED = together(
+    update(tokens).where(_IS_TOKEN).values(used_at=func.now()),
+    update(session).where(session.c.id == bindparam("of_session")).values(last_used_at=func.now()),
+    sessions.NEW_REFRESH_TOKEN,
+)
 
 
 class Refresh(RequestBody):
@@ -47,7 +71,8 @@ def refresh_token(body: Refresh) -> TokenPair:
     token = body.refresh_token.get_secret_value()
     successor = sessions.successor(token)
     with transaction() as connection:
-        found = _lock(connection, token)
+        this = {"hash": sessions.hash_refresh_token(token)}
+        found = connection.execute(LOCKED, this).first()
         if found is None:
             raise InvalidRefreshToken
         caller = Caller(
@@ -57,49 +82,16 @@ def refresh_token(body: Refresh) -> TokenPair:
             amr=tuple(found.amr),
             authenticated_at=int(found.authenticated_at.timestamp()),
         )
-        reused = found.used_at is not None and not (found.in_grace and _is_unused(connection, successor))
+        next_one = sessions.refresh_token_of(caller.session_id, successor)
+        reused = found.used_at is not None and not (
+            found.in_grace and connection.execute(UNUSED, {"hash": next_one["new_hash"]}).first()
+        )
         if reused:
             sessions.end(connection, caller.user_id, caller.session_id)
             announce(connection, RefreshTokenReused(user_id=caller.user_id, session_id=caller.session_id))
         elif found.used_at is None:
-            change_together(
-                connection,
-                update(tokens).where(_is(token)).values(used_at=func.now()),
-                update(session).where(session.c.id == caller.session_id).values(last_used_at=func.now()),
-                sessions.new_refresh_token(caller.session_id, successor),
-            )
+            connection.execute(ROTATED, this | next_one)
     if reused:
         authentication.refuse_tokens_of(caller.user_id, caller.session_id)
         raise InvalidRefreshToken
     return sessions.token_pair(caller, successor)
-
-
-def _is(token: str) -> ColumnElement[bool]:
-    return tokens.c.token_hash == sessions.hash_refresh_token(token)
-
-
-def _lock(connection: Connection, token: str) -> Row[Any] | None:
-    """The token and its live session, locked: of requests with one token, one rotates it and the others see that."""
-    query = (
-        select(
-            tokens.c.session_id,
-            tokens.c.used_at,
-            (tokens.c.used_at > func.clock_timestamp() - GRACE).label("in_grace"),
-            session.c.account_id,
-            session.c.amr,
-            session.c.authenticated_at,
-            account.c.roles,
-        )
-        .join(session, session.c.id == tokens.c.session_id)
-        .join(account, account.c.id == session.c.account_id)
-        .where(_is(token), sessions.is_live(), account.c.status == "active")
-        .with_for_update(of=[tokens, session])
-    )
-    return connection.execute(query).first()
-
-
-def _is_unused(connection: Connection, token: str) -> bool:
-    return (
-        connection.execute(select(tokens.c.session_id).where(_is(token), tokens.c.used_at.is_(None))).first()
-        is not None
-    )

@@ -245,10 +245,10 @@ def _begun() -> Iterator[Connection]:
             metrics.POOL_IN_USE.inc(by=-1)
 
 
-def change_together(connection: Connection, *changes: Insert | Update) -> CursorResult[Any]:
-    """Executes changes in one round trip, and returns the result of the last; none of them sees the others."""
+def together(*changes: Insert | Update) -> Insert | Update:
+    """Changes as one statement, whose result is that of the last; none of them sees the others."""
     *others, last = changes
-    return connection.execute(last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others))))
+    return last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others)))
 
 
 class LastTransaction:

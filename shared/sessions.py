@@ -8,15 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Insert, Row, Update, and_, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, insert, select, update
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
 from shared import access_tokens, authentication, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
-from shared.database import change_together
-from shared.events import Event, LoggedIn, UserRestored, announcement
+from shared.database import together
+from shared.events import ANNOUNCEMENT, LoggedIn, UserRestored, announce, announced
 from shared.problems import Unauthenticated
 from shared.settings import settings
 from shared.tables import account, refresh_token, session
@@ -30,11 +30,55 @@ MAX_SESSIONS = 50
 MAY_LOG_IN = ("active", "withdrawn")
 """The states of an account that may start a session."""
 
+
+def is_live() -> ColumnElement[bool]:
+    """The condition that a session carries on: not ended, not expired, not idle for too long."""
+    return and_(
+        session.c.ended_at.is_(None),
+        session.c.expires_at > func.now(),
+        session.c.last_used_at > func.now() - IDLE_LIFETIME,
+    )
+
+
 # Made once, as to compose a statement takes longer than to execute it.
 _MAY_LOG_IN = (
     select(*account.c["id", "status", "roles"])
     .where(account.c.id == bindparam("user_id"), account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
     .with_for_update(key_share=True)
+)
+_GOES_ON = (
+    select(session.c.id)
+    .join(account)
+    .where(
+        account.c.id == bindparam("user_id"),
+        account.c.status == "active",
+        session.c.id == bindparam("session_id"),
+        is_live(),
+    )
+    .with_for_update(of=[account, session], key_share=True)
+)
+NEW_REFRESH_TOKEN = insert(refresh_token).values(token_hash=bindparam("new_hash"), session_id=bindparam("of_session"))
+"""Its parameters: `refresh_token_of`."""
+_SURPLUS = (
+    select(session.c.id)
+    .where(session.c.account_id == bindparam("user_id"), is_live())
+    .order_by(session.c.last_used_at.desc())
+    .offset(MAX_SESSIONS - 1)
+)
+_STARTED = together(
+    insert(session).values(
+        id=bindparam("of_session"),
+        account_id=bindparam("user_id"),
+        expires_at=func.now() + LIFETIME,
+        amr=bindparam("by_methods"),
+        authenticated_at=bindparam("since"),
+        device=bindparam("on_device"),
+        address=bindparam("from_address"),
+    ),
+    NEW_REFRESH_TOKEN,
+    ANNOUNCEMENT,
+    # Its rows are the sessions that made room for this one.
+    update(session).where(session.c.id.in_(_SURPLUS)).values(ended_at=func.now()).returning(session.c.id),
 )
 
 
@@ -73,29 +117,21 @@ def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Cl
 def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: Client) -> TokenPair:
     """As `log_in`, for an account that `lock_account` has found."""
     user_id, now = found.id, int(time.time())
-    events: list[Event] = []
     if found.status == "withdrawn":
         connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
-        events.append(UserRestored(user_id=user_id))
+        announce(connection, UserRestored(user_id=user_id))
     caller = Caller(user_id=user_id, session_id=uuid7(), roles=tuple(found.roles), amr=tuple(amr), authenticated_at=now)
-    begun = insert(session).values(
-        id=caller.session_id,
-        account_id=user_id,
-        expires_at=func.now() + LIFETIME,
-        amr=list(amr),
-        authenticated_at=datetime.fromtimestamp(now, UTC),
-        device=client.device,
-        address=client.address,
-    )
     token = new_token()
-    events.append(LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr)))
-    surplus = change_together(
-        connection,
-        begun,
-        new_refresh_token(caller.session_id, token),
-        announcement(*events),
-        _end_surplus(user_id),
-    ).scalars()
+    parameters = {
+        "user_id": user_id,
+        "by_methods": list(amr),
+        "since": datetime.fromtimestamp(now, UTC),
+        "on_device": client.device,
+        "from_address": client.address,
+        **refresh_token_of(caller.session_id, token),
+        **announced(LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr))),
+    }
+    surplus = connection.scalars(_STARTED, parameters).all()
     # Before the commit: were it to fail, a session that goes on would only have to log in again.
     authentication.refuse_tokens_of(user_id, *surplus)
     return token_pair(caller, token)
@@ -119,25 +155,9 @@ def lock(connection: Connection, caller: Caller) -> None:
     Raises:
         Unauthenticated: the session has ended, or the account is not active any more.
     """
-    query = (
-        select(session.c.id)
-        .join(account)
-        .where(
-            account.c.id == caller.user_id, account.c.status == "active", session.c.id == caller.session_id, is_live()
-        )
-        .with_for_update(of=[account, session], key_share=True)
-    )
-    if connection.execute(query).first() is None:
+    parameters = {"user_id": caller.user_id, "session_id": caller.session_id}
+    if connection.execute(_GOES_ON, parameters).first() is None:
         raise Unauthenticated
-
-
-def is_live() -> ColumnElement[bool]:
-    """The condition that a session carries on: not ended, not expired, not idle for too long."""
-    return and_(
-        session.c.ended_at.is_(None),
-        session.c.expires_at > func.now(),
-        session.c.last_used_at > func.now() - IDLE_LIFETIME,
-    )
 
 
 def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
@@ -161,20 +181,9 @@ def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -
     return connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
 
 
-def _end_surplus(user_id: UUID) -> Update:
-    """Leaves room for one more session of a user. Its rows are the sessions that ended."""
-    least_used = (
-        select(session.c.id)
-        .where(session.c.account_id == user_id, is_live())
-        .order_by(session.c.last_used_at.desc())
-        .offset(MAX_SESSIONS - 1)
-    )
-    ended = update(session).where(session.c.id.in_(least_used)).values(ended_at=func.now())
-    return ended.returning(session.c.id)
-
-
-def new_refresh_token(session_id: UUID, token: str) -> Insert:
-    return insert(refresh_token).values(token_hash=hash_refresh_token(token), session_id=session_id)
+def refresh_token_of(session_id: UUID, token: str) -> dict[str, Any]:
+    """The parameters of `NEW_REFRESH_TOKEN`."""
+    return {"new_hash": hash_refresh_token(token), "of_session": session_id}
 
 
 def hash_refresh_token(token: str) -> bytes:

@@ -1,10 +1,10 @@
 """What the service announces. An event holds ids, never personal data or a secret."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, Insert, insert
+from sqlalchemy import Connection, bindparam, insert
 from uuid_utils.compat import uuid7
 
 from shared import logs
@@ -246,21 +246,31 @@ ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 
 def announce(connection: Connection, *events: Event) -> None:
     """Puts events in the outbox, in this order, in the transaction of the change that they tell of."""
-    if events:
-        connection.execute(announcement(*events))
+    match events:
+        case ():
+            pass
+        case (event,):
+            connection.execute(ANNOUNCEMENT, announced(event))
+        case _:
+            connection.execute(insert(outbox).values([_row(event) for event in events]))
 
 
-def announcement(*events: Event) -> Insert:
-    """What `announce` executes, to be executed with other changes."""
-    rows = [
-        {
-            "id": uuid7(),
-            "type": event.type,
-            "subject": event.user_id,
-            "data": event.model_dump(mode="json"),
-            "request_id": logs.request_id.get(),
-        }
-        for event in events
-    ]
-    # SQLAlchemy compiles an INSERT of many rows anew each time.
-    return insert(outbox).values(rows if len(rows) > 1 else rows[0])
+def announced(event: Event) -> dict[str, Any]:
+    """The parameters of `ANNOUNCEMENT`."""
+    return {f"event_{column}": value for column, value in _row(event).items()}
+
+
+def _row(event: Event) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "type": event.type,
+        "subject": event.user_id,
+        "data": event.model_dump(mode="json"),
+        "request_id": logs.request_id.get(),
+    }
+
+
+ANNOUNCEMENT = insert(outbox).values(
+    {name: bindparam(f"event_{name}") for name in ("id", "type", "subject", "data", "request_id")}
+)
+"""What `announce` executes for one event, to be executed with other changes."""
