@@ -92,8 +92,8 @@ def _search(connection: Connection, query: UserSearch) -> Select[Any]:
 
 
 def _is_rare(connection: Connection, beginning: ColumnElement[bool]) -> bool:
-    matches = select(literal(1)).select_from(account).where(beginning).limit(RARE + 1).subquery()
-    return (connection.scalar(select(func.count()).select_from(matches)) or 0) <= RARE
+    one_more = select(literal(1)).select_from(account).where(beginning).offset(RARE).limit(1)
+    return connection.scalar(one_more) is None
 
 
 def _beginning(text: str) -> str:

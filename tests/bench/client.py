@@ -24,7 +24,7 @@ def rate(port: int, requests: Sequence[bytes], connections: int = 16) -> float:
     answers: dict[int, bytes] = {}
     began = time.perf_counter()
     for request in islice(waiting, connections):
-        one = _connect(port)
+        one = connect(port)
         sockets[one.fileno()], answers[one.fileno()] = one, b""
         poll.register(one, select.EPOLLIN)
         one.sendall(request)
@@ -42,7 +42,7 @@ def rate(port: int, requests: Sequence[bytes], connections: int = 16) -> float:
     return len(requests) / (time.perf_counter() - began)
 
 
-def _connect(port: int) -> socket.socket:
+def connect(port: int) -> socket.socket:
     """A connection to a server, which may have just been started."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

@@ -4,6 +4,7 @@ Takes ten minutes, more than half of them to make the accounts, and 6 GB where P
 Redis, so that each request is a miss.
 """
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -19,11 +20,11 @@ from urllib.parse import urlencode
 from redis import Redis
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from knative.local.servers import LOOPBACK, free_port
-from knative.local.up import answers, containers
+from knative.local.servers import LOOPBACK
 from shared import access_tokens, pages
 from shared.access_tokens import Caller
 from shared.registry import HTTP_FUNCTIONS, load_all
+from tests.bench import client, servers
 from tests.bench.figures import Figure, beside
 from tests.bench.people import PASSWORD
 
@@ -75,7 +76,7 @@ def _p95s(function: str, small: tuple[Engine, Prepare], large: tuple[Engine, Pre
     """
     pairs = []
     redis = Redis.from_url(os.environ["REDIS_URL"])
-    with _server(function, large[0]) as ask_large, _server(function, small[0]) as ask_small:
+    with _asker(function, large[0]) as ask_large, _asker(function, small[0]) as ask_small:
         for _ in range(RUNS + 1):
             redis.flushdb()
             requests = zip(large[1](large[0]), small[1](small[0]), strict=False)
@@ -86,39 +87,30 @@ def _p95s(function: str, small: tuple[Engine, Prepare], large: tuple[Engine, Pre
 
 
 @contextmanager
-def _server(function: str, database: Engine) -> Iterator[Callable[[_Request], float]]:
-    """A function on a database; gives how many milliseconds a request takes, on a connection that is kept."""
-    port = free_port()
-    variables = containers()[function] | {"DATABASE_URL": _url(database), "PORT": str(port), "LOG_LEVEL": "WARNING"}
-    process = subprocess.Popen([sys.executable, "-m", "shared.server"], env=os.environ | variables)
-    connection = http.client.HTTPConnection(LOOPBACK, port)
+def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], float]]:
+    """Asks a function on a database, on a connection that is kept, and gives how many milliseconds it took."""
     operation = HTTP_FUNCTIONS[function]
+    unlimited = {"DATABASE_URL": _url(database), "RATE_LIMIT_EXEMPT_NETWORKS": f"{LOOPBACK}/32"}
+    with servers.function(function, **unlimited)() as server:
+        connection = http.client.HTTPConnection(LOOPBACK, server.port)
+        connection.sock = client.connect(server.port)
 
-    def milliseconds(request: _Request) -> float:
-        headers = {"X-Forwarded-For": LOOPBACK, "Content-Type": "application/json"}
-        if request.token:
-            headers["Authorization"] = f"Bearer {request.token}"
-        body = request.body and json.dumps(request.body)
-        began = time.perf_counter()
-        connection.request(operation.method, operation.path + request.query, body, headers)
-        response = connection.getresponse()
-        content = response.read()
-        took = time.perf_counter() - began
-        if response.status != 200:
-            sys.exit(f"{function} answers with {response.status}: {content.decode()}")
-        return took * 1000
+        def milliseconds(request: _Request) -> float:
+            headers = {"X-Forwarded-For": LOOPBACK, "Content-Type": "application/json"}
+            if request.token:
+                headers["Authorization"] = f"Bearer {request.token}"
+            body = request.body and json.dumps(request.body)
+            began = time.perf_counter()
+            connection.request(operation.method, operation.path + request.query, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+            took = time.perf_counter() - began
+            if response.status != 200:
+                sys.exit(f"{function} answers with {response.status}: {content.decode()}")
+            return took * 1000
 
-    try:
-        deadline = time.monotonic() + 60
-        while not answers(f"http://{LOOPBACK}:{port}/health/ready"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{function} does not start; look into what it has written above.")
-            time.sleep(0.05)
-        yield milliseconds
-    finally:
-        connection.close()
-        process.terminate()
-        process.wait(60)
+        with contextlib.closing(connection):
+            yield milliseconds
 
 
 @contextmanager

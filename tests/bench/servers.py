@@ -42,13 +42,14 @@ def _kilobytes(pid: int) -> dict[str, int]:
 Start = Callable[[], AbstractContextManager[Server]]
 
 
-def function(name: str, module: str = "shared.server") -> Start:
-    """A function as production runs it: with the variables of its manifest, and limits that count."""
+def function(name: str, module: str = "shared.server", **others: str) -> Start:
+    """A function as production runs it: with the variables of its manifest, and limits that count, but for `others`."""
     variables = {
         **containers()[name],
         "LOG_LEVEL": "INFO",
         "TRUSTED_PROXY_HOPS": "1",
         "RATE_LIMIT_EXEMPT_NETWORKS": "",
+        **others,
     }
     return lambda: _server(lambda _port: [sys.executable, "-m", module], variables)
 
