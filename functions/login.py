@@ -7,7 +7,7 @@ from sqlalchemy import Connection, bindparam, select
 from shared import challenges, sessions
 from shared.challenges import SECOND_FACTOR
 from shared.clients import Client
-from shared.database import transaction
+from shared.database import prepared, transaction
 from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import verify_password
@@ -20,12 +20,12 @@ GUESSES = {"email+address": "10/minute;20/hour", "email": "100/hour"}
 """Whoever guesses from one address is stopped soon; from many, before NIST's 100 (SP 800-63B-4, 3.2.2) in an hour."""
 
 # Made once, as to compose a statement takes longer than to execute it.
-BY_EMAIL = (
+BY_EMAIL = prepared(
     select(*account.c["id", "status"], credential.c.password_hash, totp.c.confirmed_at)
     .select_from(account.join(credential).outerjoin(totp))
     .where(account.c.canonical_email == bindparam("email"))
 )
-UNCHANGED = (
+UNCHANGED = prepared(
     select(credential.c.account_id)
     .outerjoin(totp, totp.c.account_id == credential.c.account_id)
     .where(

@@ -6,7 +6,7 @@ from sqlalchemy import bindparam, func, select, update
 
 from shared import authentication, sessions
 from shared.access_tokens import Caller
-from shared.database import together, transaction
+from shared.database import prepared, together, transaction
 from shared.events import RefreshTokenReused, announce
 from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
@@ -20,7 +20,7 @@ GRACE = timedelta(seconds=10)
 
 # Made once, as to compose a statement takes longer than to execute it.
 _IS_TOKEN = tokens.c.token_hash == bindparam("hash")
-LOCKED = (
+LOCKED = prepared(
     select(
         tokens.c.session_id,
         tokens.c.used_at,
@@ -36,11 +36,13 @@ LOCKED = (
     .with_for_update(of=[tokens, session])
 )
 """The token and its live session, locked: of requests with one token, one rotates it and the others see that."""
-UNUSED = select(tokens.c.session_id).where(_IS_TOKEN, tokens.c.used_at.is_(None))
-ROTATED = together(
-    update(tokens).where(_IS_TOKEN).values(used_at=func.now()),
-    update(session).where(session.c.id == bindparam("of_session")).values(last_used_at=func.now()),
-    sessions.NEW_REFRESH_TOKEN,
+UNUSED = prepared(select(tokens.c.session_id).where(_IS_TOKEN, tokens.c.used_at.is_(None)))
+ROTATED = prepared(
+    together(
+        update(tokens).where(_IS_TOKEN).values(used_at=func.now()),
+        update(session).where(session.c.id == bindparam("of_session")).values(last_used_at=func.now()),
+        sessions.NEW_REFRESH_TOKEN,
+    )
 )
 
 

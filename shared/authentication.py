@@ -71,9 +71,10 @@ def _live_session() -> "Select[tuple[UUID]]":
     from sqlalchemy import bindparam, select
 
     from shared import sessions
+    from shared.database import prepared
     from shared.tables import account, session
 
-    return (
+    return prepared(
         select(session.c.id)
         .join(account)
         .where(

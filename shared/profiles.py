@@ -99,6 +99,7 @@ def _query(lock: bool) -> "Select[Any]":
     # Imported on a miss of the cache: a warm read never meets the database.
     from sqlalchemy import bindparam, select
 
+    from shared.database import prepared
     from shared.tables import account, business, totp
 
     query = (
@@ -112,4 +113,4 @@ def _query(lock: bool) -> "Select[Any]":
         .select_from(account.outerjoin(business).outerjoin(totp))
         .where(account.c.id == bindparam("user_id"))
     )
-    return query.with_for_update(of=account) if lock else query
+    return prepared(query.with_for_update(of=account) if lock else query)

@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from shared import access_tokens, authentication, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
-from shared.database import together
+from shared.database import prepared, together
 from shared.events import ANNOUNCEMENT, LoggedIn, UserRestored, announce, announced
 from shared.problems import Unauthenticated
 from shared.settings import settings
@@ -41,12 +41,12 @@ def is_live() -> ColumnElement[bool]:
 
 
 # Made once, as to compose a statement takes longer than to execute it.
-_MAY_LOG_IN = (
+_MAY_LOG_IN = prepared(
     select(*account.c["id", "status", "roles"])
     .where(account.c.id == bindparam("user_id"), account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
     .with_for_update(key_share=True)
 )
-_GOES_ON = (
+_GOES_ON = prepared(
     select(session.c.id)
     .join(account)
     .where(
@@ -65,20 +65,22 @@ _SURPLUS = (
     .order_by(session.c.last_used_at.desc())
     .offset(MAX_SESSIONS - 1)
 )
-_STARTED = together(
-    insert(session).values(
-        id=bindparam("of_session"),
-        account_id=bindparam("user_id"),
-        expires_at=func.now() + LIFETIME,
-        amr=bindparam("by_methods"),
-        authenticated_at=bindparam("since"),
-        device=bindparam("on_device"),
-        address=bindparam("from_address"),
-    ),
-    NEW_REFRESH_TOKEN,
-    ANNOUNCEMENT,
-    # Its rows are the sessions that made room for this one.
-    update(session).where(session.c.id.in_(_SURPLUS)).values(ended_at=func.now()).returning(session.c.id),
+_STARTED = prepared(
+    together(
+        insert(session).values(
+            id=bindparam("of_session"),
+            account_id=bindparam("user_id"),
+            expires_at=func.now() + LIFETIME,
+            amr=bindparam("by_methods"),
+            authenticated_at=bindparam("since"),
+            device=bindparam("on_device"),
+            address=bindparam("from_address"),
+        ),
+        NEW_REFRESH_TOKEN,
+        ANNOUNCEMENT,
+        # Its rows are the sessions that made room for this one.
+        update(session).where(session.c.id.in_(_SURPLUS)).values(ended_at=func.now()).returning(session.c.id),
+    )
 )
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, insert
 from uuid_utils.compat import uuid7
 
 from shared import logs
+from shared.database import prepared
 from shared.tables import outbox
 
 SOURCE = "/aegis/user-service"
@@ -270,7 +271,9 @@ def _row(event: Event) -> dict[str, Any]:
     }
 
 
-ANNOUNCEMENT = insert(outbox).values(
-    {name: bindparam(f"event_{name}") for name in ("id", "type", "subject", "data", "request_id")}
+ANNOUNCEMENT = prepared(
+    insert(outbox).values(
+        {name: bindparam(f"event_{name}") for name in ("id", "type", "subject", "data", "request_id")}
+    )
 )
 """What `announce` executes for one event, to be executed with other changes."""

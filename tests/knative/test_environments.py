@@ -161,6 +161,18 @@ def test_an_event_function_takes_as_many_at_once_as_the_topic_has_partitions(obj
             assert int(variables(service)["THREADS"]) == kafka.PARTITIONS
 
 
+def test_each_pooler_keeps_what_functions_prepare(objects: Objects) -> None:
+    stated = [
+        item["spec"]["pgbouncer"]["parameters"].get("max_prepared_statements")
+        if kind == "Pooler"
+        else variables(item).get("MAX_PREPARED_STATEMENTS")
+        for (kind, name), item in objects.items()
+        if kind == "Pooler" or (kind == "Deployment" and name.startswith("pgbouncer"))
+    ]
+    assert stated
+    assert all(int(number or 0) >= 100 for number in stated)
+
+
 def test_the_connections_of_all_pods_at_full_scale_fit(objects: Objects) -> None:
     """Also while a release replaces each of them, and with one pod of PgBouncer taking all."""
     load_all()

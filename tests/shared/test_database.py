@@ -3,15 +3,19 @@
 import os
 import socket
 import struct
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pg8000.dbapi
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from knative.local.servers import LOOPBACK
 from shared import database
+from shared.problems import ServiceUnavailable
 
 START_UP = 3 << 16
 """Protocol 3.0 (PostgreSQL, 53.7), where a request for TLS would have 80877103."""
@@ -59,3 +63,72 @@ def test_after_what_postgresql_refuses_and_what_cannot_be_sent_a_connection_is_s
     cursor.execute("SELECT %s::int", (7,))
     assert list(cursor.fetchall()) == [[7]]
     connection.close()
+
+
+@pytest.fixture
+def connection() -> Iterator[pg8000.dbapi.Connection]:
+    connection, _ = database.connect(make_url(os.environ["DATABASE_URL"]), 1.0)
+    connection.execute_simple("BEGIN")
+    yield connection
+    connection.close()
+
+
+def prepared(connection: pg8000.dbapi.Connection) -> list[list[Any]]:
+    """How often each prepared statement of a connection was executed."""
+    rows = connection.execute_simple("SELECT generic_plans + custom_plans FROM pg_prepared_statements").rows
+    return list(rows)
+
+
+def execute(connection: pg8000.dbapi.Connection, statement: str, *values: Any) -> list[Any]:
+    cursor = connection.cursor()
+    cursor.is_prepared = True
+    cursor.execute(statement, values)
+    return list(cursor.fetchall())
+
+
+def test_a_statement_is_prepared_once_for_a_connection(connection: pg8000.dbapi.Connection) -> None:
+    for number, name in enumerate(["김민준", None, "Kim"]):
+        assert execute(connection, "SELECT %s::text, %s::int", name, number) == [[name, number]]
+    assert prepared(connection) == [[3]]
+
+
+def test_one_whose_first_execution_fails_is_prepared_by_the_next(connection: pg8000.dbapi.Connection) -> None:
+    for _ in range(2):
+        with pytest.raises(pg8000.dbapi.DatabaseError):
+            execute(connection, "SELECT 1 / %s::int", 0)
+        connection.rollback()
+        connection.execute_simple("BEGIN")
+    assert execute(connection, "SELECT 1 / %s::int", 1) == execute(connection, "SELECT 1 / %s::int", 1) == [[1]]
+    assert len(prepared(connection)) == 1
+
+
+def ask(statement: str) -> Any:
+    with database.transaction() as connection:
+        return connection.scalar(database.prepared(text(statement)), {"number": 1})
+
+
+def test_a_statement_with_other_columns_since_a_migration_is_refused_once() -> None:
+    table = f"migrated_{uuid.uuid4().hex}"
+    statement = f"SELECT value FROM {table} WHERE value::int = :number"  # noqa: S608
+    with database.transaction() as connection:
+        connection.execute(text(f"CREATE TABLE {table} AS SELECT 1 AS value"))
+    try:
+        assert ask(statement) == ask(statement) == 1
+        with database.transaction() as connection:
+            connection.execute(text(f"ALTER TABLE {table} ALTER value TYPE text"))
+        with pytest.raises(ServiceUnavailable):
+            ask(statement)
+        assert ask(statement) == ask(statement) == "1"
+    finally:
+        with database.transaction() as connection:
+            connection.execute(text(f"DROP TABLE {table}"))
+
+
+def test_where_a_pooler_forgets_what_was_prepared_a_connection_goes_on_without() -> None:
+    statement = "SELECT CAST(:number AS int)"
+    assert ask(statement) == ask(statement) == 1
+    with database.transaction() as connection:
+        connection.execute(text("DEALLOCATE ALL"))
+    with pytest.raises(ServiceUnavailable):
+        ask(statement)
+    assert [ask(statement) for _ in range(3)] == [1] * 3
