@@ -4,13 +4,30 @@ from datetime import datetime
 from uuid import UUID
 
 from cloudevents.http import CloudEvent
-from sqlalchemy import Connection, exists, literal, or_, select
+from sqlalchemy import Connection, bindparam, exists, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.database import prepared
 from shared.event_function import event_function
 from shared.events import ALL_EVENTS, Event
 from shared.problems import InvalidRequest
 from shared.tables import account, audit
+
+COLUMNS = audit.c["event_id", "account_id", "type", "occurred_at", "request_id", "data"]
+
+# Made once, as to compose a statement takes longer than to execute it.
+IS_KNOWN = or_(
+    exists().where(account.c.id == bindparam("new_account_id")),
+    exists().where(audit.c.account_id == bindparam("new_account_id")),
+)
+RECORD = prepared(
+    insert(audit)
+    .from_select(
+        COLUMNS.keys(),
+        select(*(bindparam(f"new_{column.name}", type_=column.type) for column in COLUMNS)).where(IS_KNOWN),
+    )
+    .on_conflict_do_nothing(index_elements=["event_id"])
+)
 
 
 @event_function(*ALL_EVENTS)
@@ -20,20 +37,14 @@ def record_audit(event: Event, envelope: CloudEvent, connection: Connection) -> 
     Only of an account that is there, or was: anyone can ask for mails to addresses that have none, and so fill it.
     """
     row = {
-        audit.c.event_id: _event_id(envelope),
-        audit.c.account_id: event.user_id,
-        audit.c.type: event.type,
-        audit.c.occurred_at: _occurred_at(envelope),
-        audit.c.request_id: str(envelope.get("requestid", "")),
-        audit.c.data: event.model_dump(mode="json"),
+        "event_id": _event_id(envelope),
+        "account_id": event.user_id,
+        "type": event.type,
+        "occurred_at": _occurred_at(envelope),
+        "request_id": str(envelope.get("requestid", "")),
+        "data": event.model_dump(mode="json"),
     }
-    is_known = or_(exists().where(account.c.id == event.user_id), exists().where(audit.c.account_id == event.user_id))
-    values = select(*(literal(value, column.type) for column, value in row.items())).where(is_known)
-    connection.execute(
-        insert(audit)
-        .from_select([column.name for column in row], values)
-        .on_conflict_do_nothing(index_elements=["event_id"])
-    )
+    connection.execute(RECORD, {f"new_{column}": value for column, value in row.items()})
 
 
 def _event_id(envelope: CloudEvent) -> UUID:
