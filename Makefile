@@ -43,6 +43,9 @@ bench: setup  ## measure what speed costs, beside baselines in the same run (JSO
 bench-scale: setup  ## measure what a million accounts cost beside a thousand: ten minutes, 6 GB of disk (JSON=)
 	@$(BIN)/python -m tests.bench growth
 
+bench-cluster: setup  ## on a cluster: measure the way from zero pods, and what a pod of each function takes (JSON= WHAT=zero)
+	@$(BIN)/python -m tests.bench.cluster $(WHAT)
+
 check: setup  ## lint, check format and types, render and validate the manifests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -62,4 +65,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 
-.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest loadtest-compare bench bench-scale check schemas secrets setup lock
+.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check schemas secrets setup lock

@@ -7,51 +7,79 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-
-from knative.local.servers import LOOPBACK
 
 START_SECONDS = 60
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _SUCCESS = re.compile(rb"HTTP/1\.1 2\d\d ")
 
 
+@dataclass
+class Load:
+    """What became of requests."""
+
+    rate: float = 0.0
+    """Answers a second."""
+    seconds: list[float] = field(default_factory=list)
+    """To each of the answers."""
+    failure: str = ""
+    """One that was none of success, if there was any."""
+
+
 def rate(port: int, requests: Sequence[bytes], connections: int = 16) -> float:
-    """Answers a second to these requests, each sent once; every connection sends its next when it has the answer."""
+    """Answers a second to these requests, all of success."""
+    done = load(("127.0.0.1", port), requests, connections)
+    if done.failure:
+        sys.exit(f"A request failed: {done.failure}")
+    return done.rate
+
+
+def load(address: tuple[str, int], requests: Sequence[bytes], connections: int) -> Load:
+    """Sends each of these requests once; every connection sends its next when it has the answer."""
     waiting = iter(requests)
     poll = select.epoll()
     sockets: dict[int, socket.socket] = {}
     answers: dict[int, bytes] = {}
+    sent: dict[int, float] = {}
+    done = Load()
     began = time.perf_counter()
     for request in islice(waiting, connections):
-        one = connect(port)
+        one = connect(address)
         sockets[one.fileno()], answers[one.fileno()] = one, b""
         poll.register(one, select.EPOLLIN)
+        sent[one.fileno()] = time.perf_counter()
         one.sendall(request)
     while sockets:
         for number, _ in poll.poll():
             answers[number] += _received(sockets[number])
             if not _is_whole(answers[number]):
                 continue
+            now = time.perf_counter()
+            done.seconds.append(now - sent[number])
+            if not _SUCCESS.match(answers[number]):
+                done.failure = answers[number].decode()
             answers[number] = b""
             if request := next(waiting, b""):
+                sent[number] = now
                 sockets[number].sendall(request)
             else:
                 poll.unregister(number)
                 sockets.pop(number).close()
-    return len(requests) / (time.perf_counter() - began)
+    done.rate = len(requests) / (time.perf_counter() - began)
+    return done
 
 
-def connect(port: int) -> socket.socket:
+def connect(address: tuple[str, int]) -> socket.socket:
     """A connection to a server, which may have just been started."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(ConnectionRefusedError):
-            one = socket.create_connection((LOOPBACK, port))
+            one = socket.create_connection(address)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return one
         time.sleep(0.001)
-    sys.exit(f"Nothing listens on port {port}.")
+    sys.exit(f"Nothing listens on port {address[1]}.")
 
 
 def _received(one: socket.socket) -> bytes:
@@ -64,7 +92,5 @@ def _is_whole(answer: bytes) -> bool:
     head, found, body = answer.partition(b"\r\n\r\n")
     if not found:
         return False
-    if not _SUCCESS.match(head):
-        sys.exit(f"A request failed: {answer.decode()}")
     length = _LENGTH.search(head + b"\r\n")
     return not length or len(body) >= int(length[1])

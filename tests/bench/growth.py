@@ -93,7 +93,7 @@ def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], flo
     unlimited = {"DATABASE_URL": _url(database), "RATE_LIMIT_EXEMPT_NETWORKS": f"{LOOPBACK}/32"}
     with servers.function(function, **unlimited)() as server:
         connection = http.client.HTTPConnection(LOOPBACK, server.port)
-        connection.sock = client.connect(server.port)
+        connection.sock = client.connect((LOOPBACK, server.port))
 
         def milliseconds(request: _Request) -> float:
             headers = {"X-Forwarded-For": LOOPBACK, "Content-Type": "application/json"}

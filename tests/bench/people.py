@@ -53,18 +53,19 @@ def strangers(count: int) -> list[Person]:
     ]
 
 
-def users(count: int) -> list[Person]:
-    """So many users who have logged in just now, all with one password."""
+def users(count: int, *, roles: tuple[str, ...] = ()) -> list[Person]:
+    """So many users who have logged in just now, all with one password; with a second factor where they have a role."""
     now = int(time.time())
+    amr = ("pwd", "otp", "mfa") if roles else ("pwd",)
     people, callers = [], []
     for one in strangers(count):
-        caller = Caller(user_id=one.id, session_id=uuid.uuid4(), amr=("pwd",), authenticated_at=now)
+        caller = Caller(user_id=one.id, session_id=uuid.uuid4(), roles=roles, amr=amr, authenticated_at=now)
         people.append(Person(one.id, one.email, one.address, access_tokens.issue(caller), new_token()))
         callers.append(caller)
     password_hash = hash_password(PASSWORD)
     with transaction() as connection:
         connection.execute(
-            insert(account).values(name="김민준", locale="ko", status="active"),
+            insert(account).values(name="김민준", locale="ko", status="active", roles=list(roles)),
             [{"id": one.id, "email": one.email, "canonical_email": one.email} for one in people],
         )
         connection.execute(
