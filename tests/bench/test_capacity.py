@@ -1,11 +1,13 @@
-"""What capacity is measured with is what people and events ask for."""
+"""What capacity is measured with is what people and events ask for, and what was measured fits the targets."""
 
 import pytest
 
+from shared.registry import load_all
 from tests.bench import accounts, measured
 from tests.bench.cluster.traffic import TRAFFIC
-from tests.bench.measured import function_of
+from tests.bench.measured import function_of, objective
 from tests.conftest import client
+from tests.knative.environments import functions_of, objects_of, scaling
 
 ACCOUNTS = 200
 
@@ -22,3 +24,13 @@ def test_every_request_that_is_measured_succeeds() -> None:
                 target, method=method, headers=[tuple(header.split(": ", 1)) for header in headers], data=body
             )
             assert 200 <= answer.status_code < 300, (name, answer.text)
+
+
+def test_a_pod_with_as_many_requests_as_its_target_is_within_the_objective_of_its_function() -> None:
+    figures = measured.read()
+    targets = {one["metadata"]["name"]: int(scaling(one)["target"]) for one in functions_of(objects_of("production"))}
+    assert figures.keys() == {*measured.FUNCTIONS}
+    assert load_all() >= {function_of(name) for name in figures}
+    for name, figure in figures.items():
+        target = targets[function_of(name).replace("_", "-")]
+        assert any(one.connections >= target and one.p95 <= objective(name) for one in figure.tries), name
