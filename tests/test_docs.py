@@ -1,11 +1,13 @@
 """What the documents say about the repository is so."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shared.registry import load_all
+from tests.bench import model
 from tests.conftest import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,3 +31,18 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
 def test_the_readme_names_every_function() -> None:
     text = (ROOT / "README.md").read_text()
     assert {name for name in load_all() if f"functions/{name}.py" not in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("document", "table"),
+    [
+        ("autoscaling", model.one_pod),
+        ("capacity", model.demand),
+        ("capacity", model.stored),
+        ("capacity", model.bottlenecks),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_table_of_capacity_is_what_the_model_computes(document: str, table: Callable[[], str]) -> None:
+    """`python -m tests.bench.model` prints what should stand there."""
+    assert table() in (ROOT / "docs" / f"{document}.md").read_text()
