@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Select, exists, func, select, text
+from sqlalchemy import Connection, Select, exists, func, select
 from typing_extensions import TypedDict
 
 from shared.access_tokens import Caller
@@ -13,6 +13,7 @@ from shared.database import transaction
 from shared.events import DataExported, announce
 from shared.http_function import http_function
 from shared.problems import Unauthenticated
+from shared.replica import read
 from shared.tables import (
     account,
     audit,
@@ -132,6 +133,7 @@ class PersonalData(TypedDict):
     "/api/v1/users/me/export",
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
+    may_lag=True,
 )
 def export_data(caller: Caller) -> PersonalData:
     """Read all that is stored on the caller.
@@ -142,9 +144,8 @@ def export_data(caller: Caller) -> PersonalData:
     false where there were more than 5,000 sessions, audit entries or events, of which the newest are given.
     """
     # A GET that writes: the caller asks for no change (RFC 9110, 9.2.1), but must be able to see who took their data.
+    data = read(lambda connection: _personal_data(connection, caller.user_id))
     with transaction() as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))  # one snapshot for all that follows
-        data = _personal_data(connection, caller.user_id)
         announce(connection, DataExported(user_id=caller.user_id))
     return data
 

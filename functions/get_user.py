@@ -4,20 +4,19 @@ from uuid import UUID
 
 from shared import users
 from shared.access_tokens import Caller
-from shared.database import transaction
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
+from shared.replica import read
 from shared.users import UserDetails
 
 
-@http_function("GET", "/api/v1/users/{user_id}", role="admin", problems=[NoSuchItem])
+@http_function("GET", "/api/v1/users/{user_id}", role="admin", problems=[NoSuchItem], may_lag=True)
 def get_user(user_id: UUID, caller: Caller) -> UserDetails:
     """Read a user.
 
     For administrators. `passkeys` and `sessions` say how many there are. The ETag is for If-Match of a change.
     """
-    with transaction() as connection:
-        user = users.read(connection, user_id)
+    user = read(lambda connection: users.read(connection, user_id))
     if user is None:
         raise NoSuchItem
     return user

@@ -8,9 +8,9 @@ from typing_extensions import TypedDict
 
 from shared import pages
 from shared.access_tokens import Caller
-from shared.database import transaction
 from shared.http_function import http_function
 from shared.pages import PageQuery
+from shared.replica import read
 from shared.request import Reply
 from shared.tables import audit
 
@@ -29,15 +29,14 @@ class AuditPage(TypedDict):
     entries: list[AuditEntry]
 
 
-@http_function("GET", "/api/v1/users/{user_id}/audit", role="admin", uses=["encryption"])
+@http_function("GET", "/api/v1/users/{user_id}/audit", role="admin", uses=["encryption"], may_lag=True)
 def list_audit(user_id: UUID, query: PageQuery, caller: Caller) -> Reply[AuditPage]:
     """Read the audit trail of a user.
 
     For administrators. All events about the user, newest first; also after the account was purged, and empty for an
     id that never was one. The header Link leads to the next page where there is one (RFC 8288, rel="next").
     """
-    with transaction() as connection:
-        rows = connection.execute(_trail(user_id, query)).all()
+    rows = read(lambda connection: connection.execute(_trail(user_id, query)).all())
     page, link = pages.split(rows, f"/api/v1/users/{user_id}/audit", query)
     entries = [
         AuditEntry(

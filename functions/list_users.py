@@ -11,11 +11,11 @@ from typing_extensions import TypedDict
 from shared import pages, users
 from shared.access_tokens import Caller
 from shared.business_numbers import BusinessNumber
-from shared.database import transaction
 from shared.fields import Prefix, canonical_email
 from shared.http_function import http_function
 from shared.pages import PageQuery
 from shared.phone_numbers import PhoneNumber
+from shared.replica import read
 from shared.request import Reply
 from shared.tables import account, business
 from shared.users import ListedUser, Status
@@ -52,15 +52,14 @@ class UserPage(TypedDict):
     users: list[ListedUser]
 
 
-@http_function("GET", PATH, role="admin", uses=["encryption"])
+@http_function("GET", PATH, role="admin", uses=["encryption"], may_lag=True)
 def list_users(query: UserSearch, caller: Caller) -> Reply[UserPage]:
     """Search users.
 
     For administrators. Newest first; what is given is combined with AND. The header Link leads to the next page
     where there is one (RFC 8288, rel="next").
     """
-    with transaction() as connection:
-        rows = connection.execute(_search(connection, query)).all()
+    rows = read(lambda connection: connection.execute(_search(connection, query)).all())
     page, link = pages.split(rows, PATH, query)
     return Reply(UserPage(users=[users.listed(row) for row in page]), link)
 

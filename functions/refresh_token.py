@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from sqlalchemy import bindparam, func, select, update
 
-from shared import authentication, sessions
+from shared import authentication, own_writes, sessions
 from shared.access_tokens import Caller
 from shared.database import prepared, together, transaction
 from shared.events import RefreshTokenReused, announce
@@ -92,6 +92,7 @@ def refresh_token(body: Refresh) -> TokenPair:
             sessions.end(connection, caller.user_id, caller.session_id)
             announce(connection, RefreshTokenReused(user_id=caller.user_id, session_id=caller.session_id))
         elif found.used_at is None:
+            own_writes.add(caller.user_id)
             connection.execute(ROTATED, this | next_one)
     if reused:
         authentication.refuse_tokens_of(caller.user_id, caller.session_id)

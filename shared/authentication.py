@@ -4,7 +4,7 @@ import functools
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from shared import access_tokens, cache
+from shared import access_tokens, cache, own_writes
 from shared.access_tokens import Caller, InvalidAccessToken
 from shared.problems import Unauthenticated
 from shared.settings import Dependency
@@ -47,7 +47,8 @@ def has_session(caller: Caller, state: bytes | None) -> bool:
         state: what the cache has under `state_key`; the database is asked where that is nothing.
     """
     if state is None and _is_active_in_database(caller):
-        cache.put_if_absent(state_key(caller.user_id, caller.session_id), _ACTIVE, seconds=_ACTIVE_SECONDS)
+        state_put = cache.if_absent(state_key(caller.user_id, caller.session_id), _ACTIVE, seconds=_ACTIVE_SECONDS)
+        cache.attempt(state_put, *own_writes.commands(caller.user_id))
         return True
     return state == _ACTIVE
 

@@ -94,7 +94,12 @@ return redis.call('SET', KEYS[1], contended and '' or ARGV[1], 'EX', contended a
 
 def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
     """Sets a key unless it is set, for those who read what it tells."""
-    attempt(("SET", name, value, "EX", seconds, "NX"))
+    attempt(if_absent(name, value, seconds=seconds))
+
+
+def if_absent(name: str, value: bytes | str, *, seconds: int) -> Command:
+    """Sets a key unless it is set, among other commands."""
+    return "SET", name, value, "EX", seconds, "NX"
 
 
 @contextmanager

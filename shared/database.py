@@ -1,4 +1,4 @@
-"""PostgreSQL: one pool a process, and every statement inside an explicit transaction.
+"""PostgreSQL: one pool a process for each server, and every statement inside an explicit transaction.
 
 Explicit, because behind PgBouncer in transaction mode a statement outside one may be answered with another
 client's rows.
@@ -174,7 +174,7 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
 
 def connect(url: URL, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.socket]:
     """A connection and the socket under it; `timeout` bounds each wait for the server, in seconds."""
-    most = deadline.left(TIMEOUT_SECONDS) + LATE_SECONDS
+    most = deadline.left(min(timeout, TIMEOUT_SECONDS)) + LATE_SECONDS
     connected = socket.create_connection((url.host or "localhost", url.port or 5432), timeout=most)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     transport = _Transport(fileno=connected.detach())
@@ -192,10 +192,48 @@ def connect(url: URL, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.s
     return connection, transport
 
 
+class Server:
+    """How a process deals with one PostgreSQL: here the primary."""
+
+    timeout = TIMEOUT_SECONDS
+    """For a connection and for each statement, in seconds."""
+
+    def __init__(self) -> None:
+        self.pause = Pause()
+        """Of connecting: those who have a connection go on, as at a limit of connections it is in good health."""
+
+    def begin(self, connection: pg8000.dbapi.Connection) -> None:
+        """Begins a transaction."""
+        connection.execute_simple(self.beginning())
+
+    def beginning(self) -> str:
+        """Statements for one round trip. With the limit among them, as it then holds behind PgBouncer, too."""
+        limit = round(deadline.left(self.timeout) * 1000)
+        return f"{_opening.get()}; SET LOCAL statement_timeout = {limit}"
+
+    def is_fair(self) -> bool:
+        """Whether it has so much time now that it does not answer at all if it does not answer in it."""
+        return deadline.left(self.timeout) >= FAIR_SECONDS
+
+    def fail(self, error: Exception) -> None:
+        """It did not answer."""
+        self.pause.begin()
+        deadline.missed()
+        log.warning("PostgreSQL is away; refusing what needs another connection", extra={"error": type(error).__name__})
+
+
+primary = Server()
+
+
 @once
 def engine() -> Engine:
-    """The pool of this process: as many connections as it has threads, so none waits for another."""
-    url = make_url(settings().database_url).set(drivername="postgresql+pg8000")
+    """The pool of connections to the primary."""
+    return new_pool(settings().database_url, primary)
+
+
+def new_pool(server_url: str, server: Server) -> Engine:
+    """A pool of as many connections as this process has threads, so none waits for another."""
+    url = make_url(server_url).set(drivername="postgresql+pg8000")
     pool = sqlalchemy.create_engine(
         url,
         pool_size=settings().threads,
@@ -210,14 +248,14 @@ def engine() -> Engine:
 
     @event.listens_for(pool, "do_connect")
     def open_connection(_dialect: object, record: ConnectionPoolEntry, *_: object) -> pg8000.dbapi.Connection:
-        if not _pause.admits():
+        if not server.pause.admits():
             raise ServiceUnavailable
-        is_fair = _is_fair()
+        is_fair = server.is_fair()
         try:
-            connection, record.info["socket"] = connect(url, TIMEOUT_SECONDS)
+            connection, record.info["socket"] = connect(url, server.timeout)
         except (OSError, pg8000.dbapi.Error) as error:
             if is_fair:
-                _begin_pause(error)
+                server.fail(error)
             raise
         record.info["is_new"] = True
         return connection
@@ -229,20 +267,18 @@ def engine() -> Engine:
         poll.register(record.info["socket"], select.POLLIN)
         if poll.poll(0):
             raise DisconnectionError
-        # With the limit in the one round trip that BEGIN takes anyway: so it holds behind PgBouncer, too.
-        limit = round(deadline.left(TIMEOUT_SECONDS) * 1000)
-        is_fair = _is_fair()
+        is_fair = server.is_fair()
         try:
-            connection.execute_simple(f"BEGIN; SET LOCAL statement_timeout = {limit}")
+            server.begin(connection)
         except pg8000.dbapi.Error as error:
             if not is_fair:
                 raise ServiceUnavailable from error
             # BEGIN waits for no lock: who does not answer it answers nothing, on no connection.
-            _begin_pause(error)
+            server.fail(error)
             raise InvalidatePoolError from error
         # Only now: PgBouncer takes connections also while PostgreSQL is away.
         if record.info.pop("is_new", False):
-            _pause.end()
+            server.pause.end()
 
     @event.listens_for(pool, "before_cursor_execute")
     def choose(_: object, cursor: _Cursor, __: str, ___: object, context: Any, ____: bool) -> None:
@@ -263,20 +299,6 @@ def prepared(statement: S) -> S:
     return statement.execution_options(**{_IS_PREPARED: True})
 
 
-def _is_fair() -> bool:
-    return deadline.left(TIMEOUT_SECONDS) >= FAIR_SECONDS
-
-
-def _begin_pause(error: Exception) -> None:
-    _pause.begin()
-    deadline.missed()
-    log.warning("PostgreSQL is away; refusing what needs another connection", extra={"error": type(error).__name__})
-
-
-_pause = Pause()
-"""Of connecting: those who have a connection go on, as at a limit of connections PostgreSQL is in good health."""
-
-
 @contextmanager
 def transaction() -> Iterator[Connection]:
     """One transaction: committed at the end of the block, rolled back when it raises.
@@ -290,7 +312,7 @@ def transaction() -> Iterator[Connection]:
     last = _last_transaction.get()
     with _errors_as_problems():
         if last is None:
-            with _begun() as connection:
+            with begun(engine()) as connection:
                 yield connection
             return
         connection = last.begin()
@@ -302,9 +324,23 @@ def transaction() -> Iterator[Connection]:
 
 
 @contextmanager
-def _begun() -> Iterator[Connection]:
+def snapshot() -> Iterator[None]:
+    """In the block, transactions read only, each from one state of the database."""
+    token = _opening.set("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    try:
+        yield
+    finally:
+        _opening.reset(token)
+
+
+_opening: ContextVar[str] = ContextVar("opening", default="BEGIN")
+
+
+@contextmanager
+def begun(pool: Engine) -> Iterator[Connection]:
+    """One transaction on a connection of a pool; its errors are SQLAlchemy's."""
     started = time.monotonic()
-    with engine().connect() as connection:
+    with pool.connect() as connection:
         metrics.POOL_WAITS.observe(time.monotonic() - started)
         metrics.POOL_IN_USE.inc()
         try:
@@ -335,7 +371,7 @@ class LastTransaction:
     def begin(self) -> Connection:
         """Commits the transaction before and begins another."""
         self.commit()
-        self._connection = self._begun.enter_context(_begun())
+        self._connection = self._begun.enter_context(begun(engine()))
         return self._connection
 
     def commit(self) -> None:

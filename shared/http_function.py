@@ -28,7 +28,7 @@ import functions_framework
 from flask import Request, Response
 from functions_framework import HTTPFunction
 
-from shared import authentication, cache, deadline, rate_limits
+from shared import authentication, cache, deadline, own_writes, rate_limits
 from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.clients import client_of
 from shared.problems import (
@@ -78,6 +78,7 @@ def http_function(
     uses: Collection[Dependency] = (),
     problems: Collection[type[Problem]] = (),
     cached: Callable[[Caller], str] | None = None,
+    may_lag: bool = False,
 ) -> Callable[[Callable[..., Any]], HTTPFunction]:
     """Registers a handler under its own name.
 
@@ -91,6 +92,7 @@ def http_function(
             case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
         problems: the errors that are the operation's own, for the documentation.
         cached: the cache key to read for this caller, handed to the handler as `cached`.
+        may_lag: whether it may read what is seconds old, but for what the caller has written; see shared/replica.py.
     """
 
     def decorate(handler: Callable[..., Any]) -> HTTPFunction:
@@ -121,6 +123,7 @@ def http_function(
             recent_login=recent_login,
             limits=(PER_ACCOUNT if "caller" in takes else PER_ADDRESS) if limits is None else limits,
             cached=cached,
+            may_lag=may_lag,
             problems=tuple(problems),
             uses=frozenset(needs),
         )
@@ -130,7 +133,7 @@ def http_function(
         @functools.wraps(handler)
         def serve(request: Request) -> Response:
             def perform(body: bytes, headers: dict[str, str]) -> Response:
-                with deadline.in_time():
+                with deadline.in_time(), own_writes.noted():
                     return _perform(operation, template, request, body, headers)
 
             return answer(operation.name, path, request, perform)
@@ -172,6 +175,8 @@ def _perform(
     keys = [authentication.state_key(caller.user_id, caller.session_id)] if caller else []
     if caller and operation.cached:
         keys.append(operation.cached(caller))
+    if caller and operation.may_lag:
+        keys.append(own_writes.key(caller.user_id))
     values, answer = cache.ask(keys, count.command)
     headers |= nearest(count.standings(answer))
 
@@ -188,6 +193,10 @@ def _perform(
         if refusal:
             raise refusal
         given["cached"] = values[1] if operation.cached else None
+        if caller and operation.method != "GET":
+            own_writes.add(caller.user_id)
+        # Where Redis tells nothing of the session, it tells nothing of what was written, either.
+        own_writes.may_lag.set(operation.may_lag and values[0] is not None and values[-1] is None)
         if key is None:
             return perform()
         # Imported for those who ask for it.

@@ -108,6 +108,9 @@ POOL_WAITS = Metric(
     "Seconds until a transaction had begun: for a free connection, or a new one, and BEGIN.",
     buckets=BUCKETS,
 )
+TOLERANT_READS = Metric(
+    "Counter", "tolerant_reads_total", "Reads that may be seconds old, where there is a replica.", ("outcome",)
+)
 POOL_TIMEOUTS = Metric("Counter", "database_pool_timeouts_total", "Transactions refused as no connection was free.")
 HASHES_WAITING = Metric(
     "Gauge", "password_hashes_waiting", "Passwords that wait for a turn to be hashed.", multiprocess_mode="livesum"

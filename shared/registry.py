@@ -35,6 +35,7 @@ class HttpFunction:
     recent_login: bool
     limits: Mapping[str, str]
     cached: "Callable[[Caller], str] | None"
+    may_lag: bool
     problems: tuple[type[Problem], ...]
     uses: frozenset[Dependency]
 

@@ -124,10 +124,18 @@ def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
                 outbox.keep_days(datetime.now(UTC))
                 upkeep_at = time.monotonic() + UPKEEP_SECONDS
             session.notifications.clear()
-            is_all = leader.send_batch() < BATCH
+            sent = leader.send_batch()
+            if not sent:
+                _tick(session.connection)
             # Notifications that came with the answers to statements are not on the socket any more.
-            if is_all and not session.notifications:
+            if sent < BATCH and not session.notifications:
                 select.select([session.transport], [], [], IDLE_SECONDS)
+
+
+def _tick(connection: Connection) -> None:
+    """A transaction that changes nothing: by the time of the last, it shows how far a replica is behind."""
+    with connection.begin():
+        connection.execute(select_rows(func.pg_current_xact_id()))
 
 
 @contextmanager

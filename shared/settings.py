@@ -58,6 +58,10 @@ class Settings:
     workers: int
     """Processes of a function, each with THREADS and a share of connections of its own."""
     database_url: str
+    replica_database_url: str
+    """A PostgreSQL that follows the first, for reads that may be seconds old; none when it is empty."""
+    replica_max_lag_seconds: int
+    """A replica that is further behind is not asked."""
     redis_url: str
     """A Redis, or with the scheme `REDIS_CLUSTER` any node of a cluster."""
     kafka_bootstrap_servers: str
@@ -104,14 +108,8 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     Raises:
         InvalidSettings: with all problems at once.
     """
-    values = {name: value for name, value in environment.items() if value}
-    if "DATABASE_URL" not in values and "DB_HOST" in values:
-        user, password = quote(values.get("DB_USER", ""), ""), quote(values.get("DB_PASSWORD", ""), "")
-        host, port = values["DB_HOST"], values.get("DB_PORT", "5432")
-        values["DATABASE_URL"] = f"postgresql://{user}:{password}@{host}:{port}/{values.get('DB_NAME', 'aegis_user')}"
-    if "REDIS_URL" not in values and "REDIS_HOST" in values:
-        values["REDIS_URL"] = f"redis://{values['REDIS_HOST']}:{values.get('REDIS_PORT', '6379')}/0"
-
+    given = {name: value for name, value in environment.items() if value}
+    values = _urls_of_parts(given) | given
     problems = [
         f"{name} is not set ({use} needs it)" for use in sorted(uses) for name in REQUIRED_BY[use] if name not in values
     ]
@@ -171,6 +169,8 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         threads=threads,
         workers=number("WORKERS", 1, 1, 16),
         database_url=url("DATABASE_URL", "postgresql"),
+        replica_database_url=url("REPLICA_DATABASE_URL", "postgresql"),
+        replica_max_lag_seconds=number("REPLICA_MAX_LAG_SECONDS", 5, 3, 3600),
         redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
         kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 500, 10, 1000),
@@ -202,6 +202,19 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 def settings() -> Settings:
     """The settings of this process."""
     return load(os.environ)
+
+
+def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:
+    """The URLs that the guide's settings of single parts make."""
+    urls: dict[str, str] = {}
+    user, password = quote(values.get("DB_USER", ""), ""), quote(values.get("DB_PASSWORD", ""), "")
+    place = f"{values.get('DB_PORT', '5432')}/{values.get('DB_NAME', 'aegis_user')}"
+    for name, host in (("DATABASE_URL", "DB_HOST"), ("REPLICA_DATABASE_URL", "REPLICA_DB_HOST")):
+        if host in values:
+            urls[name] = f"postgresql://{user}:{password}@{values[host]}:{place}"
+    if "REDIS_HOST" in values:
+        urls["REDIS_URL"] = f"redis://{values['REDIS_HOST']}:{values.get('REDIS_PORT', '6379')}/0"
+    return urls
 
 
 def _unsupported(url: SplitResult) -> str:

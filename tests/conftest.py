@@ -390,11 +390,12 @@ def alone() -> Iterator[None]:
 def no_pause() -> Iterator[None]:
     """A test that took Redis or PostgreSQL away does not slow the next one in this process."""
     yield
-    from shared import cache, database
+    from shared import cache, database, replica
 
     cache._late.clear()
     cache._pause.end()
-    database._pause.end()
+    database.primary.pause.end()
+    replica.server.pause.end()
 
 
 pytest_plugins = ["tests.browser", "tests.servers"]

@@ -24,9 +24,10 @@ from kafka.errors import UnknownTopicOrPartitionError
 from redis import Redis, ResponseError
 
 from knative.local import servers
+from knative.local.replica import replica as new_replica
 from knative.local.supervisor import Process, StartFailed, Supervisor
 from knative.local.up import answers
-from shared import cache, database, kafka, settings
+from shared import cache, database, kafka, replica, settings
 from shared.migrate import migrate
 from shared.redis_cluster import ClusteredRedis
 from shared.registry import HTTP_FUNCTIONS
@@ -47,7 +48,7 @@ def redis_client() -> Redis:
 
 
 def forget_settings() -> None:
-    for remembered in (settings.settings, database.engine, cache.client):
+    for remembered in (settings.settings, database.engine, replica.engine, cache.client):
         remembered.cache_clear()
 
 
@@ -83,6 +84,13 @@ def own_database(own: Own, tmp_path: Path) -> Process:
     process = own("DATABASE_URL", *servers.postgresql(tmp_path, "password"))
     migrate()
     return process
+
+
+@pytest.fixture
+def own_replica(own_database: Process, own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Process:
+    """A PostgreSQL that follows `own_database`, and is read from however far it is behind."""
+    monkeypatch.setenv("REPLICA_MAX_LAG_SECONDS", "3600")
+    return own("REPLICA_DATABASE_URL", *new_replica(tmp_path, settings.settings().database_url))
 
 
 @pytest.fixture
@@ -133,9 +141,9 @@ def redis_cluster(
     for number, (client, (_, port, bus_port)) in enumerate(zip(clients, started, strict=True)):
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         clients[0].execute_command("CLUSTER", "MEET", servers.LOOPBACK, port, bus_port)
-    for master, replica, slots in zip(clients[:3], clients[3:], SLOTS, strict=True):
+    for master, follower, slots in zip(clients[:3], clients[3:], SLOTS, strict=True):
         master.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
-        wait_for(partial(is_done_by, replica, "CLUSTER", "REPLICATE", master.execute_command("CLUSTER MYID")))
+        wait_for(partial(is_done_by, follower, "CLUSTER", "REPLICATE", master.execute_command("CLUSTER MYID")))
     yield supervisor, nodes, f"redis+cluster://:{password}@{servers.LOOPBACK}:{next(iter(nodes))}/0"
     supervisor.stop()
 

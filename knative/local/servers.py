@@ -57,9 +57,9 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
-def postgresql(data: Path, password: str) -> tuple[Process, str]:
-    """A PostgreSQL on a folder, which is made on first use, and its URL."""
-    folder = data / "postgresql"
+def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Process, str]:
+    """A PostgreSQL on a folder of that name, which is made on first use, and its URL."""
+    folder = data / name
     if not (folder / "PG_VERSION").exists():
         _initialize(folder, password)
     port = free_port()
@@ -72,7 +72,7 @@ def postgresql(data: Path, password: str) -> tuple[Process, str]:
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     is_ready = [POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
     process = Process(
-        "postgresql",
+        name,
         [*_unprivileged(), POSTGRESQL / "postgres", "-D", folder, *options],
         {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
         # It listens before it takes connections, for as long as it recovers from a crash.
@@ -86,25 +86,40 @@ def postgresql(data: Path, password: str) -> tuple[Process, str]:
 
 
 def _initialize(folder: Path, password: str) -> None:
-    # Beside the folder and renamed at the end: what is killed half-way is not taken for a database.
-    unfinished = folder.with_name("postgresql.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700, parents=True)
-    password_file = folder.with_name("postgresql.password")
+    password_file = folder.with_name(f"{folder.name}.password")
     password_file.touch(mode=0o600)
     password_file.write_text(password)
     if os.geteuid() == 0:
-        for path in (unfinished, password_file):
-            shutil.chown(path, _NOBODY)
-    initdb = [
-        *_unprivileged(), POSTGRESQL / "initdb", "--pgdata", unfinished, "--username", "aegis",
-        "--auth", "scram-sha-256", "--pwfile", password_file, "--encoding", "UTF8", "--locale", "C.UTF-8",
-    ]  # fmt: skip
-    done = subprocess.run([str(part) for part in initdb], check=False, capture_output=True, text=True)
-    password_file.unlink()
-    if done.returncode:
-        raise StartFailed(f"PostgreSQL could not set up {unfinished}:\n{done.stderr}")
+        shutil.chown(password_file, _NOBODY)
+    try:
+        make_folder(
+            folder,
+            *("initdb", "--username", "aegis", "--auth", "scram-sha-256", "--pwfile", password_file),
+            *("--encoding", "UTF8", "--locale", "C.UTF-8"),
+        )
+    finally:
+        password_file.unlink()
+
+
+def make_folder(folder: Path, program: str, *arguments: str | Path) -> None:
+    """Makes a folder of PostgreSQL by one of its programs that take --pgdata."""
+    # Beside the folder and renamed at the end: what is killed half-way is not taken for a database.
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700, parents=True)
+    if os.geteuid() == 0:
+        shutil.chown(unfinished, _NOBODY)
+    run_program(program, "--pgdata", unfinished, *arguments)
     unfinished.rename(folder)
+
+
+def run_program(program: str, *arguments: str | Path) -> str:
+    """Runs one of PostgreSQL's programs; returns what it prints, and raises StartFailed with what it complains of."""
+    command = [str(part) for part in (*_unprivileged(), POSTGRESQL / program, *arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise StartFailed(f"{program} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def _unprivileged() -> Sequence[str]:

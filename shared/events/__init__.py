@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, bindparam, insert
 from uuid_utils.compat import uuid7
 
-from shared import logs
+from shared import logs, own_writes
 from shared.database import prepared
 from shared.tables import outbox
 
@@ -262,6 +262,7 @@ def announced(event: Event) -> dict[str, Any]:
 
 
 def _row(event: Event) -> dict[str, Any]:
+    own_writes.add(event.user_id)
     return {
         "id": uuid7(),
         "type": event.type,

@@ -9,7 +9,7 @@ from knative import check
 from knative.release.overlays import pods
 from shared import kafka
 from shared.manifests import function_name, functions
-from shared.registry import load_all, uses
+from shared.registry import HTTP_FUNCTIONS, load_all, uses
 from tests.knative.environments import (
     ENVIRONMENTS,
     Objects,
@@ -29,6 +29,7 @@ HOSTS = {
     "production": "api.aegis.example.com",
 }
 
+POOLERS = ("pgbouncer", "pgbouncer-replica")
 THREADS = 4
 """Of a process that states none; each may open a connection. The relay holds one more."""
 
@@ -174,41 +175,63 @@ def test_each_pooler_keeps_what_functions_prepare(objects: Objects) -> None:
 
 
 def test_the_connections_of_all_pods_at_full_scale_fit(objects: Objects) -> None:
-    """Also while a release replaces each of them, and with one pod of PgBouncer taking all."""
+    """Also while a release replaces each of them, with one pod of PgBouncer taking all, and after a failover."""
     load_all()
-    clients = sum(
-        int(scaling(service)["max-scale"]) * int(variables(service)["THREADS"])
-        for service in functions_of(objects)
-        if "database" in uses(function_name(service["metadata"]["name"]))
-    )
-    most_clients, pods, pool, max_connections = pooling(objects)
-    assert 2 * clients <= most_clients
+    clients = dict.fromkeys(POOLERS, 0)
+    for service in functions_of(objects):
+        name, threads = function_name(service["metadata"]["name"]), int(variables(service)["THREADS"])
+        function = HTTP_FUNCTIONS.get(name)
+        if "database" in uses(name):
+            clients["pgbouncer"] += int(scaling(service)["max-scale"]) * threads
+        if function and function.may_lag:
+            clients["pgbouncer-replica"] += int(scaling(service)["max-scale"]) * threads
+    pooled = 0
+    for pooler in POOLERS:
+        if has_pooler(objects, pooler):
+            most_clients, pods, pool = pooling(objects, pooler)
+            assert 2 * clients[pooler] <= most_clients
+            # All of one PostgreSQL: a replica that was promoted keeps what it has, and gets the primary's.
+            pooled += (pods + 1) * pool
     relays = objects["Deployment", "relay"]["spec"]["replicas"] + 1
     migration = 1
     release_checks = 2
     processes = relays + migration + release_checks
     for_superusers = 3
-    assert (pods + 1) * pool + processes * (THREADS + 1) + for_superusers <= max_connections
+    assert pooled + processes * (THREADS + 1) + for_superusers <= max_connections(objects)
 
 
-def pooling(objects: Objects) -> tuple[int, int, int, int]:
-    """Clients of one PgBouncer, how many of it there are, its connections to PostgreSQL, and PostgreSQL's limit."""
-    if ("Pooler", "pgbouncer") in objects:
-        pooler, cluster = objects["Pooler", "pgbouncer"]["spec"], objects["Cluster", "postgres"]["spec"]
+def test_reads_that_may_lag_have_a_replica_where_there_is_one(objects: Objects, environment: str) -> None:
+    (settings,) = [item["data"] for (kind, name), item in objects.items() if name.startswith("user-service-config")]
+    replica = settings.get("REPLICA_DB_HOST")
+    assert replica == (None if environment == "development" else "pgbouncer-replica")
+    assert has_pooler(objects, "pgbouncer-replica") == bool(replica)
+    if pooler := objects.get(("Pooler", "pgbouncer-replica")):
+        assert pooler["spec"]["type"] == "ro"
+    elif replica:
+        host = variables(objects["Deployment", replica])["DB_HOST"]
+        assert objects["Service", host]["spec"]["selector"] == {"app": "postgres", "role": "replica"}
+
+
+def has_pooler(objects: Objects, name: str) -> bool:
+    return ("Pooler", name) in objects or ("Deployment", name) in objects
+
+
+def pooling(objects: Objects, name: str) -> tuple[int, int, int]:
+    """Clients of one PgBouncer, how many of it there are, and its connections to PostgreSQL."""
+    if ("Pooler", name) in objects:
+        pooler = objects["Pooler", name]["spec"]
         parameters = pooler["pgbouncer"]["parameters"]
-        return (
-            int(parameters["max_client_conn"]),
-            pooler["instances"],
-            int(parameters["default_pool_size"]),
-            int(cluster["postgresql"]["parameters"]["max_connections"]),
-        )
-    stated = variables(objects["Deployment", "pgbouncer"])
-    return (
-        int(stated["MAX_CLIENT_CONN"]),
-        objects["Deployment", "pgbouncer"]["spec"].get("replicas", 1),
-        int(stated["DEFAULT_POOL_SIZE"]),
-        int(configuration(objects)["max_connections"]),
-    )
+        return int(parameters["max_client_conn"]), pooler["instances"], int(parameters["default_pool_size"])
+    stated = variables(objects["Deployment", name])
+    pods = objects["Deployment", name]["spec"].get("replicas", 1)
+    return int(stated["MAX_CLIENT_CONN"]), pods, int(stated["DEFAULT_POOL_SIZE"])
+
+
+def max_connections(objects: Objects) -> int:
+    """PostgreSQL's limit."""
+    if cluster := objects.get(("Cluster", "postgres")):
+        return int(cluster["spec"]["postgresql"]["parameters"]["max_connections"])
+    return int(configuration(objects)["max_connections"])
 
 
 def configuration(objects: Objects) -> dict[str, str]:

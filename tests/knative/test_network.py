@@ -76,6 +76,11 @@ WITH_SANDBOX: dict[str, dict[str, tuple[int, ...]]] = {
     "function of a provider": {"sandbox": (8080,)},
     "gateway": {"sandbox": (8080,)},
 }
+WITH_REPLICA: dict[str, dict[str, tuple[int, ...]]] = {
+    "function": {"pgbouncer-replica": (5432,)},
+    "function of a provider": {"pgbouncer-replica": (5432,)},
+    "pgbouncer-replica": {"postgres": (5432,)},
+}
 WITH_TLS: dict[str, dict[str, tuple[int, ...]]] = {"gateway": {"solver": (8089,)}}
 WITH_MONITORING: dict[str, dict[str, tuple[int, ...]]] = {
     "prometheus": {
@@ -91,14 +96,15 @@ WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
     "function of a provider": {"provider": (443,)},
     "postgres": {"postgres": (8000,), **API_SERVER},
     "pgbouncer": API_SERVER,
+    "pgbouncer-replica": API_SERVER,
     "kafka": {"kafka": (9090, 9091), **API_SERVER},
     "operator of postgres": {"postgres": (5432, 8000)},
     "operator of kafka": {"kafka": (8443, 9090, 9091)},
 }
 EXPECTED = {
     "development": [EVERYWHERE, WITH_SANDBOX],
-    "staging": [EVERYWHERE, WITH_SANDBOX, WITH_TLS, WITH_MONITORING],
-    "production": [EVERYWHERE, WITH_TLS, WITH_MONITORING, WITH_OPERATORS],
+    "staging": [EVERYWHERE, WITH_REPLICA, WITH_SANDBOX, WITH_TLS, WITH_MONITORING],
+    "production": [EVERYWHERE, WITH_REPLICA, WITH_TLS, WITH_MONITORING, WITH_OPERATORS],
 }
 
 Reach = set[tuple[str, str, int]]

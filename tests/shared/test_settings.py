@@ -62,9 +62,10 @@ def test_an_empty_value_counts_as_missing() -> None:
 def test_the_parts_of_the_guide_make_the_urls() -> None:
     settings = load(
         {"DB_HOST": "postgres-service", "DB_PORT": "5432", "DB_NAME": "aegis_user", "DB_USER": "user"}
-        | {"DB_PASSWORD": "p@ss/word", "REDIS_HOST": "redis-service"}
+        | {"DB_PASSWORD": "p@ss/word", "REPLICA_DB_HOST": "replica-service", "REDIS_HOST": "redis-service"}
     )
     assert settings.database_url == "postgresql://user:p%40ss%2Fword@postgres-service:5432/aegis_user"
+    assert settings.replica_database_url == "postgresql://user:p%40ss%2Fword@replica-service:5432/aegis_user"
     assert settings.redis_url == "redis://redis-service:6379/0"
 
 
