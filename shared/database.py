@@ -21,12 +21,12 @@ from pg8000.converters import make_params
 from pg8000.core import BIND, CLOSE, DESCRIBE, EXECUTE, PARSE, PORTAL, STATEMENT, SYNC, Context, _flush
 from pg8000.dbapi import convert_paramstyle
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert, Update, event
-from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from shared import deadline, metrics
+from shared import database_url, deadline, metrics
+from shared.database_url import Address, DatabaseUrl
 from shared.once import once
 from shared.pauses import Pause
 from shared.problems import ServiceUnavailable
@@ -172,18 +172,48 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
             super().close()
 
 
-def connect(url: URL, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.socket]:
-    """A connection and the socket under it; `timeout` bounds each wait for the server, in seconds."""
-    most = deadline.left(min(timeout, TIMEOUT_SECONDS)) + LATE_SECONDS
-    connected = socket.create_connection((url.host or "localhost", url.port or 5432), timeout=most)
+def connect(url: str, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.socket]:
+    """A connection and the socket under it; `timeout` bounds each wait for the server, in seconds.
+
+    Of several servers in the URL it is the one that is wanted, whichever that is now. Which it was the last time is
+    asked first, so that one which hangs costs little.
+
+    Raises:
+        OSError, pg8000.dbapi.Error: none of them can be reached, lets us in, and is the one that is wanted.
+    """
+    named = database_url.parse(url)
+    addresses = sorted(named.addresses, key=lambda address: address != _last_found.get(url))
+    most = deadline.left(min(timeout, TIMEOUT_SECONDS)) / len(addresses)
+    failure: Exception | None = None
+    for address in addresses:
+        try:
+            connection, transport = _connect(named, address, most)
+        except (OSError, pg8000.dbapi.Error) as error:
+            failure = failure or error
+            continue
+        # Reported by PostgreSQL itself, from version 14 on.
+        is_standby = connection.parameter_statuses.get("in_hot_standby") == "on"
+        if named.wanted == "any" or is_standby == (named.wanted == "standby"):
+            _last_found[url] = address
+            transport.most = timeout
+            return connection, transport
+        connection.close()
+    raise failure or pg8000.dbapi.InterfaceError(f"none of {len(addresses)} servers is {named.wanted}")
+
+
+_last_found: dict[str, Address] = {}
+
+
+def _connect(named: DatabaseUrl, address: Address, most: float) -> tuple[pg8000.dbapi.Connection, _Transport]:
+    connected = socket.create_connection(address, timeout=most + LATE_SECONDS)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     transport = _Transport(fileno=connected.detach())
-    transport.most = timeout
-    transport.settimeout(most)
+    transport.most = most
+    transport.settimeout(most + LATE_SECONDS)
     connection = _Connection(
-        url.username or "",
-        database=url.database,
-        password=url.password,
+        named.user,
+        database=named.database or None,
+        password=named.password or None,
         sock=transport,
         application_name="aegis",
         # pg8000 would ask for TLS by itself, check no certificate, and take the socket away from us.
@@ -231,11 +261,10 @@ def engine() -> Engine:
     return new_pool(settings().database_url, primary)
 
 
-def new_pool(server_url: str, server: Server) -> Engine:
+def new_pool(url: str, server: Server) -> Engine:
     """A pool of as many connections as this process has threads, so none waits for another."""
-    url = make_url(server_url).set(drivername="postgresql+pg8000")
     pool = sqlalchemy.create_engine(
-        url,
+        "postgresql+pg8000://",
         pool_size=settings().threads,
         max_overflow=0,
         pool_timeout=TIMEOUT_SECONDS,

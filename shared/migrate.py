@@ -19,12 +19,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from shared import logs
-from shared.database import is_unavailable, sqlstate
+from shared.database import connect, is_unavailable, sqlstate
 from shared.outbox import keep_days
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
@@ -32,6 +31,8 @@ from shared.settings import InvalidSettings, load, settings
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 60
 """For all that it waits for, but another migration."""
+STATEMENT_SECONDS = 86_400.0
+"""For each of a migration: a new index on a large table takes its time."""
 PAUSE_SECONDS = 0.5
 LOCK_SECONDS = 1.2
 """Longer than PostgreSQL needs to stop a vacuum that is in the way (deadlock_timeout); less than a request waits."""
@@ -99,7 +100,12 @@ def main() -> None:
 
 
 def _engine() -> Engine:
-    return create_engine(make_url(settings().database_url).set(drivername="postgresql+pg8000"), hide_parameters=True)
+    return create_engine(
+        "postgresql+pg8000://",
+        creator=lambda: connect(settings().database_url, timeout=STATEMENT_SECONDS)[0],
+        poolclass=NullPool,
+        hide_parameters=True,
+    )
 
 
 def _is_locked(error: Exception) -> bool:
@@ -108,7 +114,8 @@ def _is_locked(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, DBAPIError) or not error.orig or not sqlstate(error):
-        return f"the database is away ({error.orig if isinstance(error, DBAPIError) else error})"
+        place = settings().database_url.rpartition("@")[2]
+        return f"the database is away ({place}: {error.orig if isinstance(error, DBAPIError) else error})"
     holders = _holders() if _is_locked(error) else []
     statement = [f"in: {error.statement.strip()}"] if error.statement else []
     return "\n".join([f"{error.orig.args[0]['M']} ({sqlstate(error)})", *holders, *statement])

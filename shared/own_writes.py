@@ -1,7 +1,9 @@
 """Who has written lately: what they read comes from the primary until every replica that is asked has it.
 
 Redis knows it, and tells it in the round trip that a session takes anyway. Where it knows nothing of a session either,
-as after a log-in or when it has lost its keys, it may have forgotten what was written, too.
+as after a log-in or when it has lost its keys, it may have forgotten what was written, too. What it forgets alone, as a
+master of a cluster died within milliseconds of the write, or learns late, as it was away, may be read as it was
+before, by as much as the replica lags.
 """
 
 from collections.abc import Iterator

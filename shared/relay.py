@@ -27,7 +27,6 @@ from kafka.errors import KafkaError
 from sqlalchemy import ARRAY, Connection, NullPool, Text, Uuid, any_, cast, create_engine, func, literal, update
 from sqlalchemy import select as select_rows
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import make_url
 
 from shared import database, kafka, logs, outbox, outbox_metrics, probes
 from shared.events import SOURCE
@@ -97,7 +96,7 @@ def _cause(error: Exception) -> str:
 @contextmanager
 def _session() -> Iterator[Session]:
     """A session of its own, not through PgBouncer, which can pass on neither a LISTEN nor a lock of the session."""
-    raw, transport = database.connect(make_url(settings().database_url), timeout=SEND_SECONDS)
+    raw, transport = database.connect(settings().database_url, timeout=SEND_SECONDS)
     engine = create_engine("postgresql+pg8000://", creator=lambda: raw, poolclass=NullPool, hide_parameters=True)
     with engine.connect() as connection:
         with connection.begin():

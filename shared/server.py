@@ -3,6 +3,7 @@
 FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.server
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -21,7 +22,8 @@ from flask import Flask, Request, Response
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import ThreadWorker
 
-from shared import cache, deadline, logs, metrics
+from shared import cache, database_url, deadline, logs, metrics
+from shared.database_url import Address
 from shared.problems import ServiceUnavailable
 from shared.registry import uses
 from shared.request import json_response
@@ -63,15 +65,18 @@ def wait_for_network(settings: Settings, needed: Set[Dependency]) -> None:
 
     After OPEN_SECONDS in any case: then a 503 at once is better than no answer.
     """
-    url, port = (settings.database_url, 5432) if "database" in needed else (settings.redis_url, 6379)
-    parts = urlsplit(url)
+    if "database" in needed:
+        addresses = database_url.parse(settings.database_url).addresses
+    else:
+        redis = urlsplit(settings.redis_url)
+        addresses = (Address(redis.hostname or "", redis.port or 6379),)
     until = time.monotonic() + OPEN_SECONDS
     while needed & CHECKS.keys() and time.monotonic() < until:
-        try:
-            socket.create_connection((parts.hostname, parts.port or port), timeout=0.2).close()
-            break
-        except OSError:
-            time.sleep(0.02)
+        for address in addresses:
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=0.2).close()
+                return
+        time.sleep(0.02)
 
 
 def create_app(function: str) -> Flask:

@@ -9,6 +9,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
+from shared import database_url
+
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
@@ -58,6 +60,7 @@ class Settings:
     workers: int
     """Processes of a function, each with THREADS and a share of connections of its own."""
     database_url: str
+    """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes: see `database_url`."""
     replica_database_url: str
     """A PostgreSQL that follows the first, for reads that may be seconds old; none when it is empty."""
     replica_max_lag_seconds: int
@@ -168,8 +171,8 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         log_level=log_level,
         threads=threads,
         workers=number("WORKERS", 1, 1, 16),
-        database_url=url("DATABASE_URL", "postgresql"),
-        replica_database_url=url("REPLICA_DATABASE_URL", "postgresql"),
+        database_url=_database_url(values, "DATABASE_URL", problems),
+        replica_database_url=_database_url(values, "REPLICA_DATABASE_URL", problems),
         replica_max_lag_seconds=number("REPLICA_MAX_LAG_SECONDS", 5, 3, 3600),
         redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
@@ -215,6 +218,17 @@ def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:
     if "REDIS_HOST" in values:
         urls["REDIS_URL"] = f"redis://{values['REDIS_HOST']}:{values.get('REDIS_PORT', '6379')}/0"
     return urls
+
+
+def _database_url(values: Mapping[str, str], name: str, problems: list[str]) -> str:
+    """The URL under a name; what is wrong with it is added to the problems."""
+    url = values.get(name, "")
+    try:
+        if url:
+            database_url.parse(url)
+    except ValueError as error:
+        problems.append(f"{name} {error}")
+    return url
 
 
 def _unsupported(url: SplitResult) -> str:

@@ -20,7 +20,6 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import func, insert, select
-from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
 from knative.local.keys import new_signing_keys, write_secrets
@@ -351,7 +350,7 @@ def test_an_event_that_the_outbox_has_no_more_is_put_there_as_it_was(own_databas
 
 def test_a_retry_wakes_the_relay(own_database: Process, capsys: Any) -> None:
     number = give_up()
-    listener, _ = database.connect(make_url(os.environ["DATABASE_URL"]), timeout=30)
+    listener, _ = database.connect(os.environ["DATABASE_URL"], timeout=30)
     listener.autocommit = True
     listener.cursor().execute("LISTEN outbox")
     dead(capsys, "retry", number)

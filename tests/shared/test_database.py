@@ -1,21 +1,27 @@
 """How a process speaks to PostgreSQL."""
 
+import contextlib
 import os
 import socket
 import struct
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import pg8000.dbapi
 import pytest
 from sqlalchemy import text
-from sqlalchemy.engine import make_url
 
 from knative.local.servers import LOOPBACK
+from knative.local.supervisor import Process
 from shared import database
 from shared.problems import ServiceUnavailable
+from shared.settings import settings
+from tests.conftest import wait_for
+from tests.servers import kill
 
 START_UP = 3 << 16
 """Protocol 3.0 (PostgreSQL, 53.7), where a request for TLS would have 80877103."""
@@ -24,7 +30,7 @@ START_UP = 3 << 16
 def test_a_server_that_offers_tls_is_not_asked_for_it() -> None:
     """With the one of tests that cannot be seen: it was built without TLS, and most are not."""
     with socket.create_server((LOOPBACK, 0)) as server, ThreadPoolExecutor(1) as pool:
-        url = make_url(f"postgresql://aegis:password@{LOOPBACK}:{server.getsockname()[1]}/aegis")
+        url = f"postgresql://aegis:password@{LOOPBACK}:{server.getsockname()[1]}/aegis"
         connecting = pool.submit(database.connect, url, 1.0)
         client, _ = server.accept()
         with client:
@@ -43,7 +49,7 @@ def test_a_statement_with_parameters_takes_one_round_trip(monkeypatch: pytest.Mo
             return super().send(data, *flags)
 
     monkeypatch.setattr(database, "_Transport", Counted)
-    connection, _ = database.connect(make_url(os.environ["DATABASE_URL"]), 1.0)
+    connection, _ = database.connect(os.environ["DATABASE_URL"], 1.0)
     connection.execute_simple("BEGIN")
     sent.clear()
     cursor = connection.cursor()
@@ -53,7 +59,7 @@ def test_a_statement_with_parameters_takes_one_round_trip(monkeypatch: pytest.Mo
 
 
 def test_after_what_postgresql_refuses_and_what_cannot_be_sent_a_connection_is_still_good() -> None:
-    connection, _ = database.connect(make_url(os.environ["DATABASE_URL"]), 1.0)
+    connection, _ = database.connect(os.environ["DATABASE_URL"], 1.0)
     cursor = connection.cursor()
     with pytest.raises(pg8000.dbapi.DatabaseError):
         cursor.execute("SELECT 1 / %s::int", (0,))
@@ -67,7 +73,7 @@ def test_after_what_postgresql_refuses_and_what_cannot_be_sent_a_connection_is_s
 
 @pytest.fixture
 def connection() -> Iterator[pg8000.dbapi.Connection]:
-    connection, _ = database.connect(make_url(os.environ["DATABASE_URL"]), 1.0)
+    connection, _ = database.connect(os.environ["DATABASE_URL"], 1.0)
     connection.execute_simple("BEGIN")
     yield connection
     connection.close()
@@ -132,3 +138,34 @@ def test_where_a_pooler_forgets_what_was_prepared_a_connection_goes_on_without()
     with pytest.raises(ServiceUnavailable):
         ask(statement)
     assert [ask(statement) for _ in range(3)] == [1] * 3
+
+
+def url_of_both(wanted: str, *, replica_first: bool) -> str:
+    """Of primary and replica, in this order or the other."""
+    primary, replica = settings().database_url, settings().replica_database_url
+    login, _, rest = (replica if replica_first else primary).rpartition("@")
+    address, _, database_ = rest.partition("/")
+    other = urlsplit(primary if replica_first else replica).netloc.rpartition("@")[2]
+    return f"{login}@{address},{other}/{database_}?target_session_attrs={wanted}"
+
+
+def role(url: str) -> tuple[bool] | None:
+    """Whether the server that a URL leads to is a standby; None when it leads to none in time."""
+    try:
+        connection, _ = database.connect(url, 1.0)
+    except (OSError, pg8000.dbapi.Error):
+        return None
+    with contextlib.closing(connection):
+        cursor = connection.cursor()
+        cursor.execute("SELECT pg_is_in_recovery()")
+        return (bool(cursor.fetchone()[0]),)
+
+
+def test_of_several_servers_the_one_that_is_wanted_is_found(own_database: Process, own_replica: Process) -> None:
+    for replica_first in (False, True):
+        writable, standby = [url_of_both(one, replica_first=replica_first) for one in ("read-write", "standby")]
+        assert wait_for(partial(role, writable)) == (False,)
+        assert wait_for(partial(role, standby)) == (True,)
+    kill(own_database)
+    assert role(writable) is None
+    assert wait_for(partial(role, standby)) == (True,)

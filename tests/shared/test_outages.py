@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from pg8000.dbapi import DatabaseError
 from sqlalchemy import Connection, func, select, text
-from sqlalchemy.engine import make_url
 
 from knative.local import servers
 from knative.local.servers import LOOPBACK, free_port, is_listening
@@ -94,7 +94,7 @@ def starting_up(postgresql: Process, supervisor: Supervisor) -> Iterator[None]:
     """It listens, and lets nobody in: it recovers, as a standby here, which never ends."""
     command = list(postgresql.command)
     standby = Path(command[command.index("-D") + 1]) / "standby.signal"
-    port = make_url(settings().database_url).port or 0
+    port = urlsplit(settings().database_url).port or 0
 
     def listens() -> bool:
         supervisor._spawn(postgresql, "ab")
@@ -134,7 +134,7 @@ def all_connections_taken() -> Iterator[None]:
 
         def take_all() -> None:
             while True:
-                connection, _ = database.connect(make_url(settings().database_url), timeout=10)
+                connection, _ = database.connect(settings().database_url, timeout=10)
                 taken.callback(connection.close)
 
         with pytest.raises(DatabaseError, match="53300"):
@@ -172,7 +172,7 @@ def serving(function: str) -> Iterator[tuple[int, psutil.Process]]:
 
 
 def connections_to_postgresql(process: psutil.Process) -> int:
-    port = make_url(settings().database_url).port
+    port = urlsplit(settings().database_url).port
     return sum(1 for connection in process.net_connections("tcp") if connection.raddr and connection.raddr.port == port)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from shared import database_url
 from shared.settings import InvalidSettings, load
 
 KEY = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "1", "x": "A" * 43, "y": "A" * 43, "d": "A" * 43}]})
@@ -87,11 +88,22 @@ def test_signing_keys_are_read_in_order() -> None:
         "postgresql:///x",
         "h",
         "postgresql://h/x?sslmode=require",
+        "postgresql://h,h2/x",
+        "postgresql://h,h2:abc/x?target_session_attrs=read-write",
+        "postgresql://h,/x?target_session_attrs=read-write",
+        "postgresql://h,h2/x?target_session_attrs=primary",
     ],
 )
 def test_a_url_that_would_fail_later_fails_at_the_start(url: str) -> None:
     (problem,) = problems({"DATABASE_URL": url})
     assert problem.startswith("DATABASE_URL ")
+
+
+def test_several_servers_may_stand_in_a_url_of_postgresql() -> None:
+    url = "postgresql://kim:p%40ss@one,two:5433,[::1]/aegis?target_session_attrs=read-write"
+    named = database_url.parse(load({"DATABASE_URL": url}).database_url)
+    assert (named.user, named.password, named.database) == ("kim", "p@ss", "aegis")
+    assert named.addresses == (("one", 5432), ("two", 5433), ("::1", 5432))
 
 
 def test_a_cluster_of_redis_has_one_database() -> None:

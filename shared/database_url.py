@@ -1,0 +1,52 @@
+"""The URL of a PostgreSQL, or of several that follow each other (libpq, "Specifying Multiple Hosts").
+
+postgresql://USER:PASSWORD@HOST:PORT,HOST:PORT/DATABASE?target_session_attrs=read-write
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+PORT = 5432
+WANTED = ("any", "read-write", "standby")
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class DatabaseUrl:
+    user: str
+    password: str
+    addresses: tuple[Address, ...]
+    database: str
+    wanted: str
+    """Which of several servers: the one that takes writes, or one that follows it."""
+
+
+@lru_cache(16)
+def parse(url: str) -> DatabaseUrl:
+    """
+    Raises:
+        ValueError: with what is wrong, for the end of a sentence that begins with the name of the setting.
+    """
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    try:
+        places = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        addresses = tuple(Address(place.hostname or "", PORT if place.port is None else place.port) for place in places)
+    except ValueError:
+        addresses = ()
+    if parts.scheme != "postgresql" or not addresses or not all(map(all, addresses)):
+        raise ValueError("is not a URL with postgresql")
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    wanted = parameters.pop("target_session_attrs", "any")
+    if parameters or wanted not in WANTED:
+        raise ValueError(f"has other parameters than target_session_attrs={'|'.join(WANTED)}: {parts.query}")
+    if len(addresses) > 1 and wanted == "any":
+        raise ValueError("names several servers, and no target_session_attrs=read-write (or standby)")
+    return DatabaseUrl(unquote(user), unquote(password), addresses, unquote(parts.path[1:]), wanted)
