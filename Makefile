@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local)
+up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local REPLICA=1)
 	@exec $(BIN)/python -m knative.local.up
 
 test: setup  ## run the tests

@@ -1,29 +1,59 @@
-"""A second PostgreSQL on one machine, which follows the first."""
+"""Two PostgreSQLs on one machine, of which one follows the other, and after a failover the other the one."""
 
 import shutil
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
 from knative.local import servers
-from knative.local.supervisor import Process
+from knative.local.servers import LOOPBACK
+from knative.local.supervisor import Process, StartFailed
+from shared import database_url
 
-NAME = "postgresql-2"
+NAMES = ("postgresql", "postgresql-2")
+"""Their folders in the data folder."""
+STANDBY = "standby.signal"
+"""PostgreSQL's own mark, in the folder of a server that must not take writes."""
 SLOT = "replica"
 """Under this name a primary keeps what its replica has not read yet."""
-_MAKE_SLOT = f"""
+MAKE_SLOT = f"""
     SELECT pg_create_physical_replication_slot('{SLOT}')
     WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{SLOT}')
 """  # noqa: S608 - all of it is ours
 
 
+def primary(data: Path) -> str:
+    """The folder of the one that takes writes.
+
+    Raises:
+        StartFailed: neither may.
+    """
+    there = [name for name in NAMES if (data / name / "PG_VERSION").exists()]
+    writable = [name for name in there if not (data / name / STANDBY).exists()]
+    if there and not writable:
+        raise StartFailed(
+            f"Neither PostgreSQL in {data} may take writes: a failover was begun and has not promoted the replica.\n"
+            f"To go on with the primary from before, delete {data / NAMES[0] / STANDBY}."
+        )
+    return writable[0] if writable else NAMES[0]
+
+
 def replica(data: Path, primary_url: str) -> tuple[Process, str]:
-    """A PostgreSQL that follows one that runs, on a new copy of it, and its URL."""
-    shutil.rmtree(data / NAME, ignore_errors=True)
-    servers.run_program("psql", "--dbname", primary_url, "--command", _MAKE_SLOT)
+    """A PostgreSQL that follows the primary, which runs, on a new copy of it; and its URL."""
+    (name,) = set(NAMES) - {primary(data)}
+    shutil.rmtree(data / name, ignore_errors=True)
+    servers.run_program("psql", "--dbname", primary_url, "--command", MAKE_SLOT)
     servers.make_folder(
-        data / NAME,
+        data / name,
         *("pg_basebackup", "--write-recovery-conf", "--slot", SLOT, "--checkpoint", "fast"),
         *("--dbname", f"{primary_url}?application_name={SLOT}"),
     )
-    return servers.postgresql(data, make_url(primary_url).password or "", NAME)
+    return servers.postgresql(data, database_url.parse(primary_url).password, name)
+
+
+def urls(data: Path, primary_url: str, replica_url: str) -> dict[str, str]:
+    """The settings of who uses both: the addresses are in the order of `NAMES`, whichever is the primary now."""
+    both = [primary_url, replica_url] if primary(data) == NAMES[0] else [replica_url, primary_url]
+    ports = [database_url.parse(url).addresses[0].port for url in both]
+    start, _, rest = primary_url.partition("@")
+    addresses = ",".join(f"{LOOPBACK}:{port}" for port in ports)
+    url = f"{start}@{addresses}/{rest.partition('/')[2]}?target_session_attrs="
+    return {"DATABASE_URL": f"{url}read-write", "REPLICA_DATABASE_URL": f"{url}standby"}

@@ -68,6 +68,7 @@ def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Pro
         "port": port,
         "unix_socket_directories": "",
         "max_connections": MAX_CONNECTIONS,
+        "max_slot_wal_keep_size": "1GB",  # a replica that is away must not fill the disk
     }
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     is_ready = [POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]

@@ -1,6 +1,7 @@
 """Runs the whole service on one machine: `make up`.
 
 PORT and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the embedded server.
+REPLICA=1 starts a second PostgreSQL, which follows the first.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from knative.local import fork, servers
+from knative.local import fork, replica, servers
 from knative.local.keys import new_signing_keys, new_sms_key
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
@@ -119,8 +120,15 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
 
 def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
     """Starts the servers that the environment does not name; returns the addresses of all."""
+    has_replica = os.environ.get("REPLICA") == "1"
+    if has_replica and os.environ.get("DATABASE_URL"):
+        raise Refused("REPLICA=1 is for the embedded PostgreSQL, and DATABASE_URL replaces it. Set one of them.")
+
+    def postgresql() -> tuple[Process, str]:
+        return servers.postgresql(data, secret(data, "database_password"), replica.primary(data))
+
     embedded: dict[str, tuple[str, Callable[[], tuple[Process, str]]]] = {
-        "DATABASE_URL": ("PostgreSQL", lambda: servers.postgresql(data, secret(data, "database_password"))),
+        "DATABASE_URL": ("PostgreSQL", postgresql),
         "REDIS_URL": ("Redis (Valkey)", lambda: servers.redis(data)),
         "KAFKA_BOOTSTRAP_SERVERS": ("Kafka (Tansu)", servers.kafka),
     }
@@ -141,6 +149,12 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
     if fork.IS_SAFE:  # while they start
         fork.preload((*PRELOADED, *(f"functions.{name}" for name in functions())))
     supervisor.wait_until_ready(*processes, seconds=30)
+    if has_replica:
+        say("copying PostgreSQL to a replica")
+        process, replica_url = replica.replica(data, addresses["DATABASE_URL"])
+        supervisor.start(process)
+        supervisor.wait_until_ready(process, seconds=30)
+        addresses |= replica.urls(data, addresses["DATABASE_URL"], replica_url)
     return addresses
 
 
