@@ -36,6 +36,16 @@ expand before they contract, so an earlier release runs on the newer schema.
 
 Without a name it is the one before; aegis releases lists them. It does no harm twice."""
 
+FAILOVER_HELP = """\
+Makes the replica of make up REPLICA=1 the primary. First the primary is kept from ever taking writes
+again, whether it runs, hangs or is dead: when it comes back it follows the other. Then the replica is
+promoted. Functions and relay find it by themselves.
+
+A primary that runs ends in order, and nothing is lost. What one that is dead had committed in its
+last moments, and not sent, is lost: the next make up REPLICA=1 makes a new copy in its place.
+
+Elsewhere than on this machine it is for the operator of the cluster: docs/failover.md."""
+
 _USES: dict[str, tuple[Dependency, ...]] = {"admin": ("database", "cache"), "events": ("database",)}
 """What a group of commands works on, next to the service."""
 
@@ -89,6 +99,10 @@ def _run(called: argparse.Namespace, data: Path) -> str:
             result = dead_letters.drop(_chosen(called))
         case "events replay":
             result = replay.replay(called.since)
+        case "failover":
+            from knative.release import failover  # the servers of make up are not in the image
+
+            result = failover.failover(data)
         case "keys rotate":
             file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
             result = signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted)
@@ -146,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     again.set_defaults(command="events replay")
 
     _add_releases(groups)
+
+    groups.add_parser(
+        "failover",
+        help="make the replica of make up REPLICA=1 the primary",
+        description=FAILOVER_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).set_defaults(command="failover")
 
     keys = groups.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="COMMAND")
     rotate = keys.add_parser(

@@ -1,0 +1,113 @@
+"""`aegis failover`: the replica of `make up REPLICA=1` becomes the primary, and who was it takes no writes again."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import psutil
+
+from knative.local import servers
+from knative.local.replica import MAKE_SLOT, NAMES, SLOT, STANDBY, primary
+from knative.local.supervisor import StartFailed
+from knative.release.refused import Refused
+from knative.release.signing_keys import ENVIRONMENT
+from shared import database_url
+from shared.database_url import DatabaseUrl
+
+STOP_SECONDS = 5
+PROMOTE_SECONDS = 30
+
+
+def failover(data: Path) -> str:
+    """Carries it out, and returns what to tell.
+
+    Raises:
+        Refused: there is no replica that could take over; the primary is as it was.
+    """
+    named = _pair(data)
+    old = primary(data)
+    (new,) = set(NAMES) - {old}
+    url = {
+        name: f"postgresql://{named.user}:{named.password}@{address.host}:{address.port}/{named.database}"
+        for name, address in zip(NAMES, named.addresses, strict=True)
+    }
+    try:
+        latest = _ask(url[new], "SELECT date_trunc('second', pg_last_xact_replay_timestamp())")
+    except StartFailed as error:
+        raise Refused(f"Nothing was changed. The replica does not answer, so it cannot take over.\n{error}") from None
+    if _runs(data / old) and not _is_followed(url[old]):
+        raise Refused(
+            "Nothing was changed. The replica does not follow the primary, and lacks what was written since "
+            f"{latest}.\nStop make up and start it with REPLICA=1: that makes a new copy."
+        )
+    ended_in_order = _fence(data / old, url[new])
+    servers.run_program("pg_ctl", "promote", "--pgdata", data / new, "--timeout", str(PROMOTE_SECONDS))
+    _ask(url[new], MAKE_SLOT)
+    lost = (
+        f"{old} ended in order: nothing is lost."
+        if ended_in_order
+        else f"{old} did not end in order: what it had not sent is lost. {new} has what was committed until {latest}."
+    )
+    return f"{new} is the primary. {lost}\nWhen {old} comes back, it follows {new}."
+
+
+def _pair(data: Path) -> DatabaseUrl:
+    """The URL of the servers of `make up REPLICA=1`."""
+    start = "start it with make up REPLICA=1 (DATA_DIR names another folder)."
+    try:
+        named = database_url.parse(json.loads((data / ENVIRONMENT).read_text())["DATABASE_URL"])
+    except FileNotFoundError:
+        raise Refused(f"Nothing was changed. No service runs on {data}: {start}") from None
+    if len(named.addresses) != len(NAMES):
+        raise Refused(f"Nothing was changed. The service on {data} has no replica: {start}")
+    return named
+
+
+def _is_followed(url: str) -> bool:
+    """Whether a replica is connected to a primary; a primary that does not answer has none to speak of."""
+    try:
+        return _ask(url, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") != "0"
+    except StartFailed:
+        return True
+
+
+def _fence(folder: Path, other: str) -> bool:
+    """Makes a server a standby of another, and ends it if it runs; returns whether it ended in order.
+
+    In this order: it reads the mark when it starts, so one that starts meanwhile is a standby, or is ended here.
+    """
+    with (folder / "postgresql.auto.conf").open("a") as configuration:
+        configuration.write(f"primary_conninfo = '{other}?application_name={SLOT}'\nprimary_slot_name = '{SLOT}'\n")
+    (folder / STANDBY).touch()
+    if not _runs(folder):
+        return False
+    try:
+        servers.run_program("pg_ctl", "stop", "--pgdata", folder, "--mode", "fast", "--timeout", str(STOP_SECONDS))
+    except StartFailed:
+        _kill(folder)
+        return False
+    return True
+
+
+def _runs(folder: Path) -> bool:
+    try:
+        servers.run_program("pg_ctl", "status", "--pgdata", folder)
+    except StartFailed:
+        return False
+    return True
+
+
+def _kill(folder: Path) -> None:
+    """All of its processes: one that goes on by itself could still commit what it has begun."""
+    with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+        postmaster = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=STOP_SECONDS)
+
+
+def _ask(url: str, query: str) -> str:
+    in_time = f"{url}?connect_timeout={STOP_SECONDS}"
+    return servers.run_program("psql", "--dbname", in_time, "--no-align", "--tuples-only", "--command", query).strip()
