@@ -44,7 +44,7 @@ from tests.conftest import (
     somebody_waits_for,
     wait_for,
 )
-from tests.servers import kill, start_again
+from tests.servers import kill, redis_client, start_again
 
 PROFILE = "/api/v1/users/me"
 LOGIN = "/api/v1/users/login"
@@ -398,6 +398,19 @@ def test_what_changed_while_redis_was_hanging_holds_when_it_is_back(
     wait_for(cache.is_up)
     wait_for(lambda: call("get_profile", ended).status_code == 401, seconds=RECOVERED_SECONDS)
     wait_for(lambda: call("get_profile", tokens).json["name"] == "이서연", seconds=RECOVERED_SECONDS)
+
+
+def test_when_redis_forgets_everything_nobody_is_logged_out_and_who_has_left_stays_out(
+    any_redis: list[Process], address: str
+) -> None:
+    user = create_user(address)
+    stays, leaves = log_in(user), log_in(user)
+    assert [call("get_profile", tokens).status_code for tokens in (stays, leaves)] == [200, 200]
+    assert call("logout", leaves).status_code == 204
+    redis_client().flushall()
+    for _ in range(2):  # by what is known, and by what was found out
+        assert [call("get_profile", tokens).status_code for tokens in (stays, leaves)] == [200, 401]
+    assert call("refresh_token", body={"refresh_token": stays["refresh_token"]}).status_code == 200
 
 
 def test_redis_that_hangs_keeps_all_who_ask_at_once_waiting_for_one_try(

@@ -256,6 +256,13 @@ def test_redis_that_has_forgotten_its_scripts_still_counts(serve: Serve, address
     assert [put(client, address, caller).status_code for _ in range(2)] == [204, 429]
 
 
+def test_when_redis_forgets_everything_a_window_begins_anew_and_its_limit_holds(serve: Serve, address: str) -> None:
+    client, caller = limited(serve, address="3/hour", email="3/hour"), an_address()
+    assert [put(client, address, caller).status_code for _ in range(4)] == [204, 204, 204, 429]
+    redis_client().flushall()
+    assert [put(client, address, caller).status_code for _ in range(4)] == [204, 204, 204, 429]
+
+
 def test_redis_keeps_no_count_for_longer_than_its_window(serve: Serve, address: str) -> None:
     put(limited(serve, address="2/hour", email="2/day"), address, an_address())
     lifetimes = sorted(redis_client().ttl(key) for key in redis_client().scan_iter("aegis:limit:*"))

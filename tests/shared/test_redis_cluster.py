@@ -16,7 +16,7 @@ from shared.problems import TooManyRequests
 from shared.redis_cluster import ClusteredRedis
 from shared.settings import settings
 from tests.conftest import User, call, log_in, wait_for
-from tests.servers import is_done_by, kill, redis_node
+from tests.servers import is_done_by, kill, redis_client, redis_node
 
 Nodes = Mapping[int, Process]
 
@@ -94,6 +94,27 @@ def test_when_a_master_dies_its_counts_stay(own_redis_cluster: Nodes) -> None:
     rate_limits.forgive("login", LIMITS, KIM)
     (standing,) = rate_limits.enforce("login", LIMITS, KIM)
     assert standing.remaining == 1
+
+
+def test_when_all_replicas_die_nobody_notices(own_redis_cluster: Nodes, active_user: User) -> None:
+    stays, ended = log_in(active_user), log_in(active_user)
+    replicas = [port for port in own_redis_cluster if node(port).info("replication")["role"] == "slave"]
+    kill(*(own_redis_cluster[port] for port in replicas))
+    assert call("logout", ended).status_code == 204
+    assert [status(tokens) for tokens in (stays, ended)] == [200, 401]
+    assert all(is_kept(f"test:{number}") for number in range(30))
+
+
+def test_all_keys_of_one_user_are_in_one_slot(own_redis_cluster: Nodes, active_user: User) -> None:
+    tokens = log_in(active_user)
+    assert status(tokens) == 200
+    assert call("update_profile", tokens, {"name": "이서연"}).status_code == 200
+    names = [name.decode() for name in redis_client().scan_iter(f"*{active_user.id}*")]
+    assert {cache._cache_of(name) for name in names} == {"profile", "session"}
+    assert (
+        len({node(port).execute_command("CLUSTER", "KEYSLOT", name) for port in own_redis_cluster for name in names})
+        == 1
+    )
 
 
 def test_when_the_node_of_the_url_dies_a_process_that_knows_the_others_goes_on(own_redis_cluster: Nodes) -> None:
