@@ -264,8 +264,14 @@ def kill(*processes: Process) -> None:
     for process in processes:
         if process.popen is None:
             raise ValueError("the process was never started")
+        # Each of PostgreSQL's is in a group of its own, and one that has a statement at hand would still answer it.
+        children = psutil.Process(process.popen.pid).children(recursive=True)
         os.killpg(process.popen.pid, signal.SIGKILL)
         process.popen.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children)
 
 
 def start_again(supervisor: Supervisor, *processes: Process) -> None:
