@@ -13,6 +13,20 @@ COPY knative knative
 # A read-only root cannot keep bytecode: compiled here, checked against nothing at start.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /venv /app
 
+# What compose.yaml runs: all functions behind their router, in one container.
+FROM builder AS development
+COPY requirements-local.lock .
+RUN pip --python /venv/bin/python install --quiet --no-cache-dir --disable-pip-version-check \
+      --require-hashes --only-binary :all: --requirement requirements-local.lock \
+    && install -d -o 10001 -g 10001 /data
+USER 10001:10001
+ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PORT=8080 DATA_DIR=/data
+EXPOSE 8080
+VOLUME /data
+# It has written the file when all of it answers.
+HEALTHCHECK --interval=2s --timeout=3s --start-period=60s --retries=3 CMD ["test", "-e", "/data/environment.json"]
+CMD ["python", "-m", "knative.local.up"]
+
 FROM python:3.11-slim
 # Numbers, not names: Kubernetes must see that it is not root.
 USER 10001:10001

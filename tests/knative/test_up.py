@@ -253,16 +253,18 @@ def test_two_run_side_by_side(tmp_path: Path) -> None:
         assert two.request("/inbox", Accept="application/json")[1] == []
 
 
-def test_servers_that_the_environment_names_are_used(
+def test_servers_that_the_environment_names_are_used_and_an_address_to_listen_on(
     own_database: Process, own_redis: Process, own: Own, tmp_path: Path
 ) -> None:
     """Servers of its own: two services on one database and one broker share the events, and with them the mails."""
     own("KAFKA_BOOTSTRAP_SERVERS", *servers.kafka())
     folder = tmp_path / "service"
-    with running(folder, **{name: os.environ[name] for name in SERVERS}) as up:
+    with running(folder, LISTEN_ADDRESS="0.0.0.0", **{name: os.environ[name] for name in SERVERS}) as up:  # noqa: S104
         assert "using DATABASE_URL from the environment" in up.output
         assert not (folder / "postgresql").exists()
         assert up.request("/inbox", Accept="application/json") == (200, [])
+        if sys.platform == "linux":  # where every 127.x.x.x is this machine
+            socket.create_connection(("127.0.0.2", up.port), timeout=5).close()
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
