@@ -267,3 +267,18 @@ audit = Table(
     Column("data", JSONB, nullable=False),
 )
 Index("audit_account_id", audit.c.account_id, audit.c.event_id)
+
+purged_account = Table(
+    "purged_account",
+    metadata,
+    Column("account_id", Uuid, primary_key=True),  # no reference: it is gone, and stays so when a backup is restored
+    Column("purged_at", DateTime(timezone=True), nullable=False, server_default=_now),
+)
+
+backup = Table(
+    "backup",
+    metadata,
+    Column("name", Text, primary_key=True),  # as in the store
+    Column("taken_at", DateTime(timezone=True), nullable=False),
+    Column("size", BigInteger, nullable=False),  # in bytes, in the store
+)

@@ -19,6 +19,7 @@ from shared.tables import (
     dead_letter,
     phone_verification,
     processed_event,
+    purged_account,
     refresh_token,
     session,
     stored_answer,
@@ -228,6 +229,7 @@ def test_who_never_verified_an_address_is_forgotten(address: str) -> None:
     never = pending(address, created=7 * DAY + MARGIN, registered=7 * DAY + MARGIN)
     fire("clean_up")
     assert not is_there(account, never)
+    assert is_there(purged_account, never)  # so that no backup brings them back
 
 
 def test_who_may_still_verify_an_address_is_not_forgotten(address: str) -> None:

@@ -21,6 +21,7 @@ from shared.tables import (
     outbox,
     passkey,
     phone_verification,
+    purged_account,
     recovery_code,
     refresh_token,
     session,
@@ -92,9 +93,11 @@ NOT_EXPORTED: dict[Table, dict[str, str]] = {
     },
     session: {"id": "shown as it is"},
     dead_letter: dict.fromkeys(set(dead_letter.c.keys()) - {"subject"}, "a copy of an event, on our own work with it"),
+    purged_account: {"purged_at": "of those who are gone: nobody who can ask"},
     outbox: {"id": "shown as it is", "position": "order of sending", "sent_at": "of the delivery, not of the user"},
 }
 OF_NOBODY = {
+    "backup": "of the whole database",
     "stored_answer": "keyed by a hash that leads back to nobody, sealed, gone after a day",
     "processed_event": "ids of events alone",
     "relayed_topic": "of the broker",
