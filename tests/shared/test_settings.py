@@ -106,6 +106,18 @@ def test_several_servers_may_stand_in_a_url_of_postgresql() -> None:
     assert named.addresses == (("one", 5432), ("two", 5433), ("::1", 5432))
 
 
+def test_where_backups_go_and_what_opens_them_is_checked() -> None:
+    key = f"AGE-SECRET-KEY-1{'Q' * 58}"
+    settings = load({"BACKUP_STORE": "s3://bucket/aegis", "BACKUP_KEY": key, "BACKUP_KEEP_DAILY": "14"}, ["backups"])
+    assert settings.backup_keep == (14, 4, 12)
+    environment = {"BACKUP_STORE": "backups", "BACKUP_KEY": key[:-1], "BACKUP_KEEP_DAILY": "0"}
+    assert problems(environment) == [
+        "BACKUP_STORE is neither an absolute path nor s3://BUCKET/PREFIX",
+        "BACKUP_KEY is not an age identity (AGE-SECRET-KEY-1...)",
+        "BACKUP_KEEP_DAILY is not a number from 1 to 366",
+    ]
+
+
 def test_a_cluster_of_redis_has_one_database() -> None:
     url = "redis+cluster://:secret@redis:6379"
     assert load({"REDIS_URL": f"{url}/0"}).redis_url == f"{url}/0"

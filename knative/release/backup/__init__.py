@@ -1,0 +1,1 @@
+"""Backups of the database: taken, listed, restored, tried out."""

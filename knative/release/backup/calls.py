@@ -1,0 +1,87 @@
+"""Calls functions on a restored database, without a network: python -m knative.release.backup.calls
+
+Ends with 1 and what answered otherwise than it should. Only for a database that nobody needs.
+"""
+
+import secrets
+import sys
+from datetime import timedelta
+from typing import Any
+
+from flask.testing import FlaskClient
+from sqlalchemy import select, update
+
+from shared import sessions, verifications
+from shared.clients import Client
+from shared.database import transaction
+from shared.registry import HTTP_FUNCTIONS
+from shared.server import create_app
+from shared.tables import account
+
+RESTORED = 20
+"""So many of the users in the backup are asked for their profile."""
+HERE = Client("127.0.0.1", "drill")
+
+
+def main() -> None:
+    with transaction() as connection:
+        users = connection.execute(
+            select(account.c.id, account.c.email)
+            .where(account.c.status == "active")
+            .order_by(account.c.id)
+            .limit(RESTORED)
+        ).all()
+    for user in users:
+        if _call("get_profile", 200, _session(user.id))["email"] != user.email:
+            sys.exit("get_profile shows another address than the account has")
+    _as_a_new_user()
+    print(f"{len(_clients)} functions answered as they should on it, to a new user and to {len(users)} of the backup.")
+
+
+def _as_a_new_user() -> None:
+    address, password = f"drill-{secrets.token_hex(8)}@example.com", secrets.token_hex(16)
+    _call("register", 202, body={"email": address, "password": password, "name": "Drill"})
+    with transaction() as connection:
+        user_id = connection.scalars(select(account.c.id).where(account.c.canonical_email == address)).one()
+        token = verifications.create(connection, user_id, verifications.VERIFY_EMAIL, timedelta(hours=1))
+    _call("verify_email", 204, body={"token": token, "password": password})
+    tokens = _call("login", 200, body={"email": address, "password": password})
+    _call("update_profile", 200, tokens, {"name": "A new name"})
+    if _call("get_profile", 200, tokens)["name"] != "A new name":
+        sys.exit("get_profile does not show the new name")
+    tokens = _call("refresh_token", 200, body={"refresh_token": tokens["refresh_token"]})
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user_id).values(roles=["admin"]))
+    found = _call("list_users", 200, _session(user_id, "pwd", "otp", "mfa"), query={"email": address})
+    if [user["id"] for user in found["users"]] != [str(user_id)]:
+        sys.exit("list_users does not find a user who is there")
+    _call("logout", 204, tokens)
+    _call("get_profile", 401, tokens)
+
+
+def _session(user_id: Any, *amr: str) -> Any:
+    with transaction() as connection:
+        return sessions.log_in(connection, user_id, amr or ("pwd",), HERE)
+
+
+def _call(function: str, status: int, tokens: Any = None, body: Any = None, query: Any = None) -> Any:
+    """The JSON of an operation's answer, which must have this status."""
+    client = _clients.get(function) or _clients.setdefault(function, create_app(function).test_client())
+    operation = HTTP_FUNCTIONS[function]
+    answer = client.open(
+        operation.path,
+        method=operation.method,
+        json=body,
+        query_string=query,
+        headers={"Authorization": f"Bearer {tokens['access_token']}"} if tokens else {},
+    )
+    if answer.status_code != status:
+        sys.exit(f"{function} answers with {answer.status_code} in place of {status}: {answer.text[:300]}")
+    return answer.get_json(silent=True)
+
+
+_clients: dict[str, FlaskClient] = {}
+
+
+if __name__ == "__main__":
+    main()

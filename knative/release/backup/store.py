@@ -1,0 +1,214 @@
+"""Where backups are: a folder (a volume), or a bucket of S3 or of what speaks its protocol.
+
+NAME/dump.age        what pg_dump wrote, encrypted
+NAME/purged.age      ids of the accounts that were purged until then, encrypted
+NAME/manifest.json   written last: without it there is no backup
+"""
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from knative.release.backup.streams import Sink, Source
+from knative.release.refused import Refused
+
+DUMP, PURGED, MANIFEST = "dump.age", "purged.age", "manifest.json"
+
+PART_BYTES = 16 * 2**20
+"""Of a large object in a bucket, which may have 10,000 of them; one is in memory at a time."""
+
+
+class Missing(Exception):
+    """There is no such object."""
+
+
+class Store(Protocol):
+    def names(self) -> list[str]:
+        """Of all that is there, in order; also of what died half-way, which has no manifest."""
+
+    @contextmanager
+    def write(self, name: str, part: str) -> Iterator[Sink]:
+        """What is written in the block is there at its end, as a whole; and not at all when the block raises."""
+
+    @contextmanager
+    def read(self, name: str, part: str) -> Iterator[Source]:
+        """Raises Missing."""
+
+    def delete(self, name: str) -> None:
+        """Deletes all of a name, its manifest first."""
+
+
+class Vault(NamedTuple):
+    """A store, and the key that opens what is in it (an age identity)."""
+
+    store: Store
+    key: str
+
+
+def opened(address: str) -> Store:
+    """The store of the setting BACKUP_STORE."""
+    if address.startswith("s3://"):
+        return Bucket(address)
+    return Folder(Path(address))
+
+
+class Folder:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self._root.iterdir()) if self._root.exists() else []
+
+    @contextmanager
+    def write(self, name: str, part: str) -> Iterator[Sink]:
+        path = self._root / name / part
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{part}.unfinished")
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+        for folder in (path.parent, self._root):
+            _sync(folder)
+
+    @contextmanager
+    def read(self, name: str, part: str) -> Iterator[Source]:
+        try:
+            file = (self._root / name / part).open("rb")
+        except (FileNotFoundError, NotADirectoryError):
+            raise Missing from None
+        with file:
+            yield file
+
+    def delete(self, name: str) -> None:
+        (self._root / name / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self._root / name)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder outlive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Bucket:
+    """Credentials and, for what is not Amazon's, AWS_ENDPOINT_URL are taken from the environment as boto3 does."""
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        self._bucket = parts.netloc
+        self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+
+    @cached_property
+    def _client(self) -> Any:
+        import boto3
+
+        return boto3.client("s3")
+
+    def names(self) -> list[str]:
+        with self._refusals():
+            keys = [*self._keys(), *(key for key, _ in self._uploads())]
+        return sorted({key.removeprefix(self._prefix).partition("/")[0] for key in keys})
+
+    @contextmanager
+    def write(self, name: str, part: str) -> Iterator[Sink]:
+        place = {"Bucket": self._bucket, "Key": f"{self._prefix}{name}/{part}"}
+        upload = _Upload(self._client, place)
+        with self._refusals():
+            try:
+                yield upload
+                upload.complete()
+            except BaseException:
+                upload.abort()
+                raise
+
+    @contextmanager
+    def read(self, name: str, part: str) -> Iterator[Source]:
+        with self._refusals():
+            yield self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}{name}/{part}")["Body"]
+
+    def delete(self, name: str) -> None:
+        with self._refusals():
+            keys = sorted(self._keys(f"{name}/"), key=lambda key: not key.endswith(MANIFEST))
+            for key in keys:
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+            for key, upload in self._uploads(f"{name}/"):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+
+    def _keys(self, below: str = "") -> Iterator[str]:
+        for page in self._pages("list_objects_v2", below):
+            yield from (one["Key"] for one in page.get("Contents", ()))
+
+    def _uploads(self, below: str = "") -> Iterator[tuple[str, str]]:
+        """Key and id of each upload that nobody completed."""
+        for page in self._pages("list_multipart_uploads", below):
+            yield from ((one["Key"], one["UploadId"]) for one in page.get("Uploads", ()))
+
+    def _pages(self, operation: str, below: str) -> Iterator[dict[str, Any]]:
+        yield from self._client.get_paginator(operation).paginate(Bucket=self._bucket, Prefix=self._prefix + below)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import ConnectionError as NotConnected
+
+        try:
+            yield
+        except ClientError as error:
+            code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+            if code == "NoSuchKey":
+                raise Missing from error
+            raise Refused(
+                f"The bucket {self._bucket} refuses {error.operation_name}: {message} ({code}).\n"
+                "Check BACKUP_STORE, AWS_ENDPOINT_URL, and what the key of AWS_ACCESS_KEY_ID may do."
+            ) from error
+        except (HTTPClientError, NotConnected) as error:
+            raise OSError(f"the bucket {self._bucket} cannot be reached: {error}") from error
+        except BotoCoreError as error:
+            raise Refused(f"The bucket {self._bucket} cannot be used: {error}.\nCheck the AWS_ settings.") from error
+
+
+class _Upload:
+    """One object, sent in parts as it is written; small ones in one request."""
+
+    def __init__(self, client: Any, place: dict[str, str]) -> None:
+        self._client, self._place = client, place
+        self._buffer = io.BytesIO()
+        self._id = ""
+        self._parts: list[dict[str, Any]] = []
+
+    def write(self, content: bytes) -> int:
+        self._buffer.write(content)
+        if self._buffer.tell() >= PART_BYTES:
+            self._send()
+        return len(content)
+
+    def complete(self) -> None:
+        if not self._id:
+            self._client.put_object(**self._place, Body=self._buffer.getvalue())
+            return
+        self._send()
+        self._client.complete_multipart_upload(**self._place, UploadId=self._id, MultipartUpload={"Parts": self._parts})
+
+    def abort(self) -> None:
+        if self._id:
+            self._client.abort_multipart_upload(**self._place, UploadId=self._id)
+
+    def _send(self) -> None:
+        if not self._id:
+            self._id = self._client.create_multipart_upload(**self._place)["UploadId"]
+        number = len(self._parts) + 1
+        self._buffer.seek(0)
+        sent = self._client.upload_part(**self._place, UploadId=self._id, PartNumber=number, Body=self._buffer)
+        self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+        self._buffer = io.BytesIO()

@@ -1,0 +1,138 @@
+"""Takes a backup: `aegis backup`."""
+
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, delete, insert, text
+
+from knative.release.backup import check, manifest, retention
+from knative.release.backup.manifest import Manifest, Part
+from knative.release.backup.postgresql import BACKUP_LOCK, alone, connected, pipe, quoted, running
+from knative.release.backup.store import DUMP, PURGED, Store, Vault
+from knative.release.backup.streams import Measured, Source, encrypt
+from knative.release.progress import Progress
+from knative.release.refused import Refused
+from shared.tables import backup
+
+_ADVICE = "Mend that (room in BACKUP_STORE, the way there, what its key may do), then repeat the command."
+
+LOCK_MILLISECONDS = 60_000
+"""For so long pg_dump waits for a table that a migration holds."""
+
+
+def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) -> str:
+    """Takes a backup; returns what an operator wants to read of it.
+
+    Args:
+        database: its URL, past PgBouncer: a snapshot outlives a transaction of the pooler's.
+
+    Raises:
+        Refused: there is no new backup; those before are as they were.
+    """
+    with alone(database, BACKUP_LOCK, "Another backup of this database") as connection:
+        _delete_what_died(vault.store, progress)
+        name = manifest.new_name()
+        if name in vault.store.names():
+            raise Refused(f"A backup {name} was taken this second. Try again.")
+        began = time.monotonic()
+        try:
+            taken = _write(database, vault, name, progress)
+            check.check(vault, taken, progress)
+            manifest.write(vault.store, taken)
+        except BaseException as error:
+            with suppress(Exception):
+                vault.store.delete(name)
+            if isinstance(error, Refused | OSError):
+                raise Refused(f"There is no new backup; those before are as they were. {error}\n{_ADVICE}") from error
+            raise
+        kept = retention.apply(vault.store, keep)
+        _remember(connection, taken, kept)
+        return (
+            f"{name}: {sum(taken.rows.values()):,} rows in {taken.size:,} bytes, read back and found good, "
+            f"in {time.monotonic() - began:.0f} s. {len(kept)} kept."
+        )
+
+
+def _write(database: str, vault: Vault, name: str, progress: Progress) -> Manifest:
+    with _snapshot(database) as (connection, snapshot):
+        progress.wait("counting rows")
+        rows = {table: _count(connection, table) for table in _tables(connection)}
+        facts = connection.execute(
+            text(
+                "SELECT current_setting('server_version') AS version, pg_current_wal_lsn()::text AS position, "
+                "(SELECT version_num FROM public.alembic_version) AS schema"
+            )
+        ).one()
+
+        def tell(size: int) -> None:
+            progress.wait(f"{size // 2**20:,} MiB written")
+
+        arguments = ("--format=custom", "--no-owner", "--no-privileges", f"--lock-wait-timeout={LOCK_MILLISECONDS}")
+        with running(
+            "pg_dump", *arguments, f"--snapshot={snapshot}", database=database, stdout=subprocess.PIPE
+        ) as process:
+            dump = _store(vault, name, DUMP, pipe(process.stdout), tell=tell)
+        copy = (
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            f"SET TRANSACTION SNAPSHOT '{snapshot}'",
+            "COPY public.purged_account (account_id, purged_at) TO STDOUT",
+        )
+        commands = [f"--command={statement}" for statement in copy]
+        with running("psql", "--no-psqlrc", "--quiet", *commands, database=database, stdout=subprocess.PIPE) as process:
+            purged = _store(vault, name, PURGED, pipe(process.stdout))
+    return Manifest(
+        format=manifest.FORMAT,
+        name=name,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        schema=facts.schema,
+        postgresql=facts.version,
+        wal_position=facts.position,
+        rows=rows,
+        dump=dump,
+        purged=purged,
+    )
+
+
+@contextmanager
+def _snapshot(database: str) -> Iterator[tuple[Connection, str]]:
+    """A connection on the database as it is now, and the name by which others see it so."""
+    with connected(database, isolation="REPEATABLE READ") as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"))
+        # What a partition of the outbox holds must not go while it is counted and dumped.
+        connection.execute(text(f"LOCK TABLE {', '.join(map(quoted, _tables(connection)))} IN ACCESS SHARE MODE"))
+        yield connection, connection.scalar(text("SELECT pg_export_snapshot()")) or ""
+
+
+def _tables(connection: Connection) -> Sequence[str]:
+    """All that hold rows."""
+    held = "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
+    return connection.scalars(text(held)).all()
+
+
+def _count(connection: Connection, table: str) -> int:
+    return connection.scalar(text(f"SELECT count(*) FROM {quoted(table)}")) or 0  # noqa: S608
+
+
+def _store(vault: Vault, name: str, part: str, source: Source, *, tell: Callable[[int], None] = lambda _: None) -> Part:
+    with vault.store.write(name, part) as sink:
+        measured = Measured(sink, tell)
+        encrypt(source, measured, vault.key)
+    return Part(measured.size, measured.sha256)
+
+
+def _delete_what_died(store: Store, progress: Progress) -> None:
+    finished = set(manifest.finished(store))
+    for name in store.names():
+        if manifest.is_name(name) and name not in finished:
+            progress.say(f"deleting {name}, which died half-way")
+            store.delete(name)
+
+
+def _remember(connection: Connection, taken: Manifest, kept: Collection[str]) -> None:
+    """For the metrics of its age and size, which the relay shows: this process is gone when it would be asked."""
+    row = {"name": taken.name, "taken_at": taken.taken_at, "size": taken.size}
+    connection.execute(insert(backup).values(row))
+    connection.execute(delete(backup).where(backup.c.name.not_in(kept)))

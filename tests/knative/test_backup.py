@@ -1,0 +1,509 @@
+"""Backups: taken while people write, restored as a whole or not at all, whoever dies and whatever is damaged."""
+
+import io
+import json
+import os
+import random
+import resource
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyrage
+import pytest
+from sqlalchemy import Connection, create_engine, make_url, text
+
+from knative.local.supervisor import Process
+from knative.release.backup import listing, manifest, restore, retention, take
+from knative.release.backup.manifest import Manifest
+from knative.release.backup.postgresql import BACKUP_LOCK, alone
+from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Vault
+from knative.release.progress import Progress
+from knative.release.refused import Refused
+from tests.conftest import ROOT, call, create_user, fire, issue, log_in, wait_for, withdrawn_since
+
+KEEP = retention.Keep(7, 4, 12)
+ACCOUNTS = 2000
+KILLS = 3
+
+FILL = """
+    INSERT INTO account (id, email, canonical_email, locale, status)
+    SELECT gen_random_uuid(), name || '@example.com', name || '@example.com', 'ko', 'active'
+    FROM (SELECT :prefix || number AS name FROM generate_series(1, :count) AS number) AS names RETURNING id
+"""
+
+
+@contextmanager
+def connected(url: str, **options: Any) -> Iterator[Connection]:
+    engine = create_engine(make_url(url).set(drivername="postgresql+pg8000"), **options)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def fill(url: str, prefix: str, count: int) -> set[Any]:
+    """Adds accounts; their ids."""
+    with connected(url) as connection:
+        return set(connection.scalars(text(FILL), {"prefix": prefix, "count": count}).all())
+
+
+def accounts(url: str) -> set[Any]:
+    """The ids of all accounts of a database."""
+    with connected(url) as connection:
+        return set(connection.scalars(text("SELECT id FROM account")).all())
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[str]:
+    """The URL of a database with accounts, from which others are copied."""
+    with new_database() as url:
+        migrate(url)
+        fill(url, "first", ACCOUNTS)
+        yield url
+
+
+@contextmanager
+def new_database(template: str = "template1") -> Iterator[str]:
+    """A database on the server of all tests, dropped at the end."""
+    server, name = os.environ["DATABASE_URL"], f"backup_{secrets.token_hex(6)}"
+    with connected(server, isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    try:
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with connected(server, isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def migrate(url: str) -> None:
+    subprocess.run([sys.executable, "-m", "shared.migrate"], env={**os.environ, "DATABASE_URL": url}, check=True)
+
+
+@pytest.fixture
+def database(filled: str) -> Iterator[str]:
+    """The URL of a database with accounts."""
+    with new_database(make_url(filled).database or "") as url:
+        yield url
+
+
+@pytest.fixture
+def empty() -> Iterator[str]:
+    """The URL of a database without tables."""
+    with new_database() as url:
+        yield url
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(Folder(tmp_path / "backups"), str(pyrage.x25519.Identity.generate()))
+
+
+def backup(database: str, vault: Vault, keep: retention.Keep = KEEP) -> Manifest:
+    """The newest backup, just taken."""
+    known = set(manifest.finished(vault.store))
+    wait_for(lambda: manifest.new_name() not in known)  # a name is a second
+    take.take(database, vault, keep, Progress(io.StringIO()))
+    return restore.find(vault.store, restore.LATEST)
+
+
+def bring_back(vault: Vault, into: str, name: str = restore.LATEST, **how: bool) -> Manifest:
+    return restore.restore(vault, name, into, Progress(io.StringIO()), **how)
+
+
+def refusal(do: Callable[[], Any]) -> str:
+    with pytest.raises(Refused) as refused:
+        do()
+    return str(refused.value)
+
+
+def file_of(vault: Vault, made: Manifest, part: str) -> Path:
+    assert isinstance(vault.store, Folder)
+    return vault.store._root / made.name / part
+
+
+# --- what is in it
+
+
+def test_every_row_that_was_committed_before_a_backup_comes_back_with_it(
+    database: str, empty: str, vault: Vault
+) -> None:
+    committed: set[Any] = set()
+    stopped = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stopped.is_set():
+            committed.update(fill(database, f"later{number}-", 3))
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_for(lambda: committed)
+        before = set(committed)
+        made = backup(database, vault)
+        wait_for(lambda: len(committed) > len(before) + 3)  # it writes on
+    finally:
+        stopped.set()
+        writer.join()
+    bring_back(vault, empty)
+    restored = accounts(empty)
+    assert before <= restored <= accounts(database)
+    assert len(restored) == made.rows["account"] >= ACCOUNTS
+    assert made.schema == "0008"
+
+
+def test_nothing_of_it_can_be_read_without_the_key(database: str, vault: Vault) -> None:
+    fill(database, "somebody", 1)
+    made = backup(database, vault)
+    content = file_of(vault, made, DUMP).read_bytes()
+    assert content.startswith(b"age-encryption.org/v1\n")
+    assert b"PGDMP" not in content
+    opened = pyrage.decrypt(content, [pyrage.x25519.Identity.from_str(vault.key)])
+    assert opened.startswith(b"PGDMP")
+    assert b"somebody" not in file_of(vault, made, MANIFEST).read_bytes()
+
+
+def test_a_database_that_only_a_migration_has_met_counts_as_empty(database: str, empty: str, vault: Vault) -> None:
+    backup(database, vault)
+    migrate(empty)
+    bring_back(vault, empty)
+    assert accounts(empty) == accounts(database)
+
+
+def test_a_database_that_holds_something_is_replaced_by_force_alone(database: str, empty: str, vault: Vault) -> None:
+    backup(database, vault)
+    with connected(empty) as connection:
+        connection.execute(text("CREATE TABLE of_somebody_else (number int)"))
+    assert "not empty" in refusal(lambda: bring_back(vault, empty))
+    before = accounts(database)
+    fill(database, "after", 5)
+    assert "not empty" in refusal(lambda: bring_back(vault, database))
+    assert len(accounts(database)) == len(before) + 5
+    for target in (empty, database):
+        bring_back(vault, target, force=True)
+        assert accounts(target) == before
+        with connected(target) as connection:
+            assert connection.scalar(text("SELECT to_regclass('of_somebody_else')")) is None
+    fill(database, "on", 1)  # which the triggers and partitions of the outbox are there for
+
+
+def test_a_second_backup_at_the_same_time_is_refused(database: str, vault: Vault) -> None:
+    with alone(database, BACKUP_LOCK, "A test"):
+        assert "under way" in refusal(lambda: backup(database, vault))
+    backup(database, vault)
+
+
+# --- what is damaged
+
+
+def truncate(vault: Vault, made: Manifest) -> Vault:
+    path = file_of(vault, made, DUMP)
+    path.write_bytes(path.read_bytes()[:-100])
+    return vault
+
+
+def alter(vault: Vault, made: Manifest) -> Vault:
+    path = file_of(vault, made, DUMP)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return vault
+
+
+def exchange(vault: Vault, made: Manifest) -> Vault:
+    """For another good one, which the manifest does not state."""
+    recipient = pyrage.x25519.Identity.from_str(vault.key).to_public()
+    path = file_of(vault, made, DUMP)
+    opened = pyrage.decrypt(path.read_bytes(), [pyrage.x25519.Identity.from_str(vault.key)])
+    path.write_bytes(pyrage.encrypt(opened, [recipient]))
+    return vault
+
+
+def lose(vault: Vault, made: Manifest) -> Vault:
+    file_of(vault, made, PURGED).unlink()
+    return vault
+
+
+def take_another_key(vault: Vault, made: Manifest) -> Vault:
+    return Vault(vault.store, str(pyrage.x25519.Identity.generate()))
+
+
+def state(**changes: Any) -> Callable[[Vault, Manifest], Vault]:
+    def change(vault: Vault, made: Manifest) -> Vault:
+        path = file_of(vault, made, MANIFEST)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return vault
+
+    return change
+
+
+def scribble(vault: Vault, made: Manifest) -> Vault:
+    file_of(vault, made, MANIFEST).write_text('{"format": 1')
+    return vault
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncate, "does not decrypt"),
+        (alter, "does not decrypt"),
+        (exchange, "its checksum is not the manifest's"),
+        (lose, "has no purged.age any more"),
+        (take_another_key, "encrypted to another key than BACKUP_KEY"),
+        (scribble, "manifest of the backup"),
+        (state(format=2), "has the format 2"),
+        (state(schema="9999"), "a newer release made it"),
+        (state(rows={"account": 3}), f"the table account has {ACCOUNTS} rows in place of 3"),
+    ],
+)
+def test_what_is_damaged_is_refused_and_changes_nothing(
+    database: str, vault: Vault, damage: Callable[[Vault, Manifest], Vault], said: str
+) -> None:
+    made = backup(database, vault)
+    fill(database, "after", 5)
+    before = accounts(database)
+    damaged = damage(vault, made)
+    assert said in refusal(lambda: bring_back(damaged, database, force=True))
+    assert accounts(database) == before
+
+
+def test_a_backup_that_cannot_be_read_back_does_not_count(
+    database: str, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "write", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+    good = refusal(lambda: backup(database, vault))
+    assert "There is no new backup" in good
+    assert vault.store.names() == []
+
+
+def test_a_name_that_is_no_backup_is_refused(database: str, vault: Vault) -> None:
+    for name in ("latest", "20260101T000000Z", "../../etc"):
+        assert "There is no backup" in refusal(lambda name=name: bring_back(vault, database, name, force=True))  # type: ignore[misc]
+
+
+# --- who dies
+
+
+def command(*arguments: str, database: str, vault: Vault, limit: int = 0) -> "subprocess.Popen[str]":
+    """The command, in a process group of its own.
+
+    Args:
+        limit: bytes that a file may have, as on a disk that is full then.
+    """
+    assert isinstance(vault.store, Folder)
+    return subprocess.Popen(
+        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DATABASE_URL": database,
+            "BACKUP_STORE": str(vault.store._root),
+            "BACKUP_KEY": vault.key,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,  # noqa: PLW1509
+    )
+
+
+def test_a_full_disk_leaves_no_backup_and_the_earlier_ones_as_they_were(database: str, vault: Vault) -> None:
+    made = backup(database, vault)
+    wait_for(lambda: manifest.new_name() != made.name)
+    process = command("backup", database=database, vault=vault, limit=made.dump.size // 2)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "There is no new backup; those before are as they were" in said
+    assert "File too large" in said
+    assert vault.store.names() == [made.name]
+    assert bring_back(vault, database, force=True) == made
+
+
+def test_a_backup_that_is_killed_is_none_and_goes_with_the_next(database: str, vault: Vault) -> None:
+    made = backup(database, vault)
+    chance = random.Random(1)  # noqa: S311
+    for _ in range(KILLS):
+        kill_during(command("backup", database=database, vault=vault), vault, chance.uniform(0, 0.5))
+        assert {restore.find(vault.store, name).name for name in manifest.finished(vault.store)} >= {made.name}
+    wait_for(lambda: is_free(database))
+    last = backup(database, vault)
+    assert last.name > made.name
+    names = vault.store.names()
+    assert names == list(manifest.finished(vault.store))
+    assert {made.rows["account"], last.rows["account"]} == {ACCOUNTS}
+
+
+def kill_during(process: "subprocess.Popen[str]", vault: Vault, seconds: float) -> None:
+    """kill -9, so long after the process has begun to work."""
+    assert process.stderr
+    known = set(vault.store.names())
+    wait_for(lambda: set(vault.store.names()) - known or process.poll() is not None)
+    time.sleep(seconds)
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def is_free(database: str) -> bool:
+    """Whether PostgreSQL has noticed who died."""
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with connected(database) as connection:
+        return bool(connection.scalar(text(others)) == 0)
+
+
+def test_a_restore_that_is_killed_leaves_what_was_there_or_the_whole_backup(database: str, vault: Vault) -> None:
+    backup(database, vault)
+    in_backup = accounts(database)
+    fill(database, "after", 5)
+    before = accounts(database)
+    chance = random.Random(1)  # noqa: S311
+    for _ in range(KILLS):
+        process = command("restore", "latest", "--force", database=database, vault=vault)
+        assert process.stderr
+        assert "rows" in process.stderr.readline()
+        time.sleep(chance.uniform(0, 0.8))
+        process.kill()
+        process.communicate()
+        wait_for(lambda: is_free(database))
+        assert accounts(database) in (before, in_backup)
+    bring_back(vault, database, force=True)
+    assert accounts(database) == in_backup
+
+
+# --- who must not come back
+
+
+def test_a_purged_account_does_not_come_back_with_a_backup_from_before(database: str, empty: str, vault: Vault) -> None:
+    first = backup(database, vault)
+    with connected(database) as connection:
+        gone = set(connection.scalars(text("DELETE FROM account WHERE email LIKE 'first1%' RETURNING id")).all())
+    backup(database, vault)
+    with connected(database) as connection:
+        since = set(connection.scalars(text("DELETE FROM account WHERE email LIKE 'first2%' RETURNING id")).all())
+    assert gone
+    assert since
+    # Elsewhere, by what the newest backup knows; in the database itself, by what that knows as well.
+    bring_back(vault, empty, first.name)
+    assert len(accounts(empty)) == ACCOUNTS - len(gone)
+    assert accounts(empty) & gone == set()
+    bring_back(vault, database, first.name, force=True)
+    assert len(accounts(database)) == ACCOUNTS - len(gone) - len(since)
+    # And so that the next backup knows it, too.
+    with connected(database) as connection:
+        assert set(connection.scalars(text("SELECT account_id FROM purged_account")).all()) == gone | since
+
+
+def test_who_was_purged_since_the_last_backup_cannot_log_in_and_is_purged_again(
+    own_database: Process, vault: Vault, address: str
+) -> None:
+    url = os.environ["DATABASE_URL"]
+    user = create_user(address)
+    withdrawn_since(timedelta(days=40), user)
+    backup(url, vault)
+    with connected(url) as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))  # the server is lost, and what it knew
+        connection.execute(text("CREATE SCHEMA public"))
+    bring_back(vault, url)
+    assert accounts(url) == {user.id}
+    assert call("login", body={"email": address, "password": user.password}).status_code == 401
+    assert fire("purge_withdrawn").status_code == 204
+    assert accounts(url) == set()
+
+
+def test_sessions_and_links_of_a_backup_are_void_and_the_password_is_not(
+    own_database: Process, own_redis: Process, vault: Vault, address: str
+) -> None:
+    url = os.environ["DATABASE_URL"]
+    user = create_user(address)
+    tokens, link = log_in(user), issue(user, "reset_password")
+    backup(url, vault)
+    bring_back(vault, url, force=True)
+    assert call("refresh_token", body={"refresh_token": tokens["refresh_token"]}).status_code == 401
+    renewed = {"token": link, "password": "another long password"}
+    assert call("reset_password", body=renewed).status_code == 400
+    assert call("get_profile", log_in(user)).status_code == 200
+
+
+# --- which are kept
+
+
+def names(*ages: int, newest: str = "2026-07-15T17:00:00") -> list[str]:
+    """Of backups so many days old."""
+    return [f"{datetime.fromisoformat(newest) - timedelta(days=age):%Y%m%dT%H%M%SZ}" for age in ages]
+
+
+def test_the_last_of_each_of_the_last_days_weeks_and_months_is_kept() -> None:
+    daily = names(*range(500))
+    kept = retention.chosen(daily, KEEP)
+    assert sorted(kept, reverse=True)[:7] == daily[:7]
+    weeks = {manifest.taken_at(name).isocalendar()[:2] for name in kept}
+    months = {name[:6] for name in kept}
+    assert len(months) == 12
+    assert len(weeks) >= 4
+    assert len(kept) <= 7 + 4 + 12
+    assert names(14)[0] not in kept
+
+
+def test_all_of_the_last_day_are_kept_and_of_a_day_before_the_last() -> None:
+    today = ["20260715T010000Z", "20260715T230000Z"]
+    yesterday = ["20260714T010000Z", "20260714T220000Z"]
+    assert retention.chosen([*yesterday, *today], KEEP) == {*today, yesterday[-1]}
+    assert retention.chosen(yesterday, retention.Keep(1, 0, 0)) == set(yesterday)
+    assert retention.chosen(today[:1], retention.Keep(1, 0, 0)) == {today[0]}
+
+
+def test_a_good_backup_makes_room_and_what_is_not_ours_stays(database: str, vault: Vault) -> None:
+    assert isinstance(vault.store, Folder)
+    (vault.store._root / backup(database, vault).name).rename(vault.store._root / "20260102T170000Z")
+    (vault.store._root / "lost+found").mkdir()
+    assert "20260102T170000Z" in listing.table(vault.store)
+    second = backup(database, vault, retention.Keep(1, 1, 1))
+    assert vault.store.names() == [second.name, "lost+found"]
+    with connected(database) as connection:
+        known = connection.execute(text("SELECT name, size, taken_at FROM backup")).all()
+    assert [tuple(row) for row in known] == [(second.name, second.size, second.taken_at)]
+
+
+# --- the commands
+
+
+def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vault) -> None:
+    def run(*arguments: str) -> str:
+        process = command(*arguments, database=database, vault=vault)
+        said, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        return said
+
+    assert "There is no backup" in listing.table(vault.store)
+    assert "read back and found good" in run("backup")
+    (name,) = vault.store.names()
+    assert f"{ACCOUNTS:,}" in run("backups")
+    assert f"{name} is restored" in run("restore", name, "--force")
+    process = command("restore", name, database=database, vault=vault)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "--force" in said) == (1, True)
+    assert vault.key not in said
+
+
+def test_a_database_that_is_away_and_settings_that_are_not_complete_are_said(vault: Vault) -> None:
+    process = command("backup", database="postgresql://aegis:hidden@127.0.0.1:1/none", vault=vault)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "127.0.0.1:1/none cannot be reached" in said
+    assert "hidden" not in said
+    process = command("backup", database=os.environ["DATABASE_URL"], vault=Vault(vault.store, "no key"))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "BACKUP_KEY is not an age identity" in said
+    assert "no key" not in said.replace("BACKUP_KEY", "")

@@ -1,0 +1,51 @@
+"""The drill: it finds a backup good that is, and leaves nothing behind."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pyrage
+import pytest
+from sqlalchemy import text
+
+from knative.local.supervisor import Process
+from knative.release.backup.drill import PREFIX, drill
+from knative.release.backup.store import MANIFEST, Folder, Vault
+from knative.release.progress import Progress
+from tests.knative.test_backup import accounts, backup, connected, file_of, fill, refusal
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(Folder(tmp_path / "backups"), str(pyrage.x25519.Identity.generate()))
+
+
+def databases(url: str) -> set[str]:
+    with connected(url) as connection:
+        return set(connection.scalars(text("SELECT datname FROM pg_database")).all())
+
+
+def test_a_drill_restores_the_latest_backup_beside_the_service_and_calls_functions_on_it(
+    own_database: Process, vault: Vault
+) -> None:
+    url = os.environ["DATABASE_URL"]
+    fill(url, "somebody", 30)
+    made = backup(url, vault)
+    with connected(url, isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"CREATE DATABASE {PREFIX}left_by_one_that_died"))
+    before = accounts(url)
+    said = drill(vault, url, Progress(io.StringIO()))
+    assert f"The latest backup, {made.name}, is 0.0 hours old and good." in said
+    assert f"All {sum(made.rows.values())} rows of {len(made.rows)} tables were restored" in said
+    assert "8 functions answered as they should on it, to a new user and to 20 of the backup." in said
+    assert accounts(url) == before
+    assert [name for name in databases(url) if name.startswith(PREFIX)] == []
+
+    # One row fewer than there are: then it is not the backup that its manifest states.
+    path = file_of(vault, made, MANIFEST)
+    stated = json.loads(path.read_text())
+    stated["rows"]["account"] -= 1
+    path.write_text(json.dumps(stated))
+    assert "the table account has 30 rows in place of 29" in refusal(lambda: drill(vault, url, Progress(io.StringIO())))
+    assert [name for name in databases(url) if name.startswith(PREFIX)] == []
