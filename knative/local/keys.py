@@ -9,6 +9,7 @@ import secrets
 import sys
 from pathlib import Path
 
+import pyrage
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
@@ -29,8 +30,16 @@ def base64url(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
+def new_backup_key() -> str:
+    """An age identity."""
+    return str(pyrage.x25519.Identity.generate())
+
+
 def write_secrets(file: Path) -> list[str]:
-    """Adds the secrets that a file lacks, which may be all of them. Returns their names."""
+    """Adds the secrets that a file lacks, which may be all of them. Returns their names.
+
+    That of the backups, which no function needs, is in backup.env beside it.
+    """
     values = {
         "DB_USER": "aegis",
         "DB_PASSWORD": secrets.token_hex(16),
@@ -41,6 +50,10 @@ def write_secrets(file: Path) -> list[str]:
         "SMS_API_KEY": new_sms_key(),
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
+    return [*_add(file, values), *_add(file.with_name("backup.env"), {"BACKUP_KEY": new_backup_key()})]
+
+
+def _add(file: Path, values: dict[str, str]) -> list[str]:
     file.touch(mode=0o600)
     known = {line.partition("=")[0] for line in file.read_text().splitlines()}
     missing = [name for name in values if name not in known]

@@ -30,6 +30,9 @@ HOSTS = {
 }
 
 POOLERS = ("pgbouncer", "pgbouncer-replica")
+OF_A_BUCKET = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+"""What may write into the bucket of the backups, of which production alone has one."""
+
 THREADS = 4
 """Of a process that states none; each may open a connection. The relay holds one more."""
 
@@ -88,13 +91,14 @@ def test_a_changed_setting_is_a_new_revision(objects: Objects) -> None:
 
 def test_no_secret_of_production_is_in_a_file(objects: Objects, environment: str) -> None:
     secrets = {name for kind, name in objects if kind == "Secret"}
-    assert secrets == (set() if environment == "production" else {"user-service-secrets"})
+    assert secrets == (set() if environment == "production" else {"user-service-secrets", "backup-secrets"})
 
 
 def test_production_fetches_every_secret_that_development_makes() -> None:
-    made = objects_of("development")["Secret", "user-service-secrets"]["data"].keys()
-    fetched = objects_of("production")["ExternalSecret", "user-service-secrets"]["spec"]["data"]
-    assert {entry["secretKey"] for entry in fetched} == made
+    for name, more in (("user-service-secrets", set()), ("backup-secrets", OF_A_BUCKET)):
+        made = objects_of("development")["Secret", name]["data"].keys()
+        fetched = objects_of("production")["ExternalSecret", name]["spec"]["data"]
+        assert {entry["secretKey"] for entry in fetched} == made | more
 
 
 def test_the_gateway_serves_its_host_by_https_alone_except_in_development(objects: Objects, environment: str) -> None:
@@ -196,8 +200,10 @@ def test_the_connections_of_all_pods_at_full_scale_fit(objects: Objects) -> None
     migration = 1
     release_checks = 2
     processes = relays + migration + release_checks
+    backup_and_drill = 2 * 3
     for_superusers = 3
-    assert pooled + processes * (THREADS + 1) + for_superusers <= max_connections(objects)
+    taken = pooled + processes * (THREADS + 1) + backup_and_drill + for_superusers
+    assert taken <= max_connections(objects)
 
 
 def test_reads_that_may_lag_have_a_replica_where_there_is_one(objects: Objects, environment: str) -> None:
@@ -239,6 +245,36 @@ def configuration(objects: Objects) -> dict[str, str]:
     (found,) = [item for (kind, name), item in objects.items() if kind == "ConfigMap" and "postgres" in name]
     lines = [line for line in found["data"]["postgresql.conf"].splitlines() if not line.startswith("#")]
     return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_a_backup_is_taken_each_night_and_tried_out_each_week_in_staging(objects: Objects, environment: str) -> None:
+    jobs = {name: item["spec"] for (kind, name), item in objects.items() if kind == "CronJob"}
+    assert ("drill" in jobs) == (environment == "staging")
+    for name in jobs.keys() & {"backup", "drill"}:
+        spec = jobs[name]
+        assert spec["concurrencyPolicy"] == "Forbid"
+        assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
+        (only,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        assert [*only["command"], *only["args"]] == ["python", "-m", "knative.release.aegis", name]
+    assert (jobs["backup"]["schedule"], jobs["backup"]["timeZone"]) == ("0 2 * * *", "Asia/Seoul")
+
+
+def test_backups_go_to_a_volume_or_in_production_to_a_bucket(objects: Objects, environment: str) -> None:
+    pod = objects["CronJob", "backup"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    ((_, settings),) = [key for key in objects if key[0] == "ConfigMap" and key[1].startswith("user-service-config")]
+    where = objects["ConfigMap", settings]["data"]["BACKUP_STORE"]
+    if environment == "production":
+        assert where.startswith("s3://")
+        assert "volumes" not in pod
+        return
+    ((volume,), (mount,)) = (pod["volumes"], pod["containers"][0]["volumeMounts"])
+    assert where == mount["mountPath"]
+    assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in objects
+
+
+def test_no_function_is_given_the_key_of_the_backups(objects: Objects) -> None:
+    for item in [*functions_of(objects), objects["Deployment", "relay"]]:
+        assert "backup-secrets" not in json.dumps(item)
 
 
 GUIDE = {"cpu": 1.0, "memory": 2048.0}

@@ -20,6 +20,14 @@ def test_new_secrets_are_readable_by_their_owner_alone_and_taken_by_the_settings
     )
 
 
+def test_the_key_of_the_backups_is_in_a_file_of_its_own(tmp_path: Path) -> None:
+    assert write_secrets(tmp_path / "secrets.env")[-1] == "BACKUP_KEY"
+    assert "BACKUP_KEY" not in read(tmp_path / "secrets.env")
+    file = tmp_path / "backup.env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert load({**read(file), "BACKUP_STORE": "/backups"}, ["backups"])
+
+
 def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "secrets.env"
     file.write_text("DB_USER=aegis\nDB_PASSWORD=kept\n")

@@ -58,6 +58,7 @@ EVERYWHERE: dict[str, dict[str, tuple[int, ...]]] = {
     "dispatcher": {"kafka": (9092,), "kourier": (8081,)},
     "ping": {"kourier": (8081,)},
     "migration": {"postgres": (5432,)},
+    "backup": {"postgres": (5432,)},
     "release-check": {
         "postgres": (5432,),
         "pgbouncer": (5432,),
@@ -94,6 +95,7 @@ WITH_MONITORING: dict[str, dict[str, tuple[int, ...]]] = {
 API_SERVER: dict[str, tuple[int, ...]] = dict.fromkeys((place.kind for place in ELSEWHERE), (443, 6443))
 WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
     "function of a provider": {"provider": (443,)},
+    "backup": {"provider": (443,)},  # the bucket
     "postgres": {"postgres": (8000,), **API_SERVER},
     "pgbouncer": API_SERVER,
     "pgbouncer-replica": API_SERVER,
