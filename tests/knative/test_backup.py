@@ -262,6 +262,8 @@ def scribble(vault: Vault, made: Manifest) -> Vault:
         (lose, "has no purged.age any more"),
         (take_another_key, "encrypted to another key than BACKUP_KEY"),
         (scribble, "manifest of the backup"),
+        (state(name="20260101T170000Z"), "manifest of the backup"),
+        (state(rows={"account'; DROP TABLE account; --": 1}), "manifest of the backup"),
         (state(format=2), "has the format 2"),
         (state(schema="9999"), "a newer release made it"),
         (state(rows={"account": 3}), f"the table account has {ACCOUNTS} rows in place of 3"),

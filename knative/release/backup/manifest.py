@@ -14,6 +14,7 @@ from knative.release.refused import Refused
 
 FORMAT = 1
 MOST_BYTES = 2**20
+_TABLE = re.compile(r"[a-z0-9_]+")
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 
 
@@ -27,13 +28,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Attributes:
-    name: when it was begun (UTC), as 20260131T170000Z; names sort by age.
-    finished_at: ISO 8601.
-    schema: the last migration that the database had.
-    postgresql: the server's version.
-    wal_position: of the snapshot that the dump shows (pg_current_wal_lsn).
-    rows: how many each table has in that snapshot.
+    """What is known of a backup without its key.
+
+    Attributes:
+        name: when it was begun (UTC), as 20260131T170000Z; names sort by age.
+        finished_at: ISO 8601.
+        schema: the last migration that the database had.
+        postgresql: the server's version.
+        wal_position: of the snapshot that the dump shows (pg_current_wal_lsn).
+        rows: how many each table has in that snapshot.
     """
 
     format: int
@@ -74,9 +77,11 @@ def write(store: Store, manifest: Manifest) -> None:
 
 
 def read(store: Store, name: str) -> Manifest:
-    """Raises:
-    Missing: there is no backup of this name, or only a part of one.
-    Refused: what is there is no manifest, or of a newer program.
+    """What a backup says of itself.
+
+    Raises:
+        Missing: there is no backup of this name, or only a part of one.
+        Refused: what is there is no manifest, or of a newer program.
     """
     with store.read(name, MANIFEST) as source:
         content = source.read(MOST_BYTES)
@@ -87,7 +92,11 @@ def read(store: Store, name: str) -> Manifest:
                 f"The backup {name} has the format {stated['format']}, and this program knows {FORMAT} alone.\n"
                 "Use the release that made it."
             )
-        return TypeAdapter(Manifest).validate_python(stated)
+        found = TypeAdapter(Manifest).validate_python(stated)
+        # It is not encrypted: whoever may write to the store must not choose what PostgreSQL executes.
+        if found.name != name or not all(map(_TABLE.fullmatch, found.rows)):
+            raise ValueError
+        return found
     except (ValueError, ValidationError):
         raise Refused(f"The manifest of the backup {name} is damaged. Choose another backup: aegis backups") from None
 
