@@ -12,7 +12,7 @@ from shared import dead_letters
 from shared.database import transaction
 from shared.metrics import SERVICE
 from shared.problems import ServiceUnavailable
-from shared.tables import outbox
+from shared.tables import backup, outbox
 
 # Registered by the relay alone: all that `make up` starts are forks of a process that has imported this.
 _leads = Gauge("relay_leads", "1 in the relay that sends, 0 in one that stands by.", ["service"], registry=None)
@@ -28,6 +28,14 @@ def register() -> None:
         REGISTRY.register(collector)
 
 
+# `aegis backup` has ended long before anybody could ask it.
+_NEWEST_BACKUP = (
+    select(extract("epoch", func.now() - backup.c.taken_at).label("seconds"), backup.c.size)
+    .order_by(backup.c.taken_at.desc())
+    .limit(1)
+)
+
+
 class OutboxCollector(Collector):
     """Nothing while the database is away."""
 
@@ -39,6 +47,7 @@ class OutboxCollector(Collector):
                 count, seconds = connection.execute(waiting).one()
                 dead = dead_letters.count(connection)
                 replicas = _replicas(connection)
+                newest = connection.execute(_NEWEST_BACKUP).first()
         except ServiceUnavailable:
             return
         events = GaugeMetricFamily("outbox_waiting_events", "Events that wait to be sent.", labels=["service"])
@@ -55,7 +64,12 @@ class OutboxCollector(Collector):
         )
         for replica in replicas:
             lag.add_metric([SERVICE, replica.name], float(replica.seconds))
-        yield from (events, oldest, untaken, lag)
+        since = GaugeMetricFamily("backup_age_seconds", "Since the newest backup was begun.", labels=["service"])
+        size = GaugeMetricFamily("backup_size_bytes", "Of the newest backup, encrypted.", labels=["service"])
+        if newest:
+            since.add_metric([SERVICE], float(newest.seconds))
+            size.add_metric([SERVICE], newest.size)
+        yield from (events, oldest, untaken, lag, since, size)
 
 
 def _replicas(connection: Connection) -> Sequence[Row[Any]]:

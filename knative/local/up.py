@@ -21,7 +21,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from knative.local import fork, replica, servers
-from knative.local.keys import new_signing_keys, new_sms_key
+from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
@@ -193,6 +193,8 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "SMS_API_KEY": secret(data, "sms_api_key", new_sms_key),
         "SMS_FROM": "+15005550006",
         "BUSINESS_REGISTRY_API_KEY": secret(data, "business_registry_api_key"),
+        "BACKUP_STORE": str(data / "backups"),
+        "BACKUP_KEY": secret(data, "backup_key", new_backup_key),
         # The router is the one proxy before the functions. Whoever is on this machine shares no limit: load tests are.
         "TRUSTED_PROXY_HOPS": "1",
         "RATE_LIMIT_EXEMPT_NETWORKS": "127.0.0.0/8",

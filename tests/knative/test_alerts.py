@@ -50,6 +50,7 @@ SUBJECTS = {
     "UserServiceRedisAway": "",
     "UserServiceReplicaLags": "replica",
     "UserServiceBackupTooOld": "",
+    "UserServiceDrillFailed": "",
     "UserServiceCertificateExpires": "name",
     "UserServiceScaledToMax": "kn_service_name",
     "UserServiceFunctionDown": "kn_service_name",
@@ -157,11 +158,15 @@ def available(values: str) -> Series:
     return [series("kube_deployment_status_replicas_available", values, **labels)]
 
 
-def backups(*succeeded: str) -> Series:
+def cron_job(name: str, *succeeded: str) -> Series:
     """A CronJob, and when it last succeeded."""
-    labels = {"namespace": "aegis-user-service", "cronjob": "backup"}
+    labels = {"namespace": "aegis-user-service", "cronjob": name}
     named = "kube_cronjob_status_last_successful_time"
-    return [series("kube_cronjob_created", "0x60", **labels), *(series(named, one, **labels) for one in succeeded)]
+    return [series("kube_cronjob_created", "0x90", **labels), *(series(named, one, **labels) for one in succeeded)]
+
+
+def backups(*succeeded: str) -> Series:
+    return cron_job("backup", *succeeded)
 
 
 def certificate(expires: int) -> Series:
@@ -182,7 +187,8 @@ FAST, SLOWLY = "UserServiceErrorBudgetBurnsFast", "UserServiceErrorBudgetBurnsSl
 OUTBOX, LEADER, RELAY = "UserServiceOutboxWaits", "UserServiceRelayWithoutLeader", "UserServiceRelayStandsStill"
 DISPATCHER, LATE = "UserServiceDispatcherStandsStill", "UserServiceEventsAreLate"
 POOL, REDIS, REPLICA = "UserServicePoolExhausted", "UserServiceRedisAway", "UserServiceReplicaLags"
-BACKUP, CERTIFICATE = "UserServiceBackupTooOld", "UserServiceCertificateExpires"
+BACKUP, DRILL = "UserServiceBackupTooOld", "UserServiceDrillFailed"
+CERTIFICATE = "UserServiceCertificateExpires"
 MAX, DOWN, WORKER = "UserServiceScaledToMax", "UserServiceFunctionDown", "UserServiceWorkerDown"
 COLD = "UserServiceColdStartsOverBudget"
 
@@ -414,6 +420,25 @@ CASES = [
     Case(BACKUP, "none has succeeded yet, on the first day", backups(), set(), minutes=20 * HOUR, step=30),
     Case(BACKUP, "none has ever succeeded", backups(), {""}, minutes=28 * HOUR, step=30),
     Case(BACKUP, "nobody makes backups", [], {""}),
+    Case(
+        BACKUP,
+        "the database knows of none as new",
+        backups("72000x60") + [own("backup_age_seconds", "100000x60", pod=pod) for pod in "xy"],
+        {""},
+        minutes=28 * HOUR,
+        step=30,
+    ),
+    Case(
+        BACKUP,
+        "and of one of last night",
+        [*backups("72000x60"), own("backup_age_seconds", "30000x60")],
+        set(),
+        minutes=28 * HOUR,
+        step=30,
+    ),
+    Case(DRILL, "it has failed on Sunday", cron_job("drill", "3600x90"), {""}, minutes=8 * DAY, step=180),
+    Case(DRILL, "it is of last Sunday", cron_job("drill", "3600x90"), set(), minutes=7 * DAY, step=180),
+    Case(DRILL, "there is none here", [], set()),
     Case(CERTIFICATE, "ten days are left", certificate(10 * 86400), {"aegis-tls"}),
     Case(CERTIFICATE, "forty are", certificate(40 * 86400), set()),
     Case(CERTIFICATE, "without TLS", [], set()),

@@ -502,7 +502,7 @@ def test_a_database_that_is_away_and_settings_that_are_not_complete_are_said(vau
     process = command("backup", database="postgresql://aegis:hidden@127.0.0.1:1/none", vault=vault)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "127.0.0.1:1/none cannot be reached" in said
+    assert "The database at 127.0.0.1:1/none cannot be reached" in said
     assert "hidden" not in said
     process = command("backup", database=os.environ["DATABASE_URL"], vault=Vault(vault.store, "no key"))
     _, said = process.communicate(timeout=60)

@@ -5,6 +5,7 @@ import subprocess
 import urllib.error
 import urllib.request
 import uuid
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from knative.local.supervisor import Process
 from shared import probes
 from shared.database import transaction
 from shared.outbox_metrics import OutboxCollector
-from shared.tables import dead_letter, outbox
+from shared.tables import backup, dead_letter, outbox
 from tests.conftest import scrape, wait_for
 from tests.servers import forget_settings, kill
 
@@ -107,6 +108,16 @@ def test_a_role_that_may_not_see_replicas_says_nothing_of_them(
             assert samples(OutboxCollector()) == {"outbox_waiting_events": 0, "outbox_waiting_seconds": 0}
         finally:
             replica.terminate()
+
+
+def test_the_newest_backup_is_shown_with_its_age_and_size(own_database: Process) -> None:
+    with transaction() as connection:
+        for hours in (50, 2, 26):
+            row = {"name": f"{hours}", "taken_at": func.now() - timedelta(hours=hours), "size": 1000 + hours}
+            connection.execute(insert(backup).values(row))
+    found = samples(OutboxCollector())
+    assert found["backup_size_bytes"] == 1002
+    assert 7200 <= found["backup_age_seconds"] < 7260
 
 
 def test_nothing_is_said_of_a_database_that_is_away(own_database: Process) -> None:

@@ -87,8 +87,9 @@ def quoted(table: str) -> str:
 
 
 def name_of(database: str) -> str:
-    """A database without its password, for people."""
-    return make_url(database).set(username=None, password=None).render_as_string().partition("//")[2]
+    """A database without user and password, for people."""
+    url = make_url(database)
+    return f"{url.host}:{url.port or 5432}/{url.database}"
 
 
 def _end(program: str, process: Program) -> None:
