@@ -467,7 +467,9 @@ def test_all_of_the_last_day_are_kept_and_of_a_day_before_the_last() -> None:
 
 def test_a_good_backup_makes_room_and_what_is_not_ours_stays(database: str, vault: Vault) -> None:
     assert isinstance(vault.store, Folder)
-    (vault.store._root / backup(database, vault).name).rename(vault.store._root / "20260102T170000Z")
+    first = backup(database, vault)
+    (vault.store._root / first.name).rename(vault.store._root / "20260102T170000Z")
+    wait_for(lambda: manifest.new_name() != first.name)
     (vault.store._root / "lost+found").mkdir()
     assert "20260102T170000Z" in listing.table(vault.store)
     second = backup(database, vault, retention.Keep(1, 1, 1))
