@@ -90,6 +90,7 @@ def own_database(own: Own, tmp_path: Path) -> Process:
 def own_replica(own_database: Process, own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Process:
     """A PostgreSQL that follows `own_database`, and is read from however far it is behind."""
     monkeypatch.setenv("REPLICA_MAX_LAG_SECONDS", "3600")
+    monkeypatch.setattr(replica.server, "timeout", database.TIMEOUT_SECONDS)  # the machine may be busy
     return own("REPLICA_DATABASE_URL", *new_replica(tmp_path, settings.settings().database_url))
 
 

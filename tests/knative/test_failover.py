@@ -191,7 +191,7 @@ def test_when_the_disk_of_the_primary_is_gone_functions_go_on_with_the_replica_w
     def status() -> int:
         return urllib3.request("POST", f"{url}api/v1/users/login", json=credentials, retries=False, timeout=30).status
 
-    assert status() == 200
+    wait_for(lambda: status() == 200)
     catch_up()
     kill(pair["postgresql"])
     (tmp_path / "postgresql" / "global").rename(tmp_path / "lost")

@@ -74,6 +74,8 @@ def admins(own_replica: Process, address: str) -> list[Admin]:
     """Two administrators who have written nothing for long."""
     both = [create_admin(f"{name}-{address}") for name in ("first", "second")]
     without_recent_writes(*both)
+    before = reads("replica")
+    wait_for(lambda: call("list_users", both[0][1]).status_code == 200 and reads("replica") > before)
     return both
 
 
