@@ -21,6 +21,7 @@ import pyrage
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
+from knative.local.servers import free_port
 from knative.local.supervisor import Process
 from knative.release.backup import listing, manifest, restore, retention, take
 from knative.release.backup.manifest import Manifest
@@ -196,6 +197,17 @@ def test_a_database_that_holds_something_is_replaced_by_force_alone(database: st
         with connected(target) as connection:
             assert connection.scalar(text("SELECT to_regclass('of_somebody_else')")) is None
     fill(database, "on", 1)  # which the triggers and partitions of the outbox are there for
+
+
+def test_of_several_servers_the_one_that_takes_writes_is_backed_up_and_restored(database: str, vault: Vault) -> None:
+    there = make_url(database)
+    login, _, place = database.partition("@")
+    several = f"{login}@{there.host}:{free_port()},{place}?target_session_attrs=read-write"  # nobody is at the first
+    before = accounts(database)
+    backup(several, vault)
+    fill(database, "later", 1)
+    bring_back(vault, several, force=True)
+    assert accounts(database) == before
 
 
 def test_a_second_backup_at_the_same_time_is_refused(database: str, vault: Vault) -> None:

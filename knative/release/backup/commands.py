@@ -2,14 +2,12 @@
 
 import argparse
 
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
-
 from knative.release.backup import drill, listing, restore, take
 from knative.release.backup.retention import Keep
 from knative.release.backup.store import Vault, opened
 from knative.release.progress import Progress
 from knative.release.refused import Refused
+from shared import database_url
 from shared.settings import settings
 
 
@@ -32,11 +30,8 @@ def run(called: argparse.Namespace) -> str:
 
 def _url(text: str) -> str:
     try:
-        is_valid = not text or make_url(text).drivername == "postgresql"
-    except ArgumentError:
-        is_valid = False
-    if not is_valid:
-        raise Refused(
-            "Nothing was changed. That is not the URL of a database, as postgresql://user:password@host/name."
-        )
+        if text:
+            database_url.parse(text)
+    except ValueError as error:
+        raise Refused(f"Nothing was changed. The URL {error}. One is postgresql://user:password@host/name.") from None
     return text

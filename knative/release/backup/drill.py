@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, text
 
 from knative.local.keys import new_signing_keys
 from knative.release.backup import restore
@@ -36,7 +37,7 @@ def drill(vault: Vault, database: str, progress: Progress) -> str:
         name = f"{PREFIX}{secrets.token_hex(4)}"
         server.execute(text(f"CREATE DATABASE {name}"))
         try:
-            scratch = make_url(database).set(database=name).render_as_string(hide_password=False)
+            scratch = urlsplit(database)._replace(path=f"/{name}").geturl()
             began = time.monotonic()
             restored = restore.restore(vault, restore.LATEST, scratch, progress)
             seconds = time.monotonic() - began

@@ -8,11 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import URL, Connection, create_engine, make_url, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from knative.release.refused import Refused
-from shared.database import is_unavailable
+from shared import database_url
+from shared.database import connect, is_unavailable
+from shared.migrate import STATEMENT_SECONDS
 
 Program = subprocess.Popen[bytes]
 
@@ -28,7 +30,12 @@ class ProgramFailed(Refused):
 @contextmanager
 def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
     """A connection without a time limit. Refused where the database is away."""
-    engine = create_engine(make_url(database).set(drivername="postgresql+pg8000"), hide_parameters=True)
+    engine = create_engine(
+        "postgresql+pg8000://",
+        creator=lambda: connect(database, timeout=STATEMENT_SECONDS)[0],
+        poolclass=NullPool,
+        hide_parameters=True,
+    )
     try:
         connection = engine.connect()
     except (DBAPIError, OSError) as error:
@@ -37,11 +44,8 @@ def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[C
         raise Refused(
             f"Nothing was changed. The database at {name_of(database)} cannot be reached, or takes no more connections."
         ) from error
-    try:
-        with connection:
-            yield connection.execution_options(isolation_level=isolation)
-    finally:
-        engine.dispose()
+    with connection:
+        yield connection.execution_options(isolation_level=isolation)
 
 
 @contextmanager
@@ -88,8 +92,8 @@ def quoted(table: str) -> str:
 
 def name_of(database: str) -> str:
     """A database without user and password, for people."""
-    url = make_url(database)
-    return f"{url.host}:{url.port or 5432}/{url.database}"
+    named = database_url.parse(database)
+    return f"{','.join(f'{host}:{port}' for host, port in named.addresses)}/{named.database}"
 
 
 def _end(program: str, process: Program) -> None:
@@ -111,13 +115,14 @@ def _environment(database: str) -> dict[str, str]:
     own = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"}
     if not database:
         return own
-    url: URL = make_url(database)
+    named = database_url.parse(database)
     return own | {
-        "PGHOST": url.host or "localhost",
-        "PGPORT": str(url.port or 5432),
-        "PGUSER": url.username or "",
-        "PGPASSWORD": str(url.password or ""),
-        "PGDATABASE": url.database or "",
+        "PGHOST": ",".join(address.host for address in named.addresses),
+        "PGPORT": ",".join(str(address.port) for address in named.addresses),
+        "PGTARGETSESSIONATTRS": named.wanted,
+        "PGUSER": named.user,
+        "PGPASSWORD": named.password,
+        "PGDATABASE": named.database,
         "PGAPPNAME": "aegis backup",
         "PGCONNECT_TIMEOUT": "10",
         "PGOPTIONS": "-c client_min_messages=warning",
