@@ -74,7 +74,7 @@ def test_knative_eventing_reads_the_topic_of_the_relay_by_the_same_triggers(
     assert names["Trigger"] == {trigger.name for trigger in triggers()}
     assert names["PingSource"] == {schedule.name for schedule in schedules()}
     assert "dispatcher" not in names["Deployment"]
-    assert "CronJob" not in names
+    assert names["CronJob"] == {"backup"}
     broker = with_eventing["Broker", "aegis-user"]
     assert broker["metadata"]["annotations"]["kafka.eventing.knative.dev/external.topic"] == kafka.EVENTS
     servers = with_eventing["ConfigMap", broker["spec"]["config"]["name"]]["data"]["bootstrap.servers"]
