@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -344,6 +345,19 @@ def wait_for(find: Callable[[], T], seconds: float = 60.0) -> T:
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
     return found
+
+
+@contextlib.contextmanager
+def until_stopped(work: Callable[[threading.Event], Any]) -> Iterator[None]:
+    """Lets a thread work for the block: until the event is set that it is given."""
+    stopped = threading.Event()
+    thread = threading.Thread(target=work, args=(stopped,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def inbox(address: str) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from shared import kafka, probes
 from shared.manifests import Trigger, triggers
 from shared.probes import Heart
 from shared.settings import settings
-from tests.conftest import wait_for
+from tests.conftest import until_stopped, wait_for
 from tests.providers import Answer, Asked, Provider, listening
 from tests.servers import kill, start_again
 
@@ -77,14 +77,9 @@ def ensure_topic() -> str:
 
 @contextmanager
 def consuming(trigger: Trigger) -> Iterator[None]:
-    stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.consume, args=(trigger, URL, ensure_topic(), stopped, Heart()))
-    thread.start()
-    try:
+    topic = ensure_topic()
+    with until_stopped(lambda stopped: dispatcher.consume(trigger, URL, topic, stopped, Heart())):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 @contextmanager
@@ -556,14 +551,8 @@ def test_every_trigger_waits_at_least_a_minute_before_it_gives_up() -> None:
 
 @contextmanager
 def running(function: Provider) -> Iterator[None]:
-    stopped = threading.Event()
-    thread = threading.Thread(target=dispatcher.run, args=(URL, stopped, Heart()))
-    thread.start()
-    try:
+    with until_stopped(lambda stopped: dispatcher.run(URL, stopped, Heart())):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def test_a_broker_that_comes_back_is_read_on_whether_it_has_forgotten_or_not(

@@ -21,7 +21,7 @@ from loadtests.alerts import LocustOnly, Sample, about
 from loadtests.rules import ERRORS, LATENCY
 from loadtests.scenarios import SCENARIOS
 from loadtests.verdict import Run, verdict
-from tests.conftest import DATA, ROOT
+from tests.conftest import DATA, ROOT, until_stopped
 from tests.knative.test_up import Up, running
 
 
@@ -45,22 +45,19 @@ def locked_accounts(data: Path, seconds: float) -> Iterator[None]:
     A request gives up after 1.25 s, with a 503.
     """
     url = json.loads((data / "environment.json").read_text())["DATABASE_URL"]
-    engine, stopped = create_engine(url.replace("postgresql:", "postgresql+pg8000:")), threading.Event()
+    engine = create_engine(url.replace("postgresql:", "postgresql+pg8000:"))
 
-    def lock() -> None:
+    def lock(stopped: threading.Event) -> None:
         while not stopped.is_set():
             with engine.begin() as connection:
                 connection.execute(text("LOCK TABLE account IN ACCESS EXCLUSIVE MODE"))
                 stopped.wait(seconds)
             time.sleep(0.01)
 
-    thread = threading.Thread(target=lock)
-    thread.start()
     try:
-        yield
+        with until_stopped(lock):
+            yield
     finally:
-        stopped.set()
-        thread.join()
         engine.dispose()
 
 

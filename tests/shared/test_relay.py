@@ -4,10 +4,9 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -19,22 +18,16 @@ from shared.database import transaction
 from shared.events import EmailVerified, announce
 from shared.probes import Heart
 from shared.tables import outbox, relayed_topic
-from tests.conftest import wait_for
+from tests.conftest import until_stopped, wait_for
 from tests.servers import kill, read_topic, start_again
 
 
 @contextmanager
 def running(relays: int = 1) -> Iterator[None]:
-    stopped = threading.Event()
-    threads = [threading.Thread(target=relay.run, args=(stopped, Heart())) for _ in range(relays)]
-    for thread in threads:
-        thread.start()
-    try:
+    with ExitStack() as threads:
+        for _ in range(relays):
+            threads.enter_context(until_stopped(lambda stopped: relay.run(stopped, Heart())))
         yield
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
 
 
 def announce_many(count: int, users: list[uuid.UUID]) -> None:

@@ -1,8 +1,6 @@
 """Reads on a replica: who may be answered from there, and that nobody notices when it fails."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +17,18 @@ from shared.probes import Heart
 from shared.replica import read
 from shared.settings import settings
 from shared.tables import account
-from tests.conftest import User, call, counted, create_admin, create_user, id_of, log_in, session_of, wait_for
+from tests.conftest import (
+    User,
+    call,
+    counted,
+    create_admin,
+    create_user,
+    id_of,
+    log_in,
+    session_of,
+    until_stopped,
+    wait_for,
+)
 from tests.servers import forget_settings, kill, redis_client, start_again
 
 Admin = tuple[User, dict[str, Any]]
@@ -229,21 +238,9 @@ def test_a_query_that_the_replica_ends_to_follow_the_primary_is_answered_by_the_
 
 def test_while_nobody_writes_the_relay_shows_how_far_the_replica_is(own_replica: Process, own_kafka: Process) -> None:
     latest = "SELECT pg_last_xact_replay_timestamp()"
-    with relaying():
+    with until_stopped(lambda stopped: relay.run(stopped, Heart())):
         times: set[Any] = set()
         wait_for(lambda: times.add(on_replica(latest)) or len(times - {None}) >= 4)  # type: ignore[func-returns-value]
-
-
-@contextmanager
-def relaying() -> Iterator[None]:
-    stopped = threading.Event()
-    thread = threading.Thread(target=relay.run, args=(stopped, Heart()))
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def test_beside_a_replica_a_known_profile_takes_one_round_trip_to_redis(
