@@ -124,7 +124,7 @@ def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
                 upkeep_at = time.monotonic() + UPKEEP_SECONDS
             session.notifications.clear()
             sent = leader.send_batch()
-            if not sent:
+            if not sent and settings().replica_database_url:
                 _tick(session.connection)
             # Notifications that came with the answers to statements are not on the socket any more.
             if sent < BATCH and not session.notifications:
