@@ -23,7 +23,7 @@ from pg8000.dbapi import convert_paramstyle
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert, Update, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from shared import database_url, deadline, metrics
 from shared.database_url import Address, DatabaseUrl
@@ -220,6 +220,17 @@ def _connect(named: DatabaseUrl, address: Address, most: float) -> tuple[pg8000.
         ssl_context=False,
     )
     return connection, transport
+
+
+HOURS = 86_400.0
+"""For each wait of an `unpooled` connection, in seconds: a new index on a large table takes its time."""
+
+
+def unpooled(url: str) -> Engine:
+    """For commands of an operator: connections that are opened as they are asked for, past PgBouncer and the pool."""
+    return sqlalchemy.create_engine(
+        "postgresql+pg8000://", creator=lambda: connect(url, HOURS)[0], poolclass=NullPool, hide_parameters=True
+    )
 
 
 class Server:

@@ -19,11 +19,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from shared import logs
-from shared.database import connect, is_unavailable, sqlstate
+from shared.database import is_unavailable, sqlstate, unpooled
 from shared.outbox import keep_days
 from shared.problems import ServiceUnavailable
 from shared.settings import InvalidSettings, load, settings
@@ -31,8 +31,6 @@ from shared.settings import InvalidSettings, load, settings
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 60
 """For all that it waits for, but another migration."""
-STATEMENT_SECONDS = 86_400.0
-"""For each of a migration: a new index on a large table takes its time."""
 PAUSE_SECONDS = 0.5
 LOCK_SECONDS = 1.2
 """Longer than PostgreSQL needs to stop a vacuum that is in the way (deadlock_timeout); less than a request waits."""
@@ -51,7 +49,7 @@ def migrate() -> None:
         DBAPIError, OSError, ServiceUnavailable: a statement failed, or the database is away or busy.
         CommandError: a newer release has migrated it.
     """
-    engine = _engine()
+    engine = unpooled(settings().database_url)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
@@ -99,15 +97,6 @@ def main() -> None:
     print(json.dumps({"message": "done", "schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()}))
 
 
-def _engine() -> Engine:
-    return create_engine(
-        "postgresql+pg8000://",
-        creator=lambda: connect(settings().database_url, timeout=STATEMENT_SECONDS)[0],
-        poolclass=NullPool,
-        hide_parameters=True,
-    )
-
-
 def _is_locked(error: Exception) -> bool:
     return isinstance(error, DBAPIError) and sqlstate(error) == _LOCK_NOT_AVAILABLE
 
@@ -131,7 +120,7 @@ def _holders() -> list[str]:
         WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND granted AND pid <> pg_backend_pid()
         GROUP BY pid, application_name, state, backend_type, xact_start ORDER BY xact_start
     """
-    engine = _engine()
+    engine = unpooled(settings().database_url)
     try:
         with engine.connect() as connection:
             found = connection.execute(text(query)).all()

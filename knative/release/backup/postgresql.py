@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from knative.release.refused import Refused
 from shared import database_url
-from shared.database import connect, is_unavailable
-from shared.migrate import STATEMENT_SECONDS
+from shared.database import is_unavailable, unpooled
 
 Program = subprocess.Popen[bytes]
 
@@ -30,14 +29,8 @@ class ProgramFailed(Refused):
 @contextmanager
 def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
     """A connection without a time limit. Refused where the database is away."""
-    engine = create_engine(
-        "postgresql+pg8000://",
-        creator=lambda: connect(database, timeout=STATEMENT_SECONDS)[0],
-        poolclass=NullPool,
-        hide_parameters=True,
-    )
     try:
-        connection = engine.connect()
+        connection = unpooled(database).connect()
     except (DBAPIError, OSError) as error:
         if isinstance(error, DBAPIError) and not is_unavailable(error):
             raise
