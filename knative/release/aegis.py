@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from knative.release import admins, dead_letters, replay, signing_keys
+from knative.release.progress import Progress
 from knative.release.refused import Refused
 from shared import logs
 from shared.problems import ServiceUnavailable
@@ -76,10 +77,6 @@ the scratch. The service and its database are left alone. It ends with 1 when an
 _USES: dict[str, tuple[Dependency, ...]] = {
     "admin": ("database", "cache"),
     "events": ("database",),
-    "backup": ("database", "backups"),
-    "backups": ("database", "backups"),
-    "restore": ("database", "backups"),
-    "drill": ("database", "backups"),
 }
 """What a group of commands works on, next to the service."""
 
@@ -141,14 +138,24 @@ def _run(called: argparse.Namespace, data: Path) -> str:
             file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
             result = signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted)
         case "backup" | "backups" | "restore" | "drill":
-            from knative.release.backup import commands as backup_commands  # of heavy packages
-
-            result = backup_commands.run(called)
+            result = _run_on_backups(called, data)
         case _:
             from knative.release import commands  # its Kubernetes client is not in the image
 
             result = commands.run(called)
     return result
+
+
+def _run_on_backups(called: argparse.Namespace, data: Path) -> str:
+    if called.in_cluster:
+        from knative.release.backup import in_cluster  # the Kubernetes client is not in the image
+
+        chosen = [called.name, *(["--force"] if called.force else [])] if called.command == "restore" else []
+        return in_cluster.run(called.context, [called.command, *chosen], Progress())
+    _load_settings(data, "database", "backups")
+    from knative.release.backup import commands  # of heavy packages
+
+    return commands.run(called)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,21 +264,27 @@ def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_backups(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    def add(name: str, help_: str, description: str) -> argparse.ArgumentParser:
+    def add(name: str, help_: str, description: str, other: str = "", other_help: str = "") -> argparse.ArgumentParser:
         parser = groups.add_parser(
             name, help=help_, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        parser.set_defaults(command=name)
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--in-cluster", action="store_true", help="run it there, in a pod as the CronJob's own")
+        if other:
+            # Not for a cluster: its password would stand in the Job.
+            where.add_argument(other, metavar="URL", dest="url", help=other_help)
+        parser.add_argument("--context", metavar="CTX", help="the kube context of --in-cluster (the current one)")
+        parser.set_defaults(command=name, url="")
         return parser
 
     add("backup", "take a backup of the database", BACKUP_HELP)
     add("backups", "list the backups, newest first", BACKUPS_HELP)
-    restore = add("restore", "bring a backup into the database", RESTORE_HELP)
+    of_other = "of another database (DATABASE_URL)"
+    restore = add("restore", "bring a backup into the database", RESTORE_HELP, "--into", of_other)
     restore.add_argument("name", metavar="NAME", help="as aegis backups lists it, or latest")
-    restore.add_argument("--into", metavar="URL", default="", help="of another database (DATABASE_URL)")
     restore.add_argument("--force", action="store_true", help="replace what the database holds")
-    drill = add("drill", "try out the latest backup", DRILL_HELP)
-    drill.add_argument("--on", metavar="URL", default="", help="of a database on another server (DATABASE_URL)")
+    on_other = "of a database on another server (DATABASE_URL)"
+    add("drill", "try out the latest backup", DRILL_HELP, "--on", on_other)
 
 
 def _load_settings(data: Path, *uses: Dependency) -> None:

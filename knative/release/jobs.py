@@ -1,10 +1,11 @@
 """Jobs that a release runs in the cluster, in its own image."""
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable
 
-from knative.release.cluster import Cluster, Object
+from knative.release.cluster import Cluster, Object, Rejected
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 
@@ -12,6 +13,8 @@ SECONDS = 300
 """For all but a migration, whose manifest says how long it may take."""
 POLL_SECONDS = 1.0
 LOG_LINES = 40
+"""Of a Job that failed; of one that has a result, all that anybody would read."""
+RESULT_LINES = 1000
 _STUCK_SECONDS = 20.0
 """An image may be refused once and pulled a moment later."""
 
@@ -62,7 +65,7 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         status = (cluster.live(job) or {}).get("status", {})
         pods = cluster.list("v1", "Pod", f"job-name={name}")
         if status.get("succeeded"):
-            return _log(cluster, pods)
+            return _log(cluster, pods, RESULT_LINES)
         reason = _stuck(pods)
         stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
         failed = any(one["type"] == "Failed" and one["status"] == "True" for one in status.get("conditions", ()))
@@ -72,7 +75,9 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
             # Its pod must not go on when nobody waits for it any more.
             cluster.delete(job)
             raise JobFailed(f"The Job {name} has no result: {why}." + (f" Its log ends with:\n{log}" if log else ""))
-        progress.wait(f"Job {name} " + ("waits: " + reason if reason else "runs"))
+        progress.wait(
+            f"Job {name} " + (f"waits: {reason}" if reason else f"runs {_newest_line(cluster, pods)}").rstrip()
+        )
         time.sleep(POLL_SECONDS)
 
 
@@ -85,10 +90,17 @@ def _stuck(pods: list[Object]) -> str:
     return ""
 
 
-def _log(cluster: Cluster, pods: list[Object]) -> str:
+def _newest_line(cluster: Cluster, pods: list[Object]) -> str:
+    """Of its log, while it runs; nothing when that cannot be read just now."""
+    with contextlib.suppress(Rejected):
+        return _log(cluster, pods, 1).rpartition("\n")[2]
+    return ""
+
+
+def _log(cluster: Cluster, pods: list[Object], lines: int = LOG_LINES) -> str:
     started = [pod for pod in pods if pod.get("status", {}).get("containerStatuses", [{}])[0].get("containerID")]
     if not started:
         return ""
     newest = max(started, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
     container = newest["spec"]["containers"][0]["name"]
-    return cluster.logs(newest["metadata"]["name"], container, LOG_LINES).strip()
+    return cluster.logs(newest["metadata"]["name"], container, lines).strip()

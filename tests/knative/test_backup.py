@@ -4,14 +4,15 @@ import io
 import json
 import os
 import random
-import resource
+import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,8 +22,9 @@ import pyrage
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 
+from knative.local import servers
 from knative.local.servers import free_port
-from knative.local.supervisor import Process
+from knative.local.supervisor import Process, Supervisor
 from knative.release.backup import listing, manifest, restore, retention, take
 from knative.release.backup.manifest import Manifest
 from knative.release.backup.postgresql import BACKUP_LOCK, alone
@@ -309,15 +311,20 @@ def test_a_name_that_is_no_backup_is_refused(database: str, vault: Vault) -> Non
 # --- who dies
 
 
-def command(*arguments: str, database: str, vault: Vault, limit: int = 0) -> "subprocess.Popen[str]":
-    """The command, in a process group of its own.
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=$1 tmpfs "$2" && cp -r "$BACKUP_STORE/." "$2" && export BACKUP_STORE="$2" && shift 2 || exit 99
+"$@" backup
+echo "ended with $?"
+"$@" backups
+"""
+"""In a mount namespace of its own, which ends with it: a disk of so many bytes, at a folder, for a command."""
 
-    Args:
-        limit: bytes that a file may have, as on a disk that is full then.
-    """
+
+def command(*arguments: str, database: str, vault: Vault, under: Sequence[str] = ()) -> "subprocess.Popen[str]":
+    """The command, or, with these words before it, another that runs it."""
     assert isinstance(vault.store, Folder)
     return subprocess.Popen(
-        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        [*under, sys.executable, "-m", "knative.release.aegis", *arguments],
         cwd=ROOT,
         env={
             **os.environ,
@@ -328,20 +335,31 @@ def command(*arguments: str, database: str, vault: Vault, limit: int = 0) -> "su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,  # noqa: PLW1509
     )
 
 
-def test_a_full_disk_leaves_no_backup_and_the_earlier_ones_as_they_were(database: str, vault: Vault) -> None:
+@pytest.fixture(scope="module")
+def in_a_namespace() -> Sequence[str]:
+    """What lets a command mount file systems that nobody else sees."""
+    words = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("NO USER NAMESPACES: a full disk was not tested")
+    return words
+
+
+def test_a_full_disk_leaves_no_backup_and_the_earlier_ones_as_they_were(
+    database: str, vault: Vault, in_a_namespace: Sequence[str], tmp_path: Path
+) -> None:
     made = backup(database, vault)
     wait_for(lambda: manifest.new_name() != made.name)
-    process = command("backup", database=database, vault=vault, limit=made.dump.size // 2)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "There is no new backup; those before are as they were" in said
-    assert "File too large" in said
-    assert vault.store.names() == [made.name]
-    assert bring_back(vault, database, force=True) == made
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    under = [*in_a_namespace, "sh", "-c", ON_A_SMALL_DISK, "sh", str(made.size * 3 // 2), str(disk)]
+    said, errors = command(database=database, vault=vault, under=under).communicate(timeout=300)
+    assert "There is no new backup; those before are as they were" in errors
+    assert "No space left on device" in errors
+    assert "ended with 1" in said
+    assert re.findall(r"^\d{8}T\d{6}Z", said, flags=re.MULTILINE) == [made.name]
 
 
 def test_a_backup_that_is_killed_is_none_and_goes_with_the_next(database: str, vault: Vault) -> None:
@@ -510,6 +528,20 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
     _, said = process.communicate(timeout=300)
     assert (process.returncode, "--force" in said) == (1, True)
     assert vault.key not in said
+
+
+def test_a_database_that_is_reached_a_moment_later_is_waited_for(
+    database: str, vault: Vault, supervisor: Supervisor, tmp_path: Path
+) -> None:
+    backup(database, vault)
+    server, late = servers.postgresql(tmp_path, "password")
+    restoring = command("restore", "latest", database=late, vault=vault)
+    assert restoring.stderr
+    assert "waiting for the database at 127.0.0.1:" in restoring.stderr.readline()
+    supervisor.start(server)
+    _, said = restoring.communicate(timeout=300)
+    assert restoring.returncode == 0, said
+    assert len(accounts(late)) >= ACCOUNTS
 
 
 def test_a_database_that_is_away_and_settings_that_are_not_complete_are_said(vault: Vault) -> None:

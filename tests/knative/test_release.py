@@ -127,8 +127,14 @@ def test_without_a_cluster_the_command_says_what_to_do() -> None:
     assert "Set KUBECONFIG" in done.stderr
     done = aegis("releases", "--context", "elsewhere", KUBECONFIG=str(kubeconfig()))
     assert "There is no context elsewhere; there are: here" in done.stderr
-    done = aegis("releases", KUBECONFIG=str(kubeconfig()))
-    assert (done.returncode, "the API server cannot be reached" in done.stderr) == (1, True)
+    for command in (["releases"], ["backup", "--in-cluster"], ["restore", "latest", "--force", "--in-cluster"]):
+        done = aegis(*command, KUBECONFIG=str(kubeconfig()))
+        assert (done.returncode, "the API server cannot be reached" in done.stderr) == (1, True)
+
+
+def test_a_restore_in_a_cluster_takes_no_url_whose_password_would_stand_in_the_job() -> None:
+    done = aegis("restore", "latest", "--in-cluster", "--into", "postgresql://u:p@elsewhere/name")
+    assert (done.returncode, "not allowed with" in done.stderr) == (2, True)
 
 
 def kubeconfig() -> Path:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from knative.release.backup import drill, listing, restore, take
+from knative.release.backup import drill, listing, postgresql, restore, take
 from knative.release.backup.retention import Keep
 from knative.release.backup.store import Vault, opened
 from knative.release.progress import Progress
@@ -15,17 +15,18 @@ def run(called: argparse.Namespace) -> str:
     """Does what is called for; returns what to print."""
     own, progress = settings(), Progress()
     vault = Vault(opened(own.backup_store), own.backup_key)
+    if called.command == "backups":
+        return listing.table(vault.store)
+    database = _url(called.url) or own.database_url
+    postgresql.wait_for(database, progress)
     match called.command:
         case "backup":
-            return take.take(own.database_url, vault, Keep(*own.backup_keep), progress)
+            return take.take(database, vault, Keep(*own.backup_keep), progress)
         case "restore":
-            into = _url(called.into) or own.database_url
-            restored = restore.restore(vault, called.name, into, progress, force=called.force)
+            restored = restore.restore(vault, called.name, database, progress, force=called.force)
             return f"{restored.name} is restored. All users log in again; take a new backup: aegis backup"
-        case "drill":
-            return drill.drill(vault, _url(called.on) or own.database_url, progress)
         case _:
-            return listing.table(vault.store)
+            return drill.drill(vault, database, progress)
 
 
 def _url(text: str) -> str:

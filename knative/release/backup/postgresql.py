@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import IO, Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from knative.release.progress import Progress
 from knative.release.refused import Refused
 from shared import database_url
 from shared.database import is_unavailable, unpooled
@@ -20,6 +22,10 @@ Program = subprocess.Popen[bytes]
 BACKUP_LOCK = 7_253_417_915
 RESTORE_LOCK = 7_253_417_917
 DRILL_LOCK = 7_253_417_919
+
+WAIT_SECONDS = 10.0
+"""A new pod may be let through to it some seconds late (NetworkPolicy), and a server that starts answers soon."""
+PAUSE_SECONDS = 0.5
 
 
 class ProgramFailed(Refused):
@@ -39,6 +45,20 @@ def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[C
         ) from error
     with connection:
         yield connection.execution_options(isolation_level=isolation)
+
+
+def wait_for(database: str, progress: Progress) -> None:
+    """Returns when the database is reached. Refused where it is away for longer."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            with connected(database):
+                return
+        except Refused:
+            if time.monotonic() > deadline:
+                raise
+        progress.wait(f"waiting for the database at {name_of(database)}")
+        time.sleep(PAUSE_SECONDS)
 
 
 @contextmanager
