@@ -11,9 +11,11 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import uuid
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ from tests.conftest import PASSWORD, ROOT, wait_for
 NAMESPACE = "aegis-user-service"
 ENVIRONMENT = os.environ.get("ENVIRONMENT", "development")
 HOST = {"development": "dev-api", "staging": "staging-api", "production": "api"}[ENVIRONMENT] + ".aegis.example.com"
+DATABASE = {"development": "aegis_user_dev", "staging": "aegis_user_staging", "production": "aegis_user"}[ENVIRONMENT]
 IMAGE = os.environ.get("IMAGE", "dev.local/aegis-user-service:dev")
 PROMETHEUS_URL = os.environ.get("PROMETHEUS_URL")
 USERS = "/api/v1/users"
@@ -226,6 +229,24 @@ def bearers(deployed: None) -> list[dict[str, str]]:
     """Of several users, as one alone may not ask as often as a load does."""
     with ThreadPoolExecutor(4) as pool:
         return [{"Authorization": f"Bearer {token}"} for _, token in pool.map(lambda _: join(), range(24))]
+
+
+def on(pod: str, statement: str) -> str:
+    """What PostgreSQL in a pod says to a statement."""
+    user = b64decode(namespaced("get", "secret", "user-service-secrets", "-o", "jsonpath={.data.DB_USER}")).decode()
+    psql = ["psql", "-At", "-U", user, "-d", DATABASE, "-c", statement]
+    return namespaced("exec", pod, "-c", "postgres", "--", *psql).strip()
+
+
+def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def pods(service: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster import conftest
 from tests.cluster.conftest import HOST, IMAGE, NAMESPACE, get_profile, kubectl, load, namespaced
 from tests.conftest import ROOT, wait_for
 
@@ -35,6 +36,7 @@ FEW = (
 pytestmark = pytest.mark.skipif(not PROMETHEUS_URL, reason="NO PROMETHEUS_URL: releases were not tested")
 
 Patch = dict[str, Any]
+SCALE_DOWN_DELAY = "/spec/template/metadata/annotations/autoscaling.knative.dev~1scale-down-delay"
 AS_RELEASER: dict[str, str] = {}
 """Whose kubeconfig the commands take."""
 
@@ -67,10 +69,9 @@ def _without_most() -> list[Patch]:
     names = [path.stem.replace("_", "-") for path in (ROOT / "knative" / "functions").glob("*.yaml")]
     gone = "|".join(sorted({name for name in names if name != "kustomization"} - set(few.split("|"))))
     # As in production: what starts before it has traffic is still there when it gets it.
-    delay = "/spec/template/metadata/annotations/autoscaling.knative.dev~1scale-down-delay"
     warm = {
         "target": {"group": "serving.knative.dev", "kind": "Service", "name": f"({few})"},
-        "patch": json.dumps([{"op": "replace", "path": delay, "value": "300s"}]),
+        "patch": json.dumps([{"op": "replace", "path": SCALE_DOWN_DELAY, "value": "300s"}]),
     }
     return [warm] + [
         {
@@ -92,14 +93,7 @@ def started_with(code: str, function: str = "get-profile") -> Patch:
 
 
 def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "knative.release.aegis", *arguments],
-        cwd=ROOT,
-        env=os.environ | AS_RELEASER | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return conftest.aegis(*arguments, **AS_RELEASER | environment)
 
 
 def deploy(environment: str, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:

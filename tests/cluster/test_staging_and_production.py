@@ -2,15 +2,15 @@
 
 import http.client
 import json
+import threading
 import time
-from base64 import b64decode
 
 import pytest
 
-from tests.cluster.conftest import ENVIRONMENT, HOST, USERS, call, gateway, namespaced, pods
-from tests.conftest import wait_for
+from tests.cluster.conftest import ENVIRONMENT, HOST, USERS, call, gateway, namespaced, new_address, on, pods
+from tests.cluster.documents import commands, shell
+from tests.conftest import PASSWORD, ROOT, until_stopped, wait_for
 
-DATABASE = "aegis_user_staging"
 WARM = {"staging": 2, "production": 3}.get(ENVIRONMENT)
 NODES = {"staging": 3, "production": 6}.get(ENVIRONMENT)
 
@@ -44,6 +44,45 @@ def test_the_replica_has_what_the_primary_committed(credentials: dict[str, str])
     wait_for(lambda: on("postgres-replica-0", replayed) == "t", seconds=30)
     print(f"\nthe replica had it {time.monotonic() - started:.1f} s later, as kubectl sees it")
     assert on("postgres-0", "SELECT active FROM pg_replication_slots") == "t"
+
+
+@in_staging
+def test_the_service_follows_a_failover_and_the_way_back_without_a_restart_and_loses_nothing() -> None:
+    """By the commands of docs/failover.md, while people register."""
+    fail_over, copy, other_roles = commands(ROOT / "docs" / "failover.md")["Staging: by hand"]
+    k, roles, *_ = fail_over.splitlines()
+    poolers = poolers_and_restarts()
+    joined: set[str] = set()
+
+    def register(stopped: threading.Event) -> None:
+        while not stopped.is_set():
+            address = new_address()
+            status, answer, _ = call("POST", USERS, {"email": address, "password": PASSWORD})
+            assert status in (202, 429, 503, 504), answer
+            if status == 202:
+                joined.add(address)
+            stopped.wait(1)
+
+    def go(chosen: str, promoted: str) -> None:
+        with until_stopped(register):
+            before = len(joined)
+            wait_for(lambda: len(joined) > before, seconds=30)
+            shell(fail_over.replace(roles, chosen))
+            known, started = len(joined), time.monotonic()
+            wait_for(lambda: len(joined) > known, seconds=60)
+            print(f"{promoted} is the primary; the first registration after {time.monotonic() - started:.1f} s")
+            shell(f"{k}\n{chosen}\n{copy}")
+        assert joined <= set(on(promoted, "SELECT canonical_email FROM account").splitlines())
+        wait_for(lambda: on(promoted, "SELECT active FROM pg_replication_slots") == "t", seconds=60)
+
+    go(roles, "postgres-replica-0")
+    go(other_roles.strip(), "postgres-0")
+    assert poolers_and_restarts() == poolers
+
+
+def poolers_and_restarts() -> str:
+    shown = "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].restartCount},{end}"
+    return namespaced("get", "pods", "-l", "app in (pgbouncer, pgbouncer-replica)", "-o", shown)
 
 
 @in_production
@@ -82,10 +121,3 @@ def whole() -> bool:
         return False
     states = [namespaced("exec", name, "--", "redis-cli", "cluster", "info") for name in names]
     return all("cluster_state:ok" in state and f"cluster_known_nodes:{NODES}" in state for state in states)
-
-
-def on(pod: str, statement: str) -> str:
-    """What PostgreSQL in a pod says to a statement."""
-    user = b64decode(namespaced("get", "secret", "user-service-secrets", "-o", "jsonpath={.data.DB_USER}")).decode()
-    psql = ["psql", "-At", "-U", user, "-d", DATABASE, "-c", statement]
-    return namespaced("exec", pod, "-c", "postgres", "--", *psql).strip()
