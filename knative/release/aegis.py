@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ Gives all of the traffic to the revisions of an earlier release, of all function
 brings back its relay, dispatcher, routes and settings. The database stays as it is: migrations
 expand before they contract, so an earlier release runs on the newer schema.
 
-Without a name it is the one before; aegis releases lists them. It does no harm twice."""
+Without a name it is the one before the live one: called again it goes back one more. aegis releases
+lists them; by its number or tag, one that is live already stays so."""
 
 FAILOVER_HELP = """\
 Makes the replica of make up REPLICA=1 the primary. First the primary is kept from ever taking writes
@@ -112,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Nothing was changed. The database at {_database()} refuses: {text} ({code}).\n{advice}")
     except OSError as error:
         sys.exit(f"Nothing was changed. {error}")
+    except KeyboardInterrupt:
+        print("Ended by Ctrl-C.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _run(called: argparse.Namespace, data: Path) -> str:

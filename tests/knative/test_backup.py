@@ -27,7 +27,7 @@ from knative.local.servers import free_port
 from knative.local.supervisor import Process, Supervisor
 from knative.release.backup import listing, manifest, restore, retention, take
 from knative.release.backup.manifest import Manifest
-from knative.release.backup.postgresql import BACKUP_LOCK, alone
+from knative.release.backup.postgresql import BACKUP_LOCK, RESTORE_LOCK, alone
 from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
@@ -360,6 +360,26 @@ def test_a_full_disk_leaves_no_backup_and_the_earlier_ones_as_they_were(
     assert "No space left on device" in errors
     assert "ended with 1" in said
     assert re.findall(r"^\d{8}T\d{6}Z", said, flags=re.MULTILINE) == [made.name]
+
+
+def test_ctrl_c_ends_a_backup_in_a_line_and_leaves_nothing(database: str, vault: Vault) -> None:
+    process = command("backup", database=database, vault=vault)
+    wait_for(vault.store.names)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.endswith("Ended by Ctrl-C.\n")
+    assert "Traceback" not in said
+    assert vault.store.names() == []
+
+
+def test_of_two_restores_at_once_one_is_refused(database: str, vault: Vault) -> None:
+    made = backup(database, vault)
+    with alone(database, RESTORE_LOCK, "A test"):
+        assert "another restore of this database is under way" in refusal(
+            lambda: bring_back(vault, database, force=True)
+        )
+    assert bring_back(vault, database, force=True) == made
 
 
 def test_a_backup_that_is_killed_is_none_and_goes_with_the_next(database: str, vault: Vault) -> None:

@@ -45,7 +45,11 @@ _RAISED = "P0001"
 
 _BEGIN = f"""
 BEGIN;
-SELECT pg_advisory_xact_lock({RESTORE_LOCK});
+DO $$ BEGIN
+    IF NOT pg_try_advisory_xact_lock({RESTORE_LOCK}) THEN
+        RAISE EXCEPTION 'another restore of this database is under way: wait until it has ended';
+    END IF;
+END $$;
 """
 
 _PURGED = """

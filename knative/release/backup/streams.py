@@ -79,6 +79,7 @@ def encrypt(source: Source, sink: Measured, key: str) -> None:
     try:
         pyrage.encrypt_io(source, sink, [recipient])
     except (pyrage.EncryptError, OSError) as error:
+        _let_ctrl_c_through(error)
         raise sink.error or error from None
 
 
@@ -93,10 +94,18 @@ def decrypt(source: Measured, sink: Sink, key: str) -> None:
     try:
         pyrage.decrypt_io(source, written, [pyrage.x25519.Identity.from_str(key)])
     except pyrage.DecryptError as error:
+        _let_ctrl_c_through(error)
         if source.error:
             raise source.error from None
         if "No matching keys" in str(error):
             raise Undecipherable("it was encrypted to another key than BACKUP_KEY") from None
         raise Undecipherable(f"it does not decrypt: {error}") from None
     except OSError as error:
+        _let_ctrl_c_through(error)
         raise source.error or written.error or Undecipherable(f"it does not decrypt: {error}") from None
+
+
+def _let_ctrl_c_through(error: Exception) -> None:
+    """Raises KeyboardInterrupt where it is behind an error of pyrage, which tells of what a stream raised in words."""
+    if "KeyboardInterrupt" in str(error):
+        raise KeyboardInterrupt from None
