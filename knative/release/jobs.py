@@ -62,7 +62,10 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
     stuck_since = 0.0
     while True:
         check()
-        status = (cluster.live(job) or {}).get("status", {})
+        live = cluster.live(job)
+        if live is None:
+            raise JobFailed(f"The Job {name} has no result: somebody has deleted it.")
+        status = live.get("status", {})
         pods = cluster.list("v1", "Pod", f"job-name={name}")
         if status.get("succeeded"):
             return _log(cluster, pods, RESULT_LINES)

@@ -4,13 +4,13 @@ import copy
 from datetime import UTC, datetime
 
 from knative.release import jobs
-from knative.release.cluster import Cluster, Rejected
+from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 
 NAME = "backup"
 KEPT_SECONDS = 86_400
-"""Job and log, for who reads them the next day."""
+"""For who reads the log of one that was left alone."""
 
 
 def run(context: str | None, arguments: list[str], progress: Progress) -> str:
@@ -35,8 +35,10 @@ def run(context: str | None, arguments: list[str], progress: Progress) -> str:
             )
         spec = copy.deepcopy(cron_job["spec"]["jobTemplate"]["spec"])
         spec |= {"backoffLimit": 0, "ttlSecondsAfterFinished": KEPT_SECONDS}
+        if command == "backups":
+            spec["activeDeadlineSeconds"] = jobs.SECONDS
         spec["template"]["spec"]["containers"][0]["args"] = arguments
-        job = {
+        job: Object = {
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": {"name": f"{command}-{datetime.now(UTC):%Y%m%d-%H%M%S}"},
@@ -48,7 +50,14 @@ def run(context: str | None, arguments: list[str], progress: Progress) -> str:
                 {"apiVersion": "batch/v1", "kind": "CronJob", "name": command, "controller": True}
                 | {"uid": cron_job["metadata"]["uid"]}
             ]
-        progress.say(f"Job {job['metadata']['name']} in {cluster.context}; it goes on if this command is ended")
+    except Rejected as error:
+        raise Refused(f"Nothing was changed. The API server refuses: {error}") from error
+    name = job["metadata"]["name"]
+    progress.say(f"Job {name} in {cluster.context}; it goes on if this command is ended")
+    try:
         return jobs.run(cluster, job, progress, lambda: None)
     except Rejected as error:
-        raise Refused(f"The API server refuses: {error}") from error
+        raise Refused(
+            f"The API server refuses: {error}\nThe Job may run all the same. Look before you try again: "
+            f"kubectl -n {NAMESPACE} logs -f job/{name}"
+        ) from error
