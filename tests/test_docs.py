@@ -8,6 +8,7 @@ import pytest
 
 from shared.registry import load_all
 from tests.bench import model
+from tests.cluster.documents import commands
 from tests.conftest import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,3 +47,8 @@ def test_the_readme_names_every_function() -> None:
 def test_a_table_of_capacity_is_what_the_model_computes(document: str, table: Callable[[], str]) -> None:
     """`python -m tests.bench.model` prints what should stand there."""
     assert table() in (ROOT / "docs" / f"{document}.md").read_text()
+
+
+def test_the_operations_page_has_the_same_commands_in_both_languages() -> None:
+    english, korean = (commands(ROOT / "docs" / f"operations{language}.md") for language in ("", ".ko"))
+    assert list(korean.values()) == list(english.values())

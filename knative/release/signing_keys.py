@@ -55,7 +55,8 @@ In a cluster, with the file that make secrets has made:
   aegis keys rotate --file $F
   aegis deploy TAG --environment development
 
-TAG is that of the live release (aegis releases): it makes new pods, which read the Secret anew.
+TAG is that of the live release (aegis releases): it makes new pods, which read the Secret anew. Those
+of the release before, kept for a way back, have to start again too: docs/operations.md has the command.
 Then the next step, which is refused as long as the Secret has other keys than the file, or a pod is
 older than its last change:
 
@@ -164,7 +165,8 @@ def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -
 
 def _next(step: Step, is_local: bool) -> str:
     if not step.next and len(step.keys) > 1:
-        return "Next: run this again after that time, to drop it. Nothing needs to be started again before."
+        apply = "" if is_local else "apply the file, and "
+        return f"Next: {apply}run this again after that time, to drop it. Nothing needs to be started again before."
     start = "start make up again" if is_local else "bring the file to all processes and start them again (see --help)"
     return f"Next: {start}{', then ' * bool(step.next)}{step.next}."
 
