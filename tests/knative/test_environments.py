@@ -256,7 +256,7 @@ def test_a_backup_is_taken_each_night_and_tried_out_each_week_in_staging(objects
         assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
         (only,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         assert [*only["command"], *only["args"]] == ["python", "-m", "knative.release.aegis", name]
-    assert (jobs["backup"]["schedule"], jobs["backup"]["timeZone"]) == ("0 2 * * *", "Asia/Seoul")
+    assert (jobs["backup"]["schedule"], jobs["backup"]["timeZone"]) == ("0 17 * * *", "UTC")
 
 
 def test_backups_go_to_a_volume_or_in_production_to_a_bucket(objects: Objects, environment: str) -> None:
