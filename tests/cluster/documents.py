@@ -29,6 +29,7 @@ def shell(script: str, **environment: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=1800,
     )
     print(f"\n{script}\n{done.stdout}")
     assert done.returncode == 0, done.stdout

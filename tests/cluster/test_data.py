@@ -16,19 +16,20 @@ pytestmark = pytest.mark.skipif(
 def test_servers_keep_their_data_when_their_pods_go() -> None:
     """Also Kafka's: an event that it has taken and nobody has read."""
     credentials, _ = join()
-    namespaced("scale", "deployment", "dispatcher", "--replicas=0")
-    namespaced("wait", "--for=delete", "pod", "-l", "app=dispatcher", "--timeout=120s")
     newcomer = {"email": new_address(), "password": PASSWORD}
-    assert call("POST", USERS, newcomer)[0] == 202
-    wait_for(lambda: on("postgres-0", "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == "0", seconds=60)
-    servers = ["statefulset/postgres", "statefulset/kafka"]
-    before = volumes()
-    for server in servers:
-        namespaced("delete", "pod", f"{server.partition('/')[2]}-0")
-        namespaced("rollout", "status", server, "--timeout=300s")
-    assert volumes() == before
-    wait_for(lambda: call("POST", f"{USERS}/login", credentials)[0] == 200, seconds=60)
-    namespaced("scale", "deployment", "dispatcher", "--replicas=1")
+    namespaced("scale", "deployment", "dispatcher", "--replicas=0")
+    try:
+        namespaced("wait", "--for=delete", "pod", "-l", "app=dispatcher", "--timeout=120s")
+        assert call("POST", USERS, newcomer)[0] == 202
+        wait_for(lambda: on("postgres-0", "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == "0", seconds=60)
+        before = volumes()
+        for server in ("postgres", "kafka"):
+            namespaced("delete", "pod", f"{server}-0")
+            namespaced("rollout", "status", f"statefulset/{server}", "--timeout=300s")
+        assert volumes() == before
+        wait_for(lambda: call("POST", f"{USERS}/login", credentials)[0] == 200, seconds=60)
+    finally:
+        namespaced("scale", "deployment", "dispatcher", "--replicas=1")
     assert mailed_token(newcomer["email"], seconds=120)
 
 
@@ -39,15 +40,17 @@ def volumes() -> str:
 
 
 def test_the_cron_job_takes_a_backup_when_its_time_comes() -> None:
-    before = backups()
+    before = set(backups())
     schedule = namespaced("get", "cronjob", "backup", "-o", "jsonpath={.spec.schedule}")
+    last = "jsonpath={.status.lastSuccessfulTime}"
+    succeeded = namespaced("get", "cronjob", "backup", "-o", last)
     set_schedule("* * * * *")
     try:
-        wait_for(lambda: len(backups()) > len(before), seconds=180)
+        wait_for(lambda: namespaced("get", "cronjob", "backup", "-o", last) != succeeded, seconds=180)
     finally:
         set_schedule(schedule)
-    status = json.loads(namespaced("get", "cronjob", "backup", "-o", "json"))["status"]
-    assert status["lastScheduleTime"]
+    wait_for(lambda: not namespaced("get", "cronjob", "backup", "-o", "jsonpath={.status.active}"), seconds=60)
+    assert set(backups()) > before
 
 
 def set_schedule(schedule: str) -> None:

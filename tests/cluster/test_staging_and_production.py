@@ -53,14 +53,16 @@ def test_the_service_follows_a_failover_and_the_way_back_without_a_restart_and_l
     k, roles, *_ = fail_over.splitlines()
     poolers = poolers_and_restarts()
     joined: set[str] = set()
+    other_answers: set[int] = set()
 
     def register(stopped: threading.Event) -> None:
         while not stopped.is_set():
             address = new_address()
-            status, answer, _ = call("POST", USERS, {"email": address, "password": PASSWORD})
-            assert status in (202, 429, 503, 504), answer
+            status, _, _ = call("POST", USERS, {"email": address, "password": PASSWORD})
             if status == 202:
                 joined.add(address)
+            else:
+                other_answers.add(status)
             stopped.wait(1)
 
     def go(chosen: str, promoted: str) -> None:
@@ -72,8 +74,10 @@ def test_the_service_follows_a_failover_and_the_way_back_without_a_restart_and_l
             wait_for(lambda: len(joined) > known, seconds=60)
             print(f"{promoted} is the primary; the first registration after {time.monotonic() - started:.1f} s")
             shell(f"{k}\n{chosen}\n{copy}")
+            known = len(joined)
+            wait_for(lambda: len(joined) > known, seconds=30)
+        assert other_answers <= {429, 503, 504}
         assert joined <= set(on(promoted, "SELECT canonical_email FROM account").splitlines())
-        wait_for(lambda: on(promoted, "SELECT active FROM pg_replication_slots") == "t", seconds=60)
 
     go(roles, "postgres-replica-0")
     go(other_roles.strip(), "postgres-0")
