@@ -46,10 +46,8 @@ def run(context: str | None, arguments: list[str], progress: Progress) -> str:
         }
         if of_its_own:
             # As `kubectl create job --from` does: its success is one of the CronJob's, which an alert looks at.
-            job["metadata"]["ownerReferences"] = [
-                {"apiVersion": "batch/v1", "kind": "CronJob", "name": command, "controller": True}
-                | {"uid": cron_job["metadata"]["uid"]}
-            ]
+            owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": command, "uid": of_its_own["metadata"]["uid"]}
+            job["metadata"]["ownerReferences"] = [owner | {"controller": True}]
     except Rejected as error:
         raise Refused(f"Nothing was changed. The API server refuses: {error}") from error
     name = job["metadata"]["name"]
