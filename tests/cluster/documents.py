@@ -1,6 +1,5 @@
 """The commands of a document, to be run as a reader would."""
 
-import os
 import re
 import subprocess
 import textwrap
@@ -19,12 +18,11 @@ def commands(document: Path) -> dict[str, list[str]]:
     return found
 
 
-def shell(script: str, **environment: str) -> str:
+def shell(script: str) -> str:
     """What a script prints; fails with all that it has said when one of its commands does."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=ROOT,
-        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
