@@ -4,7 +4,7 @@ WORKDIR /app
 RUN python -m venv /venv
 COPY requirements.lock .
 RUN /venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check \
-      --require-hashes --only-binary :all: --requirement requirements.lock \
+      --no-deps --require-hashes --only-binary :all: --requirement requirements.lock \
     && /venv/bin/pip uninstall --quiet --yes pip setuptools
 # For backups: of PostgreSQL its clients, of Amazon's services S3.
 RUN cd /venv/lib/python3*/site-packages \
@@ -21,7 +21,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash /venv /app
 FROM builder AS development
 COPY requirements-local.lock .
 RUN pip --python /venv/bin/python install --quiet --no-cache-dir --disable-pip-version-check \
-      --require-hashes --only-binary :all: --requirement requirements-local.lock \
+      --no-deps --require-hashes --only-binary :all: --requirement requirements-local.lock \
     && install -d -o 10001 -g 10001 /data
 USER 10001:10001
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PORT=8080 DATA_DIR=/data

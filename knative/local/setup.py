@@ -39,7 +39,8 @@ def main() -> None:
         )
         run(
             [VENV / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-             "--require-hashes", "--only-binary", ":all:", "--requirement", LOCK],
+             # The lock names all of them. Older pips look for newer releases of what has extras, and end there.
+             "--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", LOCK],
             "The packages could not be installed. Nothing is compiled here, so each needs a wheel for this machine: "
             "Linux with glibc or macOS, on x86-64 or ARM64, with CPython 3.11 to 3.14. "
             "Otherwise check that the package index can be reached.",
