@@ -96,7 +96,7 @@ def _stuck(pods: list[Object]) -> str:
 def _newest_line(cluster: Cluster, pods: list[Object]) -> str:
     """Of its log, while it runs; nothing when that cannot be read just now."""
     with contextlib.suppress(Rejected):
-        return _log(cluster, pods, 1).rpartition("\n")[2]
+        return _log(cluster, pods, 1)
     return ""
 
 

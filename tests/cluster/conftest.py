@@ -234,7 +234,7 @@ def bearers(deployed: None) -> list[dict[str, str]]:
 def on(pod: str, statement: str) -> str:
     """What PostgreSQL in a pod says to a statement."""
     user = b64decode(namespaced("get", "secret", "user-service-secrets", "-o", "jsonpath={.data.DB_USER}")).decode()
-    psql = ["psql", "-At", "-U", user, "-d", DATABASE, "-c", statement]
+    psql = ["psql", "--no-psqlrc", "-At", "-U", user, "-d", DATABASE, "-c", statement]
     return namespaced("exec", pod, "-c", "postgres", "--", *psql).strip()
 
 

@@ -31,6 +31,7 @@ from tests.cluster.conftest import (
     mailed_token,
     namespaced,
     new_address,
+    on,
     pods,
 )
 from tests.conftest import PASSWORD, ROOT, wait_for
@@ -123,12 +124,12 @@ def test_pods_grow_under_load_and_shrink_after(credentials: dict[str, str]) -> N
 def test_an_event_function_grows_with_a_backlog_and_shrinks_after() -> None:
     wait_for(lambda: pods("record-audit") == 0, TO_ZERO_SECONDS)
     started = time.monotonic()
-    psql(BACKLOG)
+    on("postgres-0", BACKLOG)
     wait_for(lambda: pods("record-audit") == 1, seconds=60)
     print(f"\n5000 events: one pod of record_audit after {time.monotonic() - started:.0f} s")
     wait_for(lambda: pods("record-audit") == 2, seconds=120)
     print(f"two after {time.monotonic() - started:.0f} s")
-    wait_for(lambda: psql("SELECT count(*) FROM outbox WHERE sent_at IS NULL") == "0", seconds=180)
+    wait_for(lambda: on("postgres-0", "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == "0", seconds=180)
     wait_for(lambda: pods("record-audit") == 0, seconds=600)
     print(f"none {time.monotonic() - started:.0f} s after the backlog came")
 
@@ -234,12 +235,6 @@ def query(expression: str) -> list[dict[str, Any]]:
     with urllib.request.urlopen(url, timeout=10) as response:
         result: list[dict[str, Any]] = json.load(response)["data"]["result"]
         return result
-
-
-def psql(statement: str) -> str:
-    """What the environment's database answers."""
-    command = 'psql --no-psqlrc --tuples-only --no-align -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$0"'
-    return namespaced("exec", "postgres-0", "--", "sh", "-c", command, statement).strip()
 
 
 def revision(service: str) -> str:
