@@ -110,7 +110,8 @@ def _bring(
     smoke = jobs.derived(migration, f"smoke-r{release.number}", command, FUNCTION_URL=url)
     progress.say(jobs.run(cluster, smoke, progress, check).splitlines()[-1])
 
-    for percent in SHARES if release.before else (100,):
+    # Shares of the traffic are there to be watched: without a gate nobody looks, and the release takes all of it.
+    for percent in SHARES if release.before and gate else (100,):
         step(f"{percent} % of the traffic")
         rollout.shift(cluster, release, percent, check, progress)
         progress.say(f"{percent} % of the traffic")

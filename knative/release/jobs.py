@@ -15,6 +15,8 @@ POLL_SECONDS = 1.0
 LOG_LINES = 40
 """Of a Job that failed; of one that has a result, all that anybody would read."""
 RESULT_LINES = 1000
+_LOG_SECONDS = 10.0
+"""Before Kubernetes ends a Job that takes too long, and deletes its pod with the log."""
 _STUCK_SECONDS = 20.0
 """An image may be refused once and pulled a moment later."""
 
@@ -58,7 +60,7 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
     name = job["metadata"]["name"]
     cluster.apply(job)
     seconds = job["spec"]["activeDeadlineSeconds"]
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds - _LOG_SECONDS
     stuck_since = 0.0
     while True:
         check()

@@ -39,22 +39,26 @@ def functions_of(release: Release) -> list[Object]:
     return [one for one in release.objects if is_function(one)]
 
 
-def service(function: Object, number: int, traffic: Traffic) -> Object:
-    """A Knative Service whose newest revision is that of a release."""
+def service(function: Object, number: int, traffic: Traffic, *, is_live: bool) -> Object:
+    """A Knative Service whose newest revision is that of a release.
+
+    Args:
+        is_live: whether the release serves users now. Until then its revisions have the tag `next`.
+    """
     manifest = copy.deepcopy(function)
     metadata = manifest["spec"]["template"]["metadata"]
     metadata["name"] = revision(function, number)
     metadata.setdefault("labels", {})[LABEL] = str(number)
-    manifest["spec"]["traffic"] = _targets(traffic, number)
+    manifest["spec"]["traffic"] = _targets(traffic, number, is_live=is_live)
     return manifest
 
 
-def _targets(traffic: Traffic, number: int) -> list[dict[str, Any]]:
-    """Where traffic goes while this release comes, until it has all of it, and after."""
-    is_over = any(name.endswith(f"-r{number}") and percent == 100 for name, percent in traffic.items())
+def _targets(traffic: Traffic, number: int, *, is_live: bool) -> list[dict[str, Any]]:
     targets: list[dict[str, Any]] = []
     for name, percent in traffic.items():
-        tag = PREVIOUS if percent == 0 and is_over else NEXT if name.endswith(f"-r{number}") and not is_over else ""
+        is_new = name.endswith(f"-r{number}")
+        # A function without an earlier revision has all of its traffic from the start, and needs the tag all the same.
+        tag = NEXT if is_new and not is_live else PREVIOUS if is_live and percent == 0 else ""
         targets.append({"revisionName": name, "percent": percent} | ({"tag": tag} if tag else {}))
     return targets
 
@@ -97,7 +101,8 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
         check()
         while queue and len(starting) < STARTING_AT_ONCE:
             function = queue.pop(0)
-            cluster.apply(service(function, release.number, shares[function["metadata"]["name"]]))
+            share = shares[function["metadata"]["name"]]
+            cluster.apply(service(function, release.number, share, is_live=False))
             starting[revision(function, release.number)] = time.monotonic() + START_SECONDS
         found = {
             one["metadata"]["name"]: condition(one)
@@ -121,7 +126,8 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
 def shift(cluster: Cluster, release: Release, percent: int, check: Check, progress: Progress) -> None:
     """Gives a release this share of the traffic of every function, and waits until it has it."""
     shares = _shares(release, percent)
-    _move(cluster, {name: _targets(traffic, release.number) for name, traffic in shares.items()})
+    is_live = percent == 100
+    _move(cluster, {name: _targets(traffic, release.number, is_live=is_live) for name, traffic in shares.items()})
     _wait_for_traffic(cluster, shares, check, progress)
 
 
@@ -158,7 +164,7 @@ def put_in_effect(cluster: Cluster, release: Release, instead_of: Release, check
     progress.say(f"{release.name} has all of the traffic")
 
     def restore(function: Object) -> None:
-        cluster.apply(service(function, release.number, shares[function["metadata"]["name"]]))
+        cluster.apply(service(function, release.number, shares[function["metadata"]["name"]], is_live=True))
 
     in_parallel(restore, functions_of(release))
     _wait_for_traffic(cluster, shares, check, progress)
@@ -216,7 +222,7 @@ def go_back(cluster: Cluster, release: Release, target: Release | None, check: C
         return
     # What ran before was not deployed by this command: its revisions are known, its manifests are not.
     shares = {name: {revision_: 100} for name, revision_ in release.before.items()}
-    _move(cluster, {name: _targets(traffic, release.number) for name, traffic in shares.items()})
+    _move(cluster, {name: _targets(traffic, release.number, is_live=False) for name, traffic in shares.items()})
     _wait_for_traffic(cluster, shares, check, progress)
     in_parallel(cluster.delete, [one for one in functions_of(release) if one["metadata"]["name"] not in shares])
 

@@ -65,17 +65,27 @@ def test_what_cannot_be_released_is_refused(name: str, tag: str) -> None:
 
 def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_one_before() -> None:
     (login,) = [one for one in overlays.environment("production", "v1").functions if one["metadata"]["name"] == "login"]
-    first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0})["spec"]
+    first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0}, is_live=False)["spec"]
     assert first["template"]["metadata"]["name"] == "login-r12"
     assert first["traffic"] == [
         {"revisionName": "login-r11", "percent": 100},
         {"revisionName": "login-r12", "percent": 0, "tag": "next"},
     ]
-    assert rollout.service(login, 12, {"login-r11": 0, "login-r12": 100})["spec"]["traffic"] == [
+    live = rollout.service(login, 12, {"login-r11": 0, "login-r12": 100}, is_live=True)["spec"]
+    assert live["traffic"] == [
         {"revisionName": "login-r11", "percent": 0, "tag": "previous"},
         {"revisionName": "login-r12", "percent": 100},
     ]
     assert "name" not in login["spec"]["template"]["metadata"]
+
+
+def test_a_function_without_an_earlier_revision_can_be_called_by_its_tag_before_the_release_is_live() -> None:
+    (login,) = [one for one in overlays.environment("production", "v1").functions if one["metadata"]["name"] == "login"]
+    starting = rollout.service(login, 1, {"login-r1": 100}, is_live=False)["spec"]["traffic"]
+    assert starting == [{"revisionName": "login-r1", "percent": 100, "tag": "next"}]
+    assert rollout.service(login, 1, {"login-r1": 100}, is_live=True)["spec"]["traffic"] == [
+        {"revisionName": "login-r1", "percent": 100}
+    ]
 
 
 def test_alert_rules_are_asked_of_the_new_revisions_alone() -> None:
@@ -95,17 +105,27 @@ def function_url() -> str:
     return f"http://127.0.0.1:{port}/{{service}}"
 
 
-def test_the_smoke_test_calls_every_function() -> None:
+def test_the_smoke_test_calls_every_function_and_prints_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert inside.smoke(functions(), function_url()) == []
+    assert set(capsys.readouterr().out.splitlines()) == {f"{name} answers as it should" for name in functions()}
 
 
-def test_the_smoke_test_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inside, "READY_SECONDS", 0.0)
+def test_the_smoke_test_names_the_function_that_answers_wrongly() -> None:
     url = function_url().replace("{service}", "login")
     (problem,) = inside.smoke(["get_profile"], url)
     assert problem.startswith("get_profile answers GET /api/v1/users/me with")
-    (problem,) = inside.smoke(["get_profile"], "http://127.0.0.1:1/{service}")
-    assert problem.startswith("get_profile cannot be reached")
+
+
+def test_the_smoke_test_waits_no_longer_when_a_name_stays_unknown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inside, "NAME_SECONDS", 1.0)
+    wrong = inside.smoke(["get_profile", "login", "jwks"], "http://next-{service}.invalid")
+    assert {problem.split()[0] for problem in wrong} == {"get_profile", "login", "jwks"}
+    assert all("no such host" in problem for problem in wrong)
+    printed = capsys.readouterr().out
+    assert "waiting: get_profile cannot be reached" in printed
+    assert "FAILED: get_profile cannot be reached" in printed
 
 
 def test_an_image_tells_what_its_settings_lack(
