@@ -22,7 +22,6 @@ class Route:
     kind: Literal["Exact", "RegularExpression", "PathPrefix"]
     replaced_by: str
     """What the function sees in place of the matched prefix; empty where it sees the path as it is."""
-    timeout_seconds: float
 
     def is_at(self, path: str) -> bool:
         """Whether the route is for this path in particular."""
@@ -95,12 +94,19 @@ def routes() -> tuple[Route, ...]:
                 ),
                 "",
             ),
-            timeout_seconds=seconds(rule["timeouts"]["request"]),
         )
         for route in _of_kind("HTTPRoute")
         for rule in route["spec"]["rules"]
         for match in rule["matches"]
     )
+
+
+@cache
+def route_timeout_seconds() -> float:
+    """How long the gateway waits for an answer at any route, the start of a pod included."""
+    patches = yaml.safe_load((MANIFESTS.parent / "base" / "every_route.yaml").read_text("utf-8"))
+    (timeouts,) = [patch["value"] for patch in patches if patch["path"] == "/spec/rules/0/timeouts"]
+    return seconds(timeouts["request"])
 
 
 def methods_at(path: str) -> list[str]:

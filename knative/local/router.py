@@ -11,7 +11,7 @@ from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared import problems
 from shared.event_function import MAX_UNREAD_BYTES
-from shared.manifests import Route, routes
+from shared.manifests import Route, route_timeout_seconds, routes
 from shared.request import MAX_BODY_BYTES
 
 SITE = "site"
@@ -88,7 +88,11 @@ def _route(route: Route) -> dict[str, Any]:
             match = {"prefix": route.path}
     if route.method:
         match["headers"] = [{"name": ":method", "string_match": {"exact": route.method}}]
-    action: dict[str, Any] = {"cluster": route.function, "timeout": f"{route.timeout_seconds}s", "retry_policy": _RETRY}
+    action: dict[str, Any] = {
+        "cluster": route.function,
+        "timeout": f"{route_timeout_seconds()}s",
+        "retry_policy": _RETRY,
+    }
     if route.replaced_by:
         action["prefix_rewrite"] = route.replaced_by + "/"
     return {"match": match, "route": action}

@@ -81,7 +81,7 @@ def _problem(name: str, base: str, patience: Callable[[float], bool]) -> str:
         time.sleep(1)
     function = HTTP_FUNCTIONS.get(name)
     method, path, expected = _refused(function) if function else ("GET", "/", {405})
-    body = {} if method != "GET" else None
+    body: dict[str, str] | None = {} if method != "GET" else None
     try:
         answer = urllib3.request(method, f"{base}{path}", json=body, timeout=_timeout(patience), retries=False)
     except urllib3.exceptions.HTTPError as error:
