@@ -25,7 +25,7 @@ Checks first, and changes nothing when anything is in the way. Then: migrates th
 new revision of each function without traffic, and calls each; gives them 10, 50 and 100 % of the
 traffic, and looks in between whether an alert rule of production holds for them; then the relay,
 the dispatcher and the routes. On an alert, a revision that fails or Ctrl-C the traffic goes back at
-once, and the command ends with 1.
+once, and the command ends with 1. With --no-gate nobody watches, so all of the traffic moves at once.
 
 PROMETHEUS_URL says where the alerts are (or --no-gate). GATEWAY_URL, where the gateway is reached,
 if not at the address in its status. A command that was killed leaves the traffic where it is: the
@@ -258,7 +258,11 @@ def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]")
     deploy.add_argument(
         "--hold", metavar="SECONDS", type=int, default=60, help="between two shares of the traffic (60)"
     )
-    deploy.add_argument("--no-gate", action="store_true", help="look at no alerts, where there is no Prometheus")
+    deploy.add_argument(
+        "--no-gate",
+        action="store_true",
+        help="without Prometheus: watch no alerts, and move all of the traffic at once",
+    )
     rollback = add("rollback", "put an earlier release back into effect", ROLLBACK_HELP)
     rollback.add_argument("release", metavar="RELEASE", nargs="?", help="number or tag (the one before)")
     add("releases", "list what ran when, and what has the traffic now")

@@ -151,7 +151,7 @@ def _wait_for_answers(cluster: Cluster, gateway_: Object, check: Check, progress
         check()
         if time.monotonic() > deadline:
             raise Refused("; ".join(problems))
-        progress.wait("waiting for the gateway to answer as it should")
+        progress.wait(f"waiting for the gateway: {problems[0]}")
         time.sleep(rollout.POLL_SECONDS)
     progress.say("the gateway answers as it should")
 
