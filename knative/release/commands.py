@@ -49,7 +49,8 @@ def _run(called: argparse.Namespace, cluster: Cluster, progress: Progress) -> tu
             return rows, report.table(rows, columns) if rows else "No release has been deployed with aegis deploy."
         case "status":
             rows = report.status(cluster)
-            return rows, report.table(rows, ("function", "ready", "pods", "traffic", "url"))
+            shown = report.table(rows, ("function", "ready", "pods", "traffic", "url"))
+            return rows, shown if rows else "No function is deployed in this cluster."
     live = live_one(records.releases(cluster))
     tag = called.tag or (live.tag if live else "")
     if not tag:

@@ -6,10 +6,11 @@ FUNCTION_URL=http://next-{service}.NAMESPACE.svc.cluster.local python -m knative
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
@@ -24,8 +25,6 @@ READY_SECONDS = 120.0
 """For all functions together to be ready: a NetworkPolicy lets a new pod through to its servers some seconds late."""
 NAME_SECONDS = 15.0
 """For the name of a function to be known: DNS remembers for a few seconds that there was none."""
-HASTY_SECONDS = 3.0
-"""Of one request after another function has failed: the release is off, and the rest is told for completeness."""
 AT_ONCE = 4
 
 
@@ -48,57 +47,50 @@ def settings() -> None:
 def smoke(names: Sequence[str], function_url: str) -> list[str]:
     """Calls each function without credentials, which it must refuse. Prints how each went; returns what is wrong.
 
-    After the first problem it waits for nothing any more, and only tells what else is wrong.
+    After the first problem it waits for no other function.
     """
     load_all()
-    has_failed = threading.Event()
-    started = time.monotonic()
+    is_over = threading.Event()
+    deadline = time.monotonic() + READY_SECONDS
 
-    def patience(seconds: float) -> bool:
-        return not has_failed.is_set() and time.monotonic() - started < seconds
-
-    def call(name: str) -> str | None:
-        problem = _problem(name, function_url.format(service=name.replace("_", "-")), patience)
-        print(f"FAILED: {name} {problem}" if problem else f"{name} answers as it should", flush=True)
-        if not problem:
-            return None
-        has_failed.set()
-        return f"{name} {problem}"
+    def call(name: str) -> str:
+        base = function_url.format(service=name.replace("_", "-"))
+        problem = _wait(name, base, is_over, deadline) or ("" if is_over.is_set() else _wrong_answer(name, base))
+        if problem:
+            is_over.set()
+            print(f"FAILED: {name} {problem}", flush=True)
+            return f"{name} {problem}"
+        print(f"{name} {'was not called' if is_over.is_set() else 'answers as it should'}", flush=True)
+        return ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return [problem for problem in pool.map(call, names) if problem]
 
 
-def _problem(name: str, base: str, patience: Callable[[float], bool]) -> str:
-    """What is wrong with a function, once that cannot get better within the time for it; empty when nothing is."""
-    told = ""
-    while problem := _not_ready(base, patience):
-        if not patience(NAME_SECONDS if problem is _NO_NAME else READY_SECONDS):
+def _wait(name: str, base: str, is_over: threading.Event, deadline: float) -> str:
+    """Waits until a function is ready; returns why it will not be. Empty as well when the wait is over for all."""
+    told, unknown_since = "", 0.0
+    while not is_over.is_set() and (problem := _not_ready(base)):
+        now = time.monotonic()
+        unknown_since = (unknown_since or now) if problem == _NO_NAME else 0.0
+        if now > deadline or (unknown_since and now - unknown_since > NAME_SECONDS):
             return problem
         if problem != told:
             print(f"waiting: {name} {problem}", flush=True)
             told = problem
         time.sleep(1)
-    function = HTTP_FUNCTIONS.get(name)
-    method, path, expected = _refused(function) if function else ("GET", "/", {405})
-    body: dict[str, str] | None = {} if method != "GET" else None
-    try:
-        answer = urllib3.request(method, f"{base}{path}", json=body, timeout=_timeout(patience), retries=False)
-    except urllib3.exceptions.HTTPError as error:
-        return f"does not answer {method} {path}: {type(error).__name__}"
-    if answer.status not in expected:
-        return f"answers {method} {path} with {answer.status} instead of {' or '.join(map(str, sorted(expected)))}"
     return ""
 
 
 _NO_NAME = "cannot be reached: there is no such host in the cluster"
 
 
-def _not_ready(base: str, patience: Callable[[float], bool]) -> str:
+def _not_ready(base: str) -> str:
     try:
-        ready = urllib3.request("GET", f"{base}/health/ready", timeout=_timeout(patience), retries=False)
-    except urllib3.exceptions.NameResolutionError:
-        return _NO_NAME
+        ready = urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
+    except urllib3.exceptions.NameResolutionError as error:
+        is_unknown = isinstance(error.__cause__, socket.gaierror) and error.__cause__.errno == socket.EAI_NONAME
+        return _NO_NAME if is_unknown else "cannot be reached: the name server does not answer"
     except urllib3.exceptions.HTTPError as error:
         return f"cannot be reached: {type(error).__name__}"
     if ready.status == 200:
@@ -106,8 +98,17 @@ def _not_ready(base: str, patience: Callable[[float], bool]) -> str:
     return f"is not ready ({ready.status}): {ready.data.decode('utf-8', 'replace')[:200]}"
 
 
-def _timeout(patience: Callable[[float], bool]) -> float:
-    return TIMEOUT_SECONDS if patience(READY_SECONDS) else HASTY_SECONDS
+def _wrong_answer(name: str, base: str) -> str:
+    function = HTTP_FUNCTIONS.get(name)
+    method, path, expected = _refused(function) if function else ("GET", "/", {405})
+    body: dict[str, str] | None = {} if method != "GET" else None
+    try:
+        answer = urllib3.request(method, f"{base}{path}", json=body, timeout=TIMEOUT_SECONDS, retries=False)
+    except urllib3.exceptions.HTTPError as error:
+        return f"does not answer {method} {path}: {type(error).__name__}"
+    if answer.status not in expected:
+        return f"answers {method} {path} with {answer.status} instead of {' or '.join(map(str, sorted(expected)))}"
+    return ""
 
 
 def _refused(function: HttpFunction) -> tuple[str, str, set[int]]:

@@ -17,7 +17,7 @@ LOG_LINES = 40
 RESULT_LINES = 1000
 _LOG_SECONDS = 10.0
 """Before Kubernetes ends a Job that takes too long, and deletes its pod with the log."""
-_STUCK_SECONDS = 20.0
+STUCK_SECONDS = 20.0
 """An image may be refused once and pulled a moment later."""
 
 _STUCK = {
@@ -71,10 +71,10 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         pods = cluster.list("v1", "Pod", f"job-name={name}")
         if status.get("succeeded"):
             return _log(cluster, pods, RESULT_LINES)
-        reason = _stuck(pods)
+        reason = stuck(pods)
         stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
         failed = any(one["type"] == "Failed" and one["status"] == "True" for one in status.get("conditions", ()))
-        if failed or time.monotonic() > deadline or (reason and time.monotonic() - stuck_since > _STUCK_SECONDS):
+        if failed or time.monotonic() > deadline or (reason and time.monotonic() - stuck_since > STUCK_SECONDS):
             why = reason or ("it failed" if failed else f"it has not ended after {seconds} s")
             log = _log(cluster, pods)
             # Its pod must not go on when nobody waits for it any more.
@@ -86,7 +86,8 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         time.sleep(POLL_SECONDS)
 
 
-def _stuck(pods: list[Object]) -> str:
+def stuck(pods: list[Object]) -> str:
+    """Why a container of these pods cannot start, where waiting alone does not help; empty when nothing is wrong."""
     for pod in pods:
         for container in pod.get("status", {}).get("containerStatuses", ()):
             waiting = container["state"].get("waiting", {})

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from knative.release import records, rollout
-from knative.release.cluster import Cluster, Object, Rejected, condition, in_parallel, key, named
+from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected, condition, in_parallel, key, named
 from knative.release.deploy import live_one
 from knative.release.overlays import Environment, is_function
 from knative.release.records import LABEL
@@ -64,11 +64,13 @@ def status(cluster: Cluster) -> list[dict[str, Any]]:
 
 def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
     """Of each object that a deployment would change, the difference between live and then (unified, as YAML)."""
+    # In a namespace that does not exist yet, the API server tries nothing.
+    is_new = cluster.get("v1", "Namespace", NAMESPACE) is None
 
     def changed(manifest: Object) -> tuple[str, str]:
         live = cluster.live(manifest)
         try:
-            then = cluster.apply(manifest, dry_run=True)
+            then = manifest if is_new else cluster.apply(manifest, dry_run=True)
         except Rejected as error:
             return named(manifest), f"cannot be applied: {error}"
         return named(manifest), _difference(_told(live) if live else {}, _told(then))

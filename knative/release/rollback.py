@@ -21,6 +21,8 @@ def rollback(cluster: Cluster, wanted: str | None, progress: Progress) -> Releas
     Raises:
         Refused: there is no such release, or Knative has collected its revisions.
     """
+    if not records.releases(cluster):
+        raise Refused("Nothing was changed. No release has been deployed with aegis deploy.")
     with interruptible(), Lease(cluster, progress) as lease:
         kept = records.releases(cluster)
         was_interrupted = any(release.state == "under way" for release in kept)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from knative.release import jobs
 from knative.release.cluster import NAMESPACE, Cluster, Key, Object, Rejected, condition, in_parallel, key, named
 from knative.release.overlays import is_function, revision
 from knative.release.progress import Progress
@@ -199,12 +200,17 @@ def wait_for_servers(cluster: Cluster, manifests: list[Object], check: Check, pr
     """Waits until each of these that is a server, or stands for one, is up in its newest version.
 
     Raises:
-        Refused: one is not, in time.
+        Refused: one is not, in time, or cannot start.
     """
     deadline = time.monotonic() + START_SECONDS
+    stuck_since = 0.0
     watched = [one for one in manifests if one["kind"] in {"Deployment", "StatefulSet"} | _WITH_READY]
     while waiting := [one for one in watched if not _is_up(cluster.live(one))]:
         check()
+        reason = next(filter(None, (jobs.stuck(_pods_of(cluster, one)) for one in waiting)), "")
+        stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
+        if reason and time.monotonic() - stuck_since > jobs.STUCK_SECONDS:
+            raise Refused(f"{', '.join(map(named, waiting))}: not up, and does not start: {reason}")
         if time.monotonic() > deadline:
             names = ", ".join(map(named, waiting))
             raise Refused(
@@ -285,11 +291,13 @@ def _last_words(cluster: Cluster, revision_: str) -> str:
     return ""
 
 
-def _why_not(cluster: Cluster, manifest: Object) -> str:
+def _pods_of(cluster: Cluster, manifest: Object) -> list[Object]:
     labels = manifest["spec"].get("selector", {}).get("matchLabels", {})
-    if not labels:
-        return ""
-    for pod in cluster.list("v1", "Pod", ",".join(f"{name}={value}" for name, value in labels.items())):
+    return cluster.list("v1", "Pod", ",".join(f"{name}={value}" for name, value in labels.items())) if labels else []
+
+
+def _why_not(cluster: Cluster, manifest: Object) -> str:
+    for pod in _pods_of(cluster, manifest):
         for container in pod.get("status", {}).get("containerStatuses", ()):
             if not container["ready"]:
                 try:

@@ -41,6 +41,23 @@ def deployed() -> Iterator[None]:
     kubectl("delete", "namespace", NAMESPACE, "--timeout=300s")
 
 
+def test_before_the_first_release_each_command_says_that_there_is_none(deployed: None) -> None:
+    assert shell("./aegis status").strip() == "No function is deployed in this cluster."
+    assert shell("./aegis releases").strip() == "No release has been deployed with aegis deploy."
+    assert "No release has been deployed" in shell("! ./aegis rollback")
+    shell("make secrets")
+    changes = json.loads(shell("./aegis diff dev --environment development --json"))
+    assert "+kind: Service" in changes["Service login"]
+    assert not [name for name, change in changes.items() if "cannot be applied" in change]
+
+
+def test_a_first_release_whose_image_is_missing_ends_before_anything_serves(deployed: None) -> None:
+    said = shell("! ./aegis deploy no-such-tag --environment development --no-gate")
+    assert "its image cannot be pulled" in said
+    assert "No traffic has reached it." in said
+    kubectl("delete", "namespace", NAMESPACE, "--timeout=300s")
+
+
 @pytest.fixture(scope="module")
 def first(deployed: None) -> str:
     """What the README's commands print on the empty cluster."""
