@@ -35,7 +35,11 @@ _WAIT_SECONDS = 2.0
 _slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
 
 _MIN_STRENGTH = 2
-_STRENGTH_LENGTH = 32
+_WINDOW = 32
+"""Characters that zxcvbn judges at once: its time grows with the square of their number, and more."""
+_REPEATED = re.compile(rf"(.{{1,{_WINDOW}}}?)\1+", re.DOTALL)
+_JUDGED_LENGTH = 256
+"""As many as a request may hold; normalization may make eighteen of one."""
 
 _BREACHED_SECONDS = 1.0
 _PREFIX_LENGTH = 5
@@ -65,12 +69,10 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
             errors=[_fault(pointer, "password_too_short", f"A password has at least {MIN_LENGTH} characters.")]
         )
 
-    from zxcvbn import zxcvbn
-
     guessable = [part for text in known if text for part in (text, text.partition("@")[0])]
     with _slot():
-        strength = zxcvbn(password[:_STRENGTH_LENGTH], user_inputs=["aegis", *guessable], max_length=_STRENGTH_LENGTH)
-    if strength["score"] < _MIN_STRENGTH:
+        is_strong = _is_strong(password[:_JUDGED_LENGTH], ["aegis", *guessable])
+    if not is_strong:
         raise InvalidRequest(
             errors=[
                 _fault(
@@ -86,6 +88,20 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
                 _fault(pointer, "password_breached", "This password stands in a list of stolen ones. Choose another.")
             ]
         )
+
+
+def _is_strong(password: str, guessable: list[str]) -> bool:
+    """Whether any part of a password is hard to guess: then the whole is, whatever stands before and after it."""
+    from zxcvbn import zxcvbn
+
+    # A window that begins inside of a repeated pattern would hide the pattern from zxcvbn.
+    password = _REPEATED.sub(lambda found: found[1] if len(found[0]) > _WINDOW // 2 else found[0], password)
+    last = max(0, len(password) - _WINDOW)
+    # They overlap, as a part that is hard to guess may lie across a border.
+    windows = dict.fromkeys(password[start : start + _WINDOW] for start in [*range(0, last, _WINDOW // 2), last])
+    return any(
+        zxcvbn(window, user_inputs=guessable, max_length=_WINDOW)["score"] >= _MIN_STRENGTH for window in windows
+    )
 
 
 def hash_password(password: str) -> str:

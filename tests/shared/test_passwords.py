@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from knative.local.servers import free_port
 from shared import passwords, settings
@@ -79,6 +82,32 @@ def test_a_breached_password_is_refused_and_only_five_digits_of_its_hash_are_tol
     (asked,) = range_api.asked
     assert (asked.path, asked.headers["add-padding"]) == (f"/range/{digest[:5]}", "true")
     assert checks("breached") == before + 1
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "0123456789" * 3 + "01 violet harbour tram 7421 pine",
+        "a" * 200 + " violet harbour tram 7421 pine",
+        "violet harbour tram 7421 pine" + "0123456789" * 20,
+        "a" * 28 + "k9#fQ2!x" + "a" * 28,
+    ],
+)
+def test_one_part_that_is_hard_to_guess_is_enough_wherever_it_stands(password: str) -> None:
+    check_acceptable(password)
+
+
+@settings_of_hypothesis(max_examples=25)
+@given(st.sampled_from(["password", "0123456789", "qwertyuiop", "iloveyou", "abc", "a"]), st.integers(3, 80))
+def test_a_common_pattern_stays_one_however_often_it_is_repeated(pattern: str, times: int) -> None:
+    with pytest.raises(InvalidRequest):
+        check_acceptable((pattern * times)[:256])
+
+
+@settings_of_hypothesis(max_examples=25)
+@given(st.text("0a", max_size=110), st.text("0a", max_size=110))
+def test_no_beginning_and_no_end_makes_a_good_password_bad(before: str, after: str) -> None:
+    check_acceptable(before + "violet harbour tram 7421" + after)
 
 
 def test_a_password_that_nobody_stole_passes(range_api: Provider) -> None:
