@@ -11,13 +11,14 @@ from typing_extensions import TypedDict
 from shared import pages, users
 from shared.access_tokens import Caller
 from shared.business_numbers import BusinessNumber
-from shared.fields import Prefix, canonical_email
+from shared.fields import Prefix, mailbox
 from shared.http_function import http_function
 from shared.pages import PageQuery
 from shared.phone_numbers import PhoneNumber
 from shared.replica import read
 from shared.request import Reply
-from shared.tables import account, business
+from shared.tables import account, business, folded_name
+from shared.text import folded
 from shared.users import ListedUser, Status
 
 PATH = "/api/v1/users"
@@ -26,12 +27,23 @@ RARE = 10_000
 """So many accounts that begin alike are read and sorted in three milliseconds; of more, some are never far."""
 
 
+PUNYCODE = "xn--"
+
+
 def _email_prefix(text: str) -> str:
-    """The canonical form of the beginning of an address, or of a whole one."""
+    """The beginning of an address in its canonical form, but for a last label in punycode, which may be unfinished."""
+    local, at, domain = text.strip().partition("@")
+    *labels, last = unicodedata.normalize("NFKC", domain).lower().replace("\N{IDEOGRAPHIC FULL STOP}", ".").split(".")
+    return folded(local) + at + ".".join([*map(_in_unicode, labels), last])
+
+
+def _in_unicode(label: str) -> str:
+    import idna
+
     try:
-        return canonical_email(text)
-    except ValueError:
-        return unicodedata.normalize("NFC", text).lower()
+        return idna.decode(label) if label.startswith(PUNYCODE) else label
+    except idna.IDNAError:
+        return label
 
 
 class UserSearch(PageQuery):
@@ -68,9 +80,9 @@ def _search(connection: Connection, query: UserSearch) -> Select[Any]:
     """One row more than the page has, so that it shows whether there is a next one. Each condition has its index."""
     beginnings = []
     if query.email:
-        beginnings.append(account.c.canonical_email.like(_beginning(query.email)))
+        beginnings.append(_has_email(connection, query.email))
     if query.name:
-        beginnings.append(func.lower(account.c.name).like(func.lower(_beginning(query.name))))
+        beginnings.append(folded_name(account.c.name).like(folded_name(_beginning(query.name))))
     wanted = select(account.c.id).where(*beginnings)
     if query.cursor:
         wanted = wanted.where(account.c.id < query.cursor)
@@ -88,6 +100,24 @@ def _search(connection: Connection, query: UserSearch) -> Select[Any]:
         wanted = select(wanted.offset(0).subquery().c.id)
     newest = wanted.order_by(wanted.selected_columns.id.desc()).limit(query.limit + 1)
     return users.select_listed().where(account.c.id.in_(newest)).order_by(account.c.id.desc())
+
+
+def _has_email(connection: Connection, beginning: str) -> ColumnElement[bool]:
+    """Whether an address begins so."""
+    address = account.c.canonical_email
+    *labels, last = beginning.partition("@")[2].split(".")
+    if not last.startswith(PUNYCODE):
+        return address.like(_beginning(beginning))
+    # A part of a label in punycode says nothing of how the label begins in Unicode: each candidate is encoded.
+    candidates = select(address).where(
+        address.like(_beginning(beginning.removesuffix(last))), func.split_part(address, "@", 2).op("~")("[^[:ascii:]]")
+    )
+    found = connection.scalars(candidates.limit(RARE)).all()
+    return address.in_([each for each in found if _ascii_labels(each)[len(labels)].startswith(last)])
+
+
+def _ascii_labels(address: str) -> list[str]:
+    return mailbox(address).partition("@")[2].split(".")
 
 
 def _is_rare(connection: Connection, beginning: ColumnElement[bool]) -> bool:

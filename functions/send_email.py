@@ -9,6 +9,7 @@ from shared import events
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import Event
+from shared.fields import mailbox
 from shared.mail_provider import send_mail
 from shared.mails import compose
 from shared.settings import settings
@@ -97,7 +98,7 @@ def send_email(event: Event) -> None:
             token = create(connection, event.user_id, mail.link.purpose, mail.link.lifetime)
             # In the fragment, which browsers keep to themselves: no server's log holds the token.
             link = f"{settings().public_url}/{mail.link.page}#token={token}"
-    send_mail(address, *compose(mail.section, recipient.locale, link))
+    send_mail(mailbox(address), *compose(mail.section, recipient.locale, link))
 
 
 def _mail(event: Event, status: str) -> Mail | None:

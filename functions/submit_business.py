@@ -13,7 +13,7 @@ from shared.access_tokens import Caller
 from shared.business_numbers import BusinessNumber, check_digit
 from shared.database import transaction
 from shared.events import BusinessSubmitted, announce
-from shared.fields import Name, RequestBody
+from shared.fields import FullDate, Name, RequestBody
 from shared.http_function import http_function
 from shared.problems import FieldError
 from shared.profiles import BusinessState
@@ -32,7 +32,7 @@ def _past(day: date) -> date:
 
 class BusinessRegistration(RequestBody):
     number: BusinessNumber
-    opened_on: Annotated[date, AfterValidator(_past), Field(description="As registered (개업일).")]
+    opened_on: Annotated[FullDate, AfterValidator(_past), Field(description="As registered (개업일).")]
     representative: Annotated[Name, Field(description="As registered (대표자).")]
 
 

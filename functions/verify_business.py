@@ -20,6 +20,7 @@ from shared.events import (
 from shared.problems import Problem, ServiceUnavailable
 from shared.settings import settings
 from shared.tables import account, business
+from shared.text import normalize_name
 
 ANSWER_SECONDS = 5.0
 """For each of two questions at the most."""
@@ -97,7 +98,7 @@ def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdi
 
 def _examine(number: str, opened_on: date, representative: str) -> Verdict:
     """Whether the registry knows a business as it was submitted, and it is active."""
-    stated = {"b_no": number, "start_dt": f"{opened_on:%Y%m%d}", "p_nm": representative}
+    stated = {"b_no": number, "start_dt": f"{opened_on:%Y%m%d}", "p_nm": normalize_name(representative)}
     answer = _ask("validate", {"businesses": [stated]}, number)
     # The registry leaves the state out where the statement is wrong.
     state = answer.get("status") or _ask("status", {"b_no": [number]}, number)

@@ -45,6 +45,13 @@ def _mac(last: bytes) -> bytes:
     return keyed_hash(_PURPOSE, last)[:_MAC_BYTES]
 
 
+def _decimal(text: str) -> int:
+    # Pydantic takes " 5", "5.0" and "1_0" for integers as well.
+    if re.fullmatch("0|-?[1-9][0-9]{0,9}", text):
+        return int(text)
+    raise PydanticCustomError("integer", "This is not a whole number.")
+
+
 class PageQuery(QueryParameters):
     """Which page of a list."""
 
@@ -54,7 +61,9 @@ class PageQuery(QueryParameters):
         WithJsonSchema({"type": "string"}),
         Field(description="Where the page begins: from the header Link of the page before."),
     ] = None
-    limit: Annotated[int, Field(ge=1, le=100, description="So many at most; 50 when it is not given.")] = 50
+    limit: Annotated[
+        int, BeforeValidator(_decimal), Field(ge=1, le=100, description="So many at most; 50 when it is not given.")
+    ] = 50
 
 
 def split(rows: Sequence[T], path: str, query: PageQuery) -> tuple[Sequence[T], dict[str, str]]:

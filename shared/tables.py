@@ -1,9 +1,12 @@
 """The tables. PostgreSQL holds the truth; what is here is created by the migrations."""
 
+from typing import Any
+
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     Column,
+    ColumnElement,
     Date,
     DateTime,
     ForeignKey,
@@ -24,6 +27,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 metadata = MetaData()
 
 _now = text("now()")
+
+
+def folded_name(name: Any) -> ColumnElement[str]:
+    """The form in which names that differ in case or composition are equal: Weiß and WEISS."""
+    return func.replace(func.lower(func.upper(func.normalize(name))), text("'ß'"), text("'ss'"))
+
 
 account = Table(
     "account",
@@ -63,9 +72,9 @@ Index(
     postgresql_include=["id", "status"],
 )
 Index(
-    "account_name_prefix_with_id",
-    func.lower(account.c.name).label("name"),
-    postgresql_ops={"name": "text_pattern_ops"},
+    "account_folded_name_prefix",
+    folded_name(account.c.name).label("folded_name"),
+    postgresql_ops={"folded_name": "text_pattern_ops"},
     postgresql_include=["name", "id", "status"],
 )
 Index("account_phone", account.c.phone, postgresql_where=account.c.phone.is_not(None))

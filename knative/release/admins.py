@@ -12,7 +12,7 @@ from knative.release.refused import Refused
 from shared import authentication, profiles, sessions
 from shared.database import transaction
 from shared.events import PasswordResetRequested, RolesChanged, announce
-from shared.fields import canonical_email
+from shared.fields import canonical_email, normalize_email
 from shared.tables import account, credential, verification
 
 HELP = """\
@@ -37,7 +37,7 @@ def create(email: str, locale: str) -> str:
         Refused: the address is malformed, or its account is suspended or withdrawn.
     """
     try:
-        address = canonical_email(email)
+        email, address = normalize_email(email), canonical_email(email)
     except ValueError:
         raise Refused(
             f"Nothing was changed. {email!r} is not an e-mail address. Write it as kim@example.com."

@@ -1,5 +1,6 @@
 """Searching users."""
 
+import unicodedata
 import uuid
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,7 +17,7 @@ from knative.local.supervisor import Process
 from shared import pages
 from shared.database import transaction
 from shared.tables import account
-from tests.conftest import User, add_business, call, create_admin, create_user, session_of, strong_session_of
+from tests.conftest import PASSWORD, User, add_business, call, create_admin, create_user, session_of, strong_session_of
 
 
 def search(admin: dict[str, Any], **query: Any) -> Any:
@@ -62,6 +63,65 @@ def test_a_domain_in_ascii_finds_an_address_typed_in_korean(address: str, admin:
     local = address.partition("@")[0]
     user = create_user(f"{local}@한국.com")
     assert found(admin, email=f"{local}@xn--3e0b707e.com") == [str(user.id)]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "{}@한국",
+        "{}@XN--3E0B707E.co",
+        "{}@xn--3e0b",
+        "{}@xn--",
+        "{}@mail.한국",
+        "{}@mail.xn--3e0b",
+        "{}@MAIL。xn--3e0b7",
+    ],
+)
+def test_a_part_of_a_domain_finds_its_users_in_unicode_and_in_punycode(
+    address: str, admin: dict[str, Any], typed: str
+) -> None:
+    local = address.partition("@")[0]
+    user, other = create_user(f"{local}@한국.com"), create_user(f"{local}@mail.한국.com")
+    create_user(f"{local}@한글.com")
+    wanted = other if "mail" in typed.lower() else user
+    found_ = found(admin, email=typed.format(local.upper()))
+    assert str(wanted.id) in found_
+    if not typed.endswith("--"):
+        assert found_ == [str(wanted.id)]
+
+
+@pytest.mark.parametrize("typed", ["{}@xn--zzz", "{}@example.com.xn--", "{}@한국.com.xn--a"])
+def test_a_label_in_punycode_that_nobody_has_finds_nobody(address: str, admin: dict[str, Any], typed: str) -> None:
+    local = address.partition("@")[0]
+    create_user(f"{local}@한국.com")
+    create_user(f"{local}@example.com")
+    assert found(admin, email=typed.format(local)) == []
+
+
+@pytest.mark.parametrize("typed", ["ΚΩΣΤΑΣ.ΠΑΠΑΣ", "κωστας.παπας", "κωστασ.παπασ", "Κώστας.ΠΑΠΑΣ".replace("ώ", "ω")])
+def test_a_greek_address_is_found_in_any_case(address: str, admin: dict[str, Any], typed: str) -> None:
+    email = f"κωστας.παπας-{address}"
+    assert call("register", body={"email": email, "password": PASSWORD}).status_code == 202
+    (user,) = search(admin, email=f"{typed}-{address}").json["users"]
+    assert user["email"] == email
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("Κώστας Παπάς", "ΚΏΣΤΑΣ ΠΑΠΆΣ"),
+        ("Weiß", "WEISS"),
+        ("STRAUẞ", "strauss"),
+        ("김민준", unicodedata.normalize("NFD", "김민준")),
+        (unicodedata.normalize("NFD", "김민준"), "김민준"),
+        ("Émile", unicodedata.normalize("NFD", "émile")),
+    ],
+)
+def test_a_name_is_found_in_any_case_and_composition(
+    active_user: User, admin: dict[str, Any], name: str, typed: str
+) -> None:
+    change(active_user, name=f"{name} {active_user.id}")
+    assert found(admin, name=f" {typed} {active_user.id}") == [str(active_user.id)]
 
 
 @pytest.mark.parametrize("wildcard", ["%", "_", "\\", "%%", "\\%"])
@@ -134,6 +194,13 @@ def test_a_last_page_that_is_full_has_no_link(active_user: User, admin: dict[str
         ("limit", "0"),
         ("limit", "101"),
         ("limit", "many"),
+        ("limit", " 5"),
+        ("limit", "5.0"),
+        ("limit", "1_0"),
+        ("limit", "+5"),
+        ("limit", "05"),
+        ("limit", "５"),
+        ("limit", "true"),
         ("cursor", "x"),
         ("cursor", ""),
         ("cursor", "A" * 32),
@@ -219,7 +286,7 @@ def test_every_search_uses_its_index() -> None:
     expected = {
         "account_pkey": [{}, {"cursor": pages.encode(last)}, {"status": "active"}, {"email": "user1"}],
         "account_canonical_email_prefix": [{"email": "USER12345@"}, {"email": "user12"}],
-        "account_name_prefix": [{"name": "USER 12345"}, {"name": "user 12"}],
+        "account_folded_name_prefix": [{"name": "USER 12345"}, {"name": "user 12"}],
         "account_phone": [{"phone": "010-1000-0042"}],
         "account_status": [{"status": "suspended"}, {"status": "suspended", "cursor": pages.encode(last)}],
         "account_with_roles": [{"role": "admin"}],

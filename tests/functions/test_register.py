@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 import urllib.error
 import urllib.request
 import uuid
@@ -14,7 +15,7 @@ from sqlalchemy import func, select, update
 
 from shared.database import transaction
 from shared.tables import account, credential, outbox
-from tests.conftest import PASSWORD, User, client, create_user, inbox, log_in, mailed_token, post, wait_for
+from tests.conftest import PASSWORD, User, call, client, create_user, inbox, log_in, mailed_token, post, wait_for
 
 PATH = "/api/v1/users"
 
@@ -55,12 +56,83 @@ def test_a_taken_address_gets_the_same_answer_and_its_owner_a_mail(active_user: 
 
 
 def test_addresses_that_differ_in_case_are_one_account_and_kept_as_typed(address: str) -> None:
+    local, _, domain = address.partition("@")
     register(address)
     register(address.upper())
     assert accounts(address) == 1
     with transaction() as connection:
         kept = connection.scalar(select(account.c.email).where(account.c.canonical_email == address))
-    assert kept == address.upper()
+    assert kept == f"{local.upper()}@{domain}"
+
+
+def stored(address: str) -> Any:
+    with transaction() as connection:
+        return connection.execute(select(account).where(account.c.canonical_email == address)).one()
+
+
+@pytest.mark.parametrize("name", ["Kim \U0001fae8", "김 ❤️", "👩\u200d💻", "می\u200cخواهم", "O'Neill-Łukasz", "ᚠ"])
+def test_a_name_may_hold_what_every_language_and_emoji_take(address: str, name: str) -> None:
+    assert register(address, name=name).status_code == 202
+    assert stored(address).name == name
+
+
+def test_a_name_is_kept_composed_and_without_space_around_it(address: str) -> None:
+    name = unicodedata.normalize("NFD", "김민준")
+    assert register(address, name=f"\u3000 {name * 30}\n").status_code == 202
+    assert stored(address).name == "김민준" * 30
+
+
+def test_a_greek_address_in_capitals_is_the_same_account(address: str) -> None:
+    email = f"κωστας.παπας-{address}"
+    register(email)
+    token = mailed_token(email)
+    assert post("verify_email", f"{PATH}/email/verify", {"token": token, "password": PASSWORD}).status_code == 204
+    capitals = f"ΚΩΣΤΑΣ.ΠΑΠΑΣ-{address}"
+    assert call("login", body={"email": capitals, "password": PASSWORD}).status_code == 200
+    assert register(capitals, password="another password entirely").status_code == 202
+    wait_for(lambda: len(inbox(email)) == 2)
+    assert inbox(email)[0]["subject"] == "이미 이지스 계정이 있습니다"
+
+
+@pytest.mark.parametrize(
+    ("typed", "mailed", "kept"),
+    [
+        ("quac\N{KELVIN SIGN}-{}@example.com", "quacK-{}@example.com", "quacK-{}@example.com"),
+        ("{}@example\N{IDEOGRAPHIC FULL STOP}com", "{}@example.com", "{}@example.com"),
+        ("{}@한국.com", "{}@xn--3e0b707e.com", "{}@한국.com"),
+        ("{}@XN--3E0B707E.com", "{}@xn--3e0b707e.com", "{}@한국.com"),
+        ("e\u0301-{}@example.com", "\u00e9-{}@example.com", "\u00e9-{}@example.com"),
+        (" {}@example.com ", "{}@example.com", "{}@example.com"),
+    ],
+)
+def test_mail_goes_to_the_very_address_that_is_kept(address: str, typed: str, mailed: str, kept: str) -> None:
+    local = address.partition("@")[0]
+    assert register(typed.format(local)).status_code == 202
+    assert wait_for(lambda: inbox(mailed.format(local)))
+    assert stored(kept.format(local).lower()).email == kept.format(local)
+
+
+@pytest.mark.parametrize(
+    "disguised", ["\N{LATIN SMALL LETTER LONG S}am", "ｋｉｍ", "\N{LATIN SMALL LIGATURE FI}n", "kim\u3164"]
+)
+def test_letters_that_stand_for_others_are_no_part_of_an_address(address: str, disguised: str) -> None:
+    """Or whoever has the mailbox of one spelling would keep out the owner of the other."""
+    response = register(disguised + address)
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json["errors"]] == ["/email"]
+
+
+def test_domains_that_differ_in_a_sharp_s_are_two(address: str) -> None:
+    local = address.partition("@")[0]
+    register(f"{local}@faß.example.com")
+    register(f"{local}@fass.example.com")
+    assert accounts(f"{local}@faß.example.com") == accounts(f"{local}@fass.example.com") == 1
+
+
+@pytest.mark.parametrize(("tag", "language"), [("en-US", "en"), ("EN", "en"), ("ko_KR", "ko"), ("ko-Kore-KR", "ko")])
+def test_of_a_locale_the_language_is_taken(address: str, tag: str, language: str) -> None:
+    assert register(address, locale=tag).status_code == 202
+    assert stored(address).locale == language
 
 
 def test_registering_again_before_verification_counts_and_replaces_the_link(address: str) -> None:
@@ -120,7 +192,16 @@ def test_an_earlier_link_never_activates_a_later_password(address: str) -> None:
 
 @pytest.mark.parametrize(
     "password",
-    ["brief", "fourteen chars", "aaaaaaaaaaaaaaaaaa", "passwordpassword", "123456789012345", "qwertyuiopasdfgh"],
+    [
+        "brief",
+        "fourteen chars",
+        "aaaaaaaaaaaaaaaaaa",
+        "passwordpassword",
+        "123456789012345",
+        "qwertyuiopasdfgh",
+        "0123456789" * 20,
+        "password" * 32,
+    ],
 )
 def test_a_weak_password_is_refused(address: str, password: str) -> None:
     response = register(address, password=password)
@@ -151,8 +232,19 @@ def test_a_password_may_hold_any_unicode(address: str) -> None:
         ({"name": "   "}, "/name"),
         ({"name": "\u202e\u200b"}, "/name"),
         ({"name": "\u200d"}, "/name"),
+        ({"name": "\N{HANGUL FILLER}"}, "/name"),
+        ({"name": "Kim\N{HANGUL FILLER}"}, "/name"),
+        ({"name": "\N{HALFWIDTH HANGUL FILLER}"}, "/name"),
+        ({"name": "\N{BRAILLE PATTERN BLANK}"}, "/name"),
+        ({"name": "a\N{LINE SEPARATOR}b"}, "/name"),
+        ({"name": "a\N{PARAGRAPH SEPARATOR}b"}, "/name"),
+        ({"name": "Kim\N{SOFT HYPHEN}"}, "/name"),
+        ({"name": "Kim \U000fffff"}, "/name"),
+        ({"name": "\N{VARIATION SELECTOR-16}"}, "/name"),
         ({"name": "n" * 101}, "/name"),
         ({"locale": "fr"}, "/locale"),
+        ({"locale": "english"}, "/locale"),
+        ({"locale": "en-"}, "/locale"),
         ({"password": ["a"]}, "/password"),
         ({"password": "p" * 257}, "/password"),
         ({"admin": True}, "/admin"),

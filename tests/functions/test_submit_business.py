@@ -1,5 +1,6 @@
 """Submitting a business registration."""
 
+import unicodedata
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_the_profile_shows_it_at_once(active_user: User) -> None:
 
 
 def test_it_is_stored_in_one_form(active_user: User) -> None:
-    submit(log_in(active_user), number="1010100014")
+    decomposed = unicodedata.normalize("NFD", "김민준")
+    submit(log_in(active_user), number=" 1010100014 ", representative=f" {decomposed} ")
     row = row_of(active_user, business)
     assert (row.number, row.opened_on, row.representative) == ("1010100014", date(2019, 3, 4), "김민준")
 
@@ -99,6 +101,11 @@ def test_a_business_may_open_today_by_koreas_calendar(active_user: User) -> None
         ("opened_on", "1899-12-31"),
         ("opened_on", "2019-02-29"),
         ("opened_on", "20190304"),
+        ("opened_on", "0"),
+        ("opened_on", "1551657600"),
+        ("opened_on", " 2019-03-04"),
+        ("opened_on", "2019-3-4"),
+        ("opened_on", "２０１９-03-04"),
         ("opened_on", 20190304),
         ("opened_on", "2019-03-04T00:00:00"),
         ("representative", ""),

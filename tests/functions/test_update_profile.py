@@ -1,6 +1,7 @@
 """Changing one's own profile."""
 
 import json
+import unicodedata
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -63,6 +64,20 @@ def test_a_merge_patch_is_taken_under_its_own_media_type(active_user: User) -> N
         headers=bearer(session_of(active_user)),
     )
     assert (response.status_code, response.json and response.json["name"]) == (200, "Kim")
+
+
+def test_a_name_is_shown_composed_and_without_space_around_it(active_user: User) -> None:
+    name = unicodedata.normalize("NFD", "이서연")
+    response = call(
+        "update_profile", session_of(active_user), {"name": f" {name}\N{NO-BREAK SPACE}", "locale": "en-US"}
+    )
+    assert (response.json["name"], response.json["locale"]) == ("이서연", "en")
+
+
+def test_the_same_name_from_another_keyboard_is_no_change(active_user: User) -> None:
+    tokens = session_of(active_user)
+    assert call("update_profile", tokens, {"name": unicodedata.normalize("NFD", "김민준")}).status_code == 200
+    assert "profile_updated" not in events_of(active_user)
 
 
 @pytest.mark.parametrize(

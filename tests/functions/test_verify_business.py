@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import unicodedata
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -56,6 +57,13 @@ def test_the_registry_is_asked_as_it_wants_to_be(active_user: User, registry: Pr
     assert asked.path == VALIDATE
     assert asked.headers["authorization"] == f"Infuser {os.environ['BUSINESS_REGISTRY_API_KEY']}"
     assert json.loads(asked.body) == {"businesses": [{"b_no": NUMBER, "start_dt": "20190304", "p_nm": "김민준"}]}
+
+
+def test_a_name_that_was_stored_decomposed_is_sent_composed(active_user: User, registry: Provider) -> None:
+    add_business(active_user, representative=unicodedata.normalize("NFD", " 김민준 "))
+    assert deliver(active_user).status_code == 204
+    (asked,) = registry.asked
+    assert json.loads(asked.body)["businesses"][0]["p_nm"] == "김민준"
 
 
 def test_a_business_that_is_active_as_stated_is_verified(active_user: User, registry: Provider) -> None:

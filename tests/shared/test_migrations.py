@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,6 +150,35 @@ def test_the_release_before_refuses_to_migrate_what_a_newer_one_has_migrated(
     said = refused(start())
     assert "Can't locate revision identified by 'newer'" in said
     assert "A newer release has migrated it." in said
+
+
+def test_addresses_that_were_stored_before_they_were_folded_are_found(own_database: Process) -> None:
+    verified, unverified = "κωστασ@example.com", "κωστας@example.com"
+    stored = ["straße@example.com", unverified, verified, "straße@faß.com", "\u017fam@example.com"]
+    with engine().begin() as connection:
+        connection.execute(text("DROP INDEX account_folded_name_prefix"))
+        connection.execute(text("CREATE INDEX account_name_prefix_with_id ON account (lower(name)) INCLUDE (name)"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0008'"))
+        for email in stored:
+            row = {"id": uuid.uuid4(), "email": email, "verified": email == verified}
+            connection.execute(
+                text("""
+                INSERT INTO account (id, email, canonical_email, new_canonical_email, locale, status, email_verified_at)
+                VALUES (:id, :email, :email, :email, 'ko', 'active', CASE WHEN :verified THEN now() END)
+                """),
+                row,
+            )
+    migrate()
+    with transaction() as connection:
+        rows = connection.execute(text("SELECT email, canonical_email, new_canonical_email FROM account")).all()
+    assert {row.email: row.canonical_email for row in rows} == {
+        "straße@example.com": "strasse@example.com",
+        verified: verified,
+        unverified: unverified,  # two accounts stay two
+        "straße@faß.com": "strasse@faß.com",
+        "\u017fam@example.com": "\u017fam@example.com",  # of no other address than its own
+    }
+    assert {row.new_canonical_email for row in rows} >= {"strasse@faß.com", "κωστασ@example.com"}
 
 
 def test_a_migration_says_that_it_waits_for_another(own_database: Process) -> None:

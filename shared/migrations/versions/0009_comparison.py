@@ -1,0 +1,50 @@
+"""Compares addresses and names after case folding, so that κωστας@ and ΚΩΣΤΑΣ@ are one.
+
+Addresses that were two and would be one now stay two: the account that was verified first is found by both.
+"""
+
+import unicodedata
+
+from alembic import op
+from sqlalchemy import text
+
+revision = "0009"
+down_revision = "0008"
+
+STATEMENTS = (
+    """
+    CREATE INDEX account_folded_name_prefix
+    ON account (replace(lower(upper(normalize(name))), 'ß', 'ss') text_pattern_ops) INCLUDE (name, id, status)
+    """,
+    # No release searches by it.
+    "DROP INDEX account_name_prefix_with_id",
+)
+
+STORED = text("""
+    SELECT id, canonical_email, new_canonical_email FROM account
+    WHERE canonical_email ~ '[^[:ascii:]]' OR new_canonical_email ~ '[^[:ascii:]]'
+    ORDER BY email_verified_at, id
+""")
+COMPARE = text("""
+    UPDATE account SET canonical_email = :address
+    WHERE id = :id AND NOT EXISTS (SELECT FROM account WHERE canonical_email = :address)
+""")
+COMPARE_NEW = text("UPDATE account SET new_canonical_email = :address WHERE id = :id")
+
+
+def upgrade() -> None:
+    for statement in STATEMENTS:
+        op.execute(statement)
+    connection = op.get_bind()
+    for row in connection.execute(STORED).all():
+        connection.execute(COMPARE, {"id": row.id, "address": folded(row.canonical_email)})
+        if row.new_canonical_email:
+            connection.execute(COMPARE_NEW, {"id": row.id, "address": folded(row.new_canonical_email)})
+
+
+def folded(address: str) -> str:
+    """The address, its local part folded; as it is where that has letters that stand for others."""
+    local, _, domain = address.rpartition("@")
+    if unicodedata.normalize("NFKC", local) != local:
+        return address
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", local).casefold()) + f"@{domain}"
