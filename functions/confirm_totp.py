@@ -22,7 +22,8 @@ LIFETIME = timedelta(minutes=15)
 
 class TotpConfirmation(RequestBody):
     code: Annotated[
-        SecretStr, Field(min_length=6, max_length=16, description="Six digits of the app.", examples=["123456"])
+        SecretStr,
+        Field(min_length=6, max_length=32, description="Six digits of the app, also as 123 456.", examples=["123456"]),
     ]
 
 

@@ -30,8 +30,8 @@ class SecondFactor(RequestBody):
         SecretStr,
         Field(
             min_length=6,
-            max_length=32,
-            description="Six digits of the authenticator app, or a recovery code.",
+            max_length=64,
+            description="Six digits of the authenticator app, or a recovery code; spaces and dashes do not matter.",
             examples=["123456", "7K3M-QP0X-2A9D-VW5T-H8RC-4NZE"],
         ),
     ]

@@ -1,6 +1,7 @@
 """Verify a phone number with the code from the text message."""
 
 import hmac
+import re
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,22 +18,23 @@ from shared.http_function import http_function
 from shared.phone_numbers import hash_phone_code
 from shared.problems import Problem
 from shared.tables import account, phone_verification
+from shared.text import plain
 
 MAX_TRIES = 5
-CODE_LENGTH = 6
+CODE = "[0-9]{6}"
 
 
 def _digits(code: SecretStr) -> SecretStr:
-    text = code.get_secret_value()
-    if not (text.isascii() and text.isdigit()):
+    digits = re.sub("[ -]", "", plain(code.get_secret_value()))
+    if not re.fullmatch(CODE, digits):
         raise PydanticCustomError("code", "This is not a code of six digits.")
-    return code
+    return SecretStr(digits)
 
 
 class PhoneCode(RequestBody):
     code: Annotated[
         SecretStr,
-        Field(min_length=CODE_LENGTH, max_length=CODE_LENGTH, examples=["123456"]),
+        Field(min_length=6, max_length=32, description="Six digits, also as 123 456.", examples=["123456"]),
         AfterValidator(_digits),
     ]
 

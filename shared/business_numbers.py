@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from shared.text import plain
+
 _WEIGHTS = (1, 3, 7, 1, 3, 7, 1, 3, 5)
 _FIRST_OFFICE = 101
 
@@ -16,7 +18,7 @@ def normalize_business_number(text: str) -> str:
     Raises:
         ValueError: it has another form, or a part that no number has.
     """
-    parts = re.fullmatch(r"([0-9]{3})(-?)([0-9]{2})\2([0-9]{4})([0-9])", text)
+    parts = re.fullmatch(r"([0-9]{3})(-?)([0-9]{2})\2([0-9]{4})([0-9])", plain(text))
     if not parts:
         raise PydanticCustomError("business_number", "Give ten digits, as 000-00-00000 or without dashes.")
     office, _, kind, serial, check = parts.groups()
@@ -34,7 +36,7 @@ def check_digit(first_nine: str) -> str:
 
 BusinessNumber = Annotated[
     str,
-    StringConstraints(max_length=12),
+    StringConstraints(max_length=32),
     AfterValidator(normalize_business_number),
     Field(description="Ten digits, with dashes or without.", examples=["124-81-00998"]),
 ]

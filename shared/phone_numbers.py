@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from shared.encryption import keyed_hash
+from shared.text import plain
 
 DEFAULT_REGION = "KR"
 """Where a number is called from that states no country."""
@@ -31,8 +32,9 @@ def normalize_phone_number(text: str) -> str:
     )
 
     try:
+        written = plain(text)
         # The parser would find a number in any text around it.
-        number = parse(text, DEFAULT_REGION) if re.fullmatch(r"[0-9+(). -]+", text) else None
+        number = parse(written, DEFAULT_REGION) if re.fullmatch(r"[0-9+(). -]+", written) else None
     except NumberParseException:
         number = None
     if number is None or not is_valid_number(number):

@@ -14,6 +14,7 @@ from shared.encryption import keyed_hash, seal, unseal
 from shared.events import TotpRemoved, announce
 from shared.problems import ReauthenticationRequired
 from shared.tables import passkey, recovery_code, totp
+from shared.text import plain
 
 SECRET_BYTES = 20
 """160 bits (RFC 4226, 4, R6)."""
@@ -42,7 +43,7 @@ def step_of(user_id: UUID, sealed_secret: bytes, code: str) -> int | None:
 
     import pyotp
 
-    code = re.sub(r"[ -]", "", code)
+    code = re.sub("[ -]", "", plain(code))
     if not re.fullmatch("[0-9]{6}", code):
         return None
     app = pyotp.TOTP(base64.b32encode(unseal(_PURPOSE, sealed_secret, user_id.bytes)).decode())
@@ -83,8 +84,8 @@ def new_recovery_codes() -> list[str]:
 
 
 def recovery_code_hash(user_id: UUID, code: str) -> bytes | None:
-    """What is stored of a recovery code; dashes, case and O for 0 do not matter. None for what cannot be one."""
-    code = code.upper().translate(_MISREAD)
+    """What is stored of a recovery code; spaces, case and O for 0 do not matter. None for what is none."""
+    code = plain(code).upper().translate(_MISREAD)
     if len(code) != _RECOVERY_CODE_LENGTH or not set(code) <= set(_CROCKFORD):
         return None
     return keyed_hash("recovery code", user_id.bytes + code.encode())

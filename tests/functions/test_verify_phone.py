@@ -138,7 +138,15 @@ def test_a_new_number_takes_the_place_of_the_old_one_when_it_is_verified(active_
     assert call("get_profile", tokens).json["phone"] == phone
 
 
-@pytest.mark.parametrize("code", ["", "12345", "1234567", "12345x", "１２３４５６", " 12345", 123456, None])
+@pytest.mark.parametrize(
+    "code", ["031 415", "031-415", " 031415\n", "０３１４１５", "031\N{NO-BREAK SPACE}415", "031\N{EN DASH}415"]
+)
+def test_a_code_may_be_typed_as_people_read_it(active_user: User, phone: str, code: str) -> None:
+    give_code(active_user, phone)
+    assert verify(log_in(active_user), code).status_code == 204
+
+
+@pytest.mark.parametrize("code", ["", "12345", "1234567", "12345x", "١٢٣٤٥٦", " 12345", 123456, None])
 def test_what_is_no_code_is_a_422_and_no_try(active_user: User, phone: str, code: Any) -> None:
     give_code(active_user, phone)
     response = verify(log_in(active_user), code)

@@ -18,7 +18,21 @@ MOBILE_EXAMPLES = [
 
 @pytest.mark.parametrize(
     "text",
-    ["010-1234-5678", "010 1234 5678", "01012345678", "+82 10-1234-5678", "+82 (0)10 1234 5678", "+821012345678"],
+    [
+        "010-1234-5678",
+        "010 1234 5678",
+        "01012345678",
+        "+82 10-1234-5678",
+        "+82 (0)10 1234 5678",
+        "+821012345678",
+        " 010-1234-5678\n",
+        "010\N{NO-BREAK SPACE}1234\N{NO-BREAK SPACE}5678",
+        "０１０－１２３４－５６７８",
+        "＋８２（０）１０　１２３４　５６７８",
+        "010‑1234–5678",
+        "010ー1234ー5678",
+        "\N{LEFT-TO-RIGHT EMBEDDING}+82 10 1234 5678\N{POP DIRECTIONAL FORMATTING}",
+    ],
 )
 def test_a_korean_number_may_be_written_in_many_ways(text: str) -> None:
     assert normalize_phone_number(text) == "+821012345678"
@@ -41,7 +55,6 @@ def test_a_korean_number_may_be_written_in_many_ways(text: str) -> None:
         "010-1234-5678 ext. 5",
         "010-1234-5678;ext=5",
         "tel:+82-10-1234-5678",
-        "010-1234-5678\n",
         "٠١٠-١٢٣٤-٥٦٧٨",
         "+",
     ],
