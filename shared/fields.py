@@ -99,8 +99,12 @@ def _printable(text: str) -> str:
     return text
 
 
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def _beginning(text: str) -> str:
-    return unicodedata.normalize("NFC", text).lstrip()
+    return _composed(text).lstrip()
 
 
 def _on_text(normalize: Callable[[str], Any]) -> BeforeValidator:
@@ -137,7 +141,7 @@ Name = Annotated[
     _on_text(normalize_name),
     StringConstraints(max_length=100),
     AfterValidator(_printable),
-    Field(examples=["김민준"]),
+    Field(description="Kept in Unicode's composed form, without space around it.", examples=["김민준"]),
 ]
 Prefix = Annotated[
     str, _on_text(_beginning), StringConstraints(min_length=1, max_length=254), AfterValidator(_printable)
@@ -151,9 +155,12 @@ Locale = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_LOCALE}$"}),
     Field(description="The language of mails to the user: ko or en, also as in en-US.", examples=["ko"]),
 ]
-Password = Annotated[SecretStr, Field(min_length=1, max_length=256, examples=["correct horse battery staple"])]
+Password = Annotated[
+    SecretStr, _on_text(_composed), Field(min_length=1, max_length=256, examples=["correct horse battery staple"])
+]
 NewPassword = Annotated[
     SecretStr,
+    _on_text(_composed),
     Field(
         min_length=1,  # `check_acceptable` counts characters after normalization, and says what is wrong
         max_length=256,

@@ -15,7 +15,19 @@ from sqlalchemy import func, select, update
 
 from shared.database import transaction
 from shared.tables import account, credential, outbox
-from tests.conftest import PASSWORD, User, call, client, create_user, inbox, log_in, mailed_token, post, wait_for
+from tests.conftest import (
+    PASSWORD,
+    User,
+    call,
+    client,
+    create_user,
+    events_of,
+    inbox,
+    log_in,
+    mailed_token,
+    post,
+    wait_for,
+)
 
 PATH = "/api/v1/users"
 
@@ -85,13 +97,13 @@ def test_a_name_is_kept_composed_and_without_space_around_it(address: str) -> No
 def test_a_greek_address_in_capitals_is_the_same_account(address: str) -> None:
     email = f"κωστας.παπας-{address}"
     register(email)
-    token = mailed_token(email)
-    assert post("verify_email", f"{PATH}/email/verify", {"token": token, "password": PASSWORD}).status_code == 204
+    user = User(stored(email.replace("ς", "σ")).id, email)
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user.id).values(status="active"))
     capitals = f"ΚΩΣΤΑΣ.ΠΑΠΑΣ-{address}"
     assert call("login", body={"email": capitals, "password": PASSWORD}).status_code == 200
     assert register(capitals, password="another password entirely").status_code == 202
-    wait_for(lambda: len(inbox(email)) == 2)
-    assert inbox(email)[0]["subject"] == "이미 이지스 계정이 있습니다"
+    assert events_of(user)[-1] == "registration_repeated"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,6 @@ def test_a_greek_address_in_capitals_is_the_same_account(address: str) -> None:
         ("{}@example\N{IDEOGRAPHIC FULL STOP}com", "{}@example.com", "{}@example.com"),
         ("{}@한국.com", "{}@xn--3e0b707e.com", "{}@한국.com"),
         ("{}@XN--3E0B707E.com", "{}@xn--3e0b707e.com", "{}@한국.com"),
-        ("e\u0301-{}@example.com", "\u00e9-{}@example.com", "\u00e9-{}@example.com"),
         (" {}@example.com ", "{}@example.com", "{}@example.com"),
     ],
 )

@@ -15,7 +15,7 @@ from knative.local.servers import free_port
 from shared import passwords, settings
 from shared.passwords import check_acceptable, hash_password, verify_password
 from shared.problems import InvalidRequest, ServiceUnavailable
-from tests.conftest import PASSWORD, counted, wait_for
+from tests.conftest import PASSWORD, call, counted, wait_for
 from tests.providers import Answer, Provider, serving
 
 
@@ -36,6 +36,12 @@ def test_two_keyboards_type_one_korean_password() -> None:
     decomposed = unicodedata.normalize("NFD", composed)
     assert composed != decomposed
     assert verify_password(hash_password(composed), decomposed)
+
+
+def test_a_long_password_from_a_keyboard_that_decomposes_is_taken(address: str) -> None:
+    password = unicodedata.normalize("NFD", "비밀번호는 길어야 안전하다 " * 16)
+    assert len(password) > 256
+    assert call("register", body={"email": address, "password": password}).status_code == 202
 
 
 def test_nobodys_hash_is_verified_at_the_same_parameters_and_never_right() -> None:
