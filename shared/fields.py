@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import lru_cache
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -125,6 +126,13 @@ def _full_date(text: str) -> date:
     raise PydanticCustomError("date", "Give a day of the calendar, written as 2019-03-04 (RFC 3339).")
 
 
+def _uuid(text: str) -> UUID:
+    # Pydantic takes URNs, braces and text without dashes as well.
+    if re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text):
+        return UUID(text)
+    raise PydanticCustomError("uuid_parsing", "Write an id as RFC 9562 has it.")
+
+
 _LOCALE = "([Kk][Oo]|[Ee][Nn])([-_][A-Za-z0-9]{1,8}){0,7}"
 
 EmailAddress = Annotated[
@@ -149,6 +157,8 @@ Prefix = Annotated[
 """The beginning of a text that is searched for."""
 FullDate = Annotated[date, _on_text(_full_date)]
 """A date, in no other form than RFC 3339's full-date."""
+Uuid = Annotated[UUID, _on_text(_uuid)]
+"""An id, in no other form than RFC 9562 has for text."""
 Locale = Annotated[
     Literal["ko", "en"],
     _on_text(_language),

@@ -1,7 +1,6 @@
 """What the service announces. An event holds ids, never personal data or a secret."""
 
 from typing import Annotated, Any, ClassVar, Literal
-from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, bindparam, insert
@@ -9,6 +8,7 @@ from uuid_utils.compat import uuid7
 
 from shared import logs, own_writes
 from shared.database import prepared
+from shared.fields import Uuid
 from shared.tables import outbox
 
 SOURCE = "/aegis/user-service"
@@ -20,7 +20,7 @@ class Event(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: ClassVar[str]
-    user_id: Annotated[UUID, Field(description="Also the subject of the CloudEvent, and the key of its record.")]
+    user_id: Annotated[Uuid, Field(description="Also the subject of the CloudEvent, and the key of its record.")]
 
 
 class UserRegistered(Event):
@@ -76,7 +76,7 @@ class LoggedIn(Event):
     """A session has started."""
 
     type = "com.aegis.user.logged_in.v1"
-    session_id: UUID
+    session_id: Uuid
     amr: Annotated[list[str], Field(description="How the user proved who they are (RFC 8176).")]
 
 
@@ -84,14 +84,14 @@ class LoggedOut(Event):
     """A session was ended by its user."""
 
     type = "com.aegis.user.logged_out.v1"
-    session_id: UUID
+    session_id: Uuid
 
 
 class RefreshTokenReused(Event):
     """A refresh token was used twice, so that it must have been stolen; its session has ended."""
 
     type = "com.aegis.user.refresh_token_reused.v1"
-    session_id: UUID
+    session_id: Uuid
 
 
 class ProfileUpdated(Event):
@@ -160,14 +160,14 @@ class TotpRemoved(Event):
     """A second factor was removed; by an administrator, where one is named."""
 
     type = "com.aegis.user.totp_removed.v1"
-    actor_id: Annotated[UUID | None, Field(description="The administrator, if it was one who called.")] = None
+    actor_id: Annotated[Uuid | None, Field(description="The administrator, if it was one who called.")] = None
 
 
 class SessionsEnded(Event):
     """An administrator ended all sessions of an account."""
 
     type = "com.aegis.user.sessions_ended.v1"
-    actor_id: Annotated[UUID, Field(description="The administrator.")]
+    actor_id: Annotated[Uuid, Field(description="The administrator.")]
 
 
 class RecoveryCodeUsed(Event):
@@ -186,14 +186,14 @@ class PasskeyRegistered(Event):
     """A passkey was added."""
 
     type = "com.aegis.user.passkey_registered.v1"
-    passkey_id: UUID
+    passkey_id: Uuid
 
 
 class PasskeyRemoved(Event):
     """A passkey was removed."""
 
     type = "com.aegis.user.passkey_removed.v1"
-    passkey_id: UUID
+    passkey_id: Uuid
 
 
 class DataExported(Event):
@@ -224,14 +224,14 @@ class UserSuspended(Event):
     """An administrator suspended an account; its sessions have ended."""
 
     type = "com.aegis.user.suspended.v1"
-    actor_id: Annotated[UUID, Field(description="The administrator.")]
+    actor_id: Annotated[Uuid, Field(description="The administrator.")]
 
 
 class UserReinstated(Event):
     """An administrator ended a suspension or a withdrawal."""
 
     type = "com.aegis.user.reinstated.v1"
-    actor_id: Annotated[UUID, Field(description="The administrator.")]
+    actor_id: Annotated[Uuid, Field(description="The administrator.")]
 
 
 class RolesChanged(Event):
@@ -239,7 +239,7 @@ class RolesChanged(Event):
 
     type = "com.aegis.user.roles_changed.v1"
     roles: Annotated[list[str], Field(description="All that the account has now.")]
-    actor_id: Annotated[UUID | None, Field(description="The administrator, if it was one who called.")] = None
+    actor_id: Annotated[Uuid | None, Field(description="The administrator, if it was one who called.")] = None
 
 
 ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
