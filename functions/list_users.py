@@ -49,9 +49,9 @@ def _in_unicode(label: str) -> str:
 class UserSearch(PageQuery):
     email: Annotated[
         Annotated[Prefix, AfterValidator(_email_prefix)] | None,
-        Field(description="The beginning of the address, in any case."),
+        Field(description="The beginning of the address, in any case; its domain in Unicode or as xn--."),
     ] = None
-    name: Annotated[Prefix | None, Field(description="The beginning of the name, in any case.")] = None
+    name: Annotated[Prefix | None, Field(description="The beginning of the name, in any case, composed or not.")] = None
     phone: Annotated[PhoneNumber | None, Field(description="The whole number: +821012345678 or 010-1234-5678.")] = None
     status: Annotated[Status | None, Field(description="The state of the account.")] = None
     role: Annotated[Literal["admin"] | None, Field(description="One of its roles.")] = None

@@ -72,6 +72,12 @@ Index(
     postgresql_include=["id", "status"],
 )
 Index(
+    "account_name_prefix_with_id",  # goes a release later as well
+    func.lower(account.c.name).label("name"),
+    postgresql_ops={"name": "text_pattern_ops"},
+    postgresql_include=["name", "id", "status"],
+)
+Index(
     "account_folded_name_prefix",
     folded_name(account.c.name).label("folded_name"),
     postgresql_ops={"folded_name": "text_pattern_ops"},

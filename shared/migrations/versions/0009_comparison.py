@@ -11,14 +11,10 @@ from sqlalchemy import text
 revision = "0009"
 down_revision = "0008"
 
-STATEMENTS = (
-    """
+INDEX = """
     CREATE INDEX account_folded_name_prefix
     ON account (replace(lower(upper(normalize(name))), 'ß', 'ss') text_pattern_ops) INCLUDE (name, id, status)
-    """,
-    # No release searches by it.
-    "DROP INDEX account_name_prefix_with_id",
-)
+"""
 
 STORED = text("""
     SELECT id, canonical_email, new_canonical_email FROM account
@@ -33,8 +29,7 @@ COMPARE_NEW = text("UPDATE account SET new_canonical_email = :address WHERE id =
 
 
 def upgrade() -> None:
-    for statement in STATEMENTS:
-        op.execute(statement)
+    op.execute(INDEX)
     connection = op.get_bind()
     for row in connection.execute(STORED).all():
         connection.execute(COMPARE, {"id": row.id, "address": folded(row.canonical_email)})
