@@ -3,6 +3,7 @@
 from typing_extensions import TypedDict
 
 from shared.access_tokens import ALGORITHM
+from shared.discovery import CACHE_CONTROL, JWKS_PATH
 from shared.http_function import http_function
 from shared.request import Reply
 from shared.settings import settings
@@ -22,7 +23,7 @@ class PublicKeys(TypedDict):
     keys: list[PublicKey]
 
 
-@http_function("GET", "/.well-known/jwks.json", uses=["access_tokens"])
+@http_function("GET", JWKS_PATH, uses=["access_tokens"])
 def jwks() -> Reply[PublicKeys]:
     """Read the public keys.
 
@@ -34,4 +35,4 @@ def jwks() -> Reply[PublicKeys]:
         PublicKey(kty="EC", crv="P-256", x=key.x, y=key.y, kid=key.kid, use="sig", alg=ALGORITHM)
         for key in settings().signing_keys
     ]
-    return Reply(PublicKeys(keys=keys), headers={"Cache-Control": "public, max-age=300"})
+    return Reply(PublicKeys(keys=keys), headers={"Cache-Control": CACHE_CONTROL})

@@ -19,7 +19,7 @@ CLOCK_SKEW_SECONDS = 30
 AUDIENCE = "aegis"
 ALGORITHM = "ES256"
 TYPE = "at+jwt"
-_CLAIMS = frozenset({"iss", "aud", "sub", "client_id", "sid", "roles", "amr", "auth_time", "iat", "exp", "jti"})
+CLAIMS = frozenset({"iss", "aud", "sub", "client_id", "sid", "roles", "amr", "auth_time", "iat", "exp", "jti"})
 _NUMBER_BYTES = 32
 _MAX_LENGTH = 4096
 _MAX_REMEMBERED = 2048
@@ -93,7 +93,7 @@ def _verified(token: str) -> tuple[Caller, int]:
         expires_at = int(claims["exp"])
         audience = claims["aud"]
         if (
-            not claims.keys() >= _CLAIMS
+            not claims.keys() >= CLAIMS
             or claims["iss"] != settings().public_url
             or AUDIENCE not in ([audience] if isinstance(audience, str) else audience)
             or time.time() < max(claims["iat"], claims.get("nbf", 0)) - CLOCK_SKEW_SECONDS

@@ -20,7 +20,7 @@ MODELS = DATABASE | {"pydantic"}
 EVENTS = MODELS | {"uuid_utils"}
 
 GROUPS = {
-    "reads that the cache answers": (EVERY, ["get_profile", "jwks"]),
+    "reads that the cache answers": (EVERY, ["get_profile", "jwks", "oauth_metadata", "openid_configuration"]),
     "answers for routes that there are not": (EVERY | {"yaml"}, ["fallback"]),
     "reads": (DATABASE, ["list_passkeys"]),
     "operations that announce nothing": (MODELS, ["list_audit", "request_passkey_login"]),

@@ -237,6 +237,8 @@ def leaves_and_comes_back(kim: Person) -> None:
 def keys_are_public_and_the_rest_is_a_404() -> None:
     anyone = Person("anyone")
     anyone.does("jwks")
+    anyone.does("openid_configuration")
+    anyone.does("oauth_metadata")
     answer = http.request("GET", f"{URL}/api/v1/users/nothing", headers=HOST)
     print(f"{'anyone':>8}  {'fallback':30} GET    {'/api/v1/users/nothing':70} {answer.status}")
     if answer.status != 404:

@@ -1,0 +1,16 @@
+"""Publish how access tokens are verified, for clients of OpenID Connect Discovery."""
+
+from shared.discovery import Metadata, metadata
+from shared.http_function import http_function
+from shared.request import Reply
+
+
+@http_function("GET", "/.well-known/openid-configuration", uses=["access_tokens"])
+def openid_configuration() -> Reply[Metadata]:
+    """Read the OpenID provider configuration.
+
+    OpenID Connect Discovery 1.0: a library that is given the issuer alone finds the keys, and the algorithm, of access
+    tokens here. It names no authorization or token endpoint because there is none: users log in with `login`, and no ID
+    tokens are issued. Keep it for five minutes at most.
+    """
+    return metadata()
