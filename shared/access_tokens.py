@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 LIFETIME_SECONDS = 600
 CLOCK_SKEW_SECONDS = 30
-AUDIENCE = "aegis"
+CLIENT_ID = "aegis"
+"""Users log in with our own API alone, so it is the client of every token (RFC 9068, 2.2)."""
 ALGORITHM = "ES256"
 TYPE = "at+jwt"
 CLAIMS = frozenset({"iss", "aud", "sub", "client_id", "sid", "roles", "amr", "auth_time", "iat", "exp", "jti"})
@@ -54,9 +55,9 @@ def issue(caller: Caller) -> str:
     now = int(time.time())
     claims = {
         "iss": settings().public_url,
-        "aud": AUDIENCE,
+        "aud": settings().audiences[0],
         "sub": str(caller.user_id),
-        "client_id": AUDIENCE,
+        "client_id": CLIENT_ID,
         "sid": str(caller.session_id),
         "roles": caller.roles,
         "amr": caller.amr,
@@ -95,7 +96,7 @@ def _verified(token: str) -> tuple[Caller, int]:
         if (
             not claims.keys() >= CLAIMS
             or claims["iss"] != settings().public_url
-            or AUDIENCE not in ([audience] if isinstance(audience, str) else audience)
+            or not {*([audience] if isinstance(audience, str) else audience)} & {*settings().audiences}
             or time.time() < max(claims["iat"], claims.get("nbf", 0)) - CLOCK_SKEW_SECONDS
         ):
             raise InvalidAccessToken

@@ -32,6 +32,10 @@ P256_BYTES = 32
 REDIS_CLUSTER = "redis+cluster"
 """The scheme of a URL of Redis in cluster mode."""
 
+DEFAULT_AUDIENCE = "aegis"
+# A StringOrURI (RFC 7519, 2): what has a colon is a URI. Bounded, as it is in every token.
+_AUDIENCE = re.compile(r"(?=.{1,255}$)([!#-9;-\[\]-~]+|[A-Za-z][A-Za-z0-9+.-]*:[!#-\[\]-~]+)")
+
 REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "database": ("DATABASE_URL",),
     "cache": ("REDIS_URL",),
@@ -85,6 +89,8 @@ class Settings:
     """Where people meet the service: issuer of access tokens and start of the links in mails."""
     signing_keys: tuple[SigningKey, ...]
     """The first signs; all verify, so that a key can be replaced without logging anyone out."""
+    audiences: tuple[str, ...]
+    """Who access tokens are for (RFC 7519, 4.1.3): new ones name the first; all are accepted, so that it can change."""
     refresh_key: bytes
     """Refresh tokens are hashed under it."""
     encryption_key: bytes
@@ -183,6 +189,10 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     if any(urlsplit(origin)[2:] != ("", "", "") or not urlsplit(origin).hostname for origin in origins):
         problems.append("CORS_ALLOWED_ORIGINS is not a list of origins such as https://app.example.com")
 
+    audiences = tuple(audience.strip() for audience in values.get("JWT_AUDIENCE", DEFAULT_AUDIENCE).split(","))
+    if not all(_AUDIENCE.fullmatch(audience) for audience in audiences):
+        problems.append("JWT_AUDIENCE is not a list of names or URIs such as aegis or https://api.example.com")
+
     signing_keys: tuple[SigningKey, ...] = ()
     if "JWT_SECRET_KEY" in values:
         try:
@@ -202,6 +212,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 500, 10, 1000),
         public_url=(public_url := url("PUBLIC_URL", "http", "https")),
         signing_keys=signing_keys,
+        audiences=audiences,
         refresh_key=refresh_key,
         encryption_key=encryption_key,
         passkey_domain=values.get("PASSKEY_DOMAIN") or urlsplit(public_url).hostname or "",

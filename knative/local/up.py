@@ -185,6 +185,7 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "CORS_ALLOWED_ORIGINS": ",".join(
             dict.fromkeys([f"http://localhost:{port}", *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")])])
         ),
+        "JWT_AUDIENCE": os.environ.get("JWT_AUDIENCE", ""),
         "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
         "ENCRYPTION_KEY": secret(data, "encryption_key"),

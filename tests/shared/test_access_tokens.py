@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jwt
@@ -84,6 +85,54 @@ def test_a_wrong_claim_is_a_401(active_user: User, changes: dict[str, Any]) -> N
     """Times are seconds from now."""
     changes = {name: time.time() + value if isinstance(value, int) else value for name, value in changes.items()}
     assert get(sign(claims_of(active_user, **changes))).status_code == 401
+
+
+@pytest.fixture
+def audience(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Starts anew with another JWT_AUDIENCE."""
+
+    def change(value: str) -> None:
+        monkeypatch.setenv("JWT_AUDIENCE", value)
+        settings.cache_clear()
+        access_tokens._verified.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    settings.cache_clear()
+    access_tokens._verified.cache_clear()
+
+
+def test_a_token_names_the_first_audience_of_the_setting(active_user: User, audience: Callable[[str], None]) -> None:
+    audience("https://api.example.com,aegis")
+    token = log_in(active_user)["access_token"]
+    assert jwt.decode(token, options={"verify_signature": False})["aud"] == "https://api.example.com"
+    assert get(token).status_code == 200
+
+
+def test_tokens_from_before_a_change_of_the_audience_pass_while_the_setting_names_theirs(
+    active_user: User, audience: Callable[[str], None]
+) -> None:
+    token = log_in(active_user)["access_token"]
+    audience("https://api.example.com,aegis")
+    assert get(token).status_code == 200
+    audience("https://api.example.com")
+    assert get(token).status_code == 401
+
+
+def test_a_session_outlives_a_change_of_the_audience(active_user: User, audience: Callable[[str], None]) -> None:
+    tokens = log_in(active_user)
+    audience("https://api.example.com")
+    refreshed = call("refresh_token", body={"refresh_token": tokens["refresh_token"]})
+    assert get(refreshed.json["access_token"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "changed", [["aegis", "another service"], ["another service"], [], {}, 7, None, [["aegis"]]], ids=str
+)
+def test_one_of_several_audiences_is_enough(active_user: User, changed: Any) -> None:
+    """RFC 7519, 4.1.3: a string, or an array of strings."""
+    allowed = isinstance(changed, list) and "aegis" in changed
+    assert get(sign(claims_of(active_user) | {"aud": changed})).status_code == (200 if allowed else 401)
 
 
 def test_a_clock_may_be_half_a_minute_off(active_user: User) -> None:

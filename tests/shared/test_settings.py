@@ -79,6 +79,21 @@ def test_signing_keys_are_read_in_order() -> None:
     assert [key.kid for key in load({"JWT_SECRET_KEY": KEY}).signing_keys] == ["1"]
 
 
+def test_access_tokens_are_for_aegis_unless_a_setting_says_otherwise() -> None:
+    assert load({}).audiences == ("aegis",)
+    named = "https://api.example.com, urn:example:orders,aegis"
+    assert load({"JWT_AUDIENCE": named}).audiences == ("https://api.example.com", "urn:example:orders", "aegis")
+
+
+@pytest.mark.parametrize(
+    "audience", ["two words", "aegis,", ",", "https:", ":", "1:2", 'a"b', "a" * 256, "한국", "a\nb"]
+)
+def test_an_audience_is_a_name_or_a_uri(audience: str) -> None:
+    assert problems({"JWT_AUDIENCE": audience}) == [
+        "JWT_AUDIENCE is not a list of names or URIs such as aegis or https://api.example.com"
+    ]
+
+
 @pytest.mark.parametrize(
     "url",
     [
