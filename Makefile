@@ -25,6 +25,9 @@ test-kafka: setup  ## run the tests of events on Apache Kafka (KAFKA=../shared/k
 	export KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) && trap '"$$KAFKA" down' EXIT && \
 	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/knative/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
 
+test-clients: setup  ## run the examples of docs/tokens.md in Node, Go and Spring, where these are installed
+	@$(BIN)/python -m pytest tests/clients -n 0
+
 test-faults: setup  ## kill every process under load, check that nothing is lost or doubled (SEED= SECONDS=200)
 	@$(BIN)/python -m pytest tests/faults -n 0 -s
 
@@ -66,4 +69,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	@$(BIN)/uv pip compile -q pyproject.toml --group local -c requirements-dev.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
 
-.PHONY: help up test tour fuzz test-kafka test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check schemas secrets setup lock
+.PHONY: help up test tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check schemas secrets setup lock
