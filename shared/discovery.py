@@ -8,7 +8,7 @@ from shared.settings import settings
 
 JWKS_PATH = "/.well-known/jwks.json"
 CACHE_CONTROL = "public, max-age=300"
-"""Of the public keys too: a new key is published for longer than this before it signs."""
+"""Also of the public keys: a new key should be published for longer than this before it signs."""
 
 
 class Metadata(TypedDict):

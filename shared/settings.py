@@ -273,6 +273,8 @@ def _database_url(values: Mapping[str, str], name: str, problems: list[str]) -> 
 
 
 def _unsupported(url: SplitResult) -> str:
+    if url.fragment:
+        return f"has a fragment, and none is supported: {url.fragment}"
     if url.query:
         return f"has parameters, and none is supported: {url.query}"
     if url.scheme == REDIS_CLUSTER and url.path not in ("", "/", "/0"):

@@ -18,14 +18,13 @@ ISSUER = "https://api.aegis.example.com"
 """Of the examples."""
 
 
-def example(heading: str, language: str) -> str:
-    """The code in this language below a heading of the page; if there are several blocks, the first."""
+def example(heading: str, language: str, number: int = 0) -> str:
+    """The code in this language below a heading of the page: the first block of it, or that of this number."""
     section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert section, f"{PAGE.name} has no section {heading}"
-    block = re.search(rf"^```{language}\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
-    assert block, f"{heading} has no example in {language}"
-    assert ISSUER in block[1] or "issuer" in block[1]
-    return block[1].replace(ISSUER, settings().public_url)
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    assert len(blocks) > number, f"{heading} has no such example in {language}"
+    return str(blocks[number]).replace(ISSUER, settings().public_url)
 
 
 def tokens(user: User) -> dict[str, str]:

@@ -109,7 +109,8 @@ def next_step(keys: list[Key], now: int, since: int | None) -> Step:
         return Step(
             [signing, {**made, "iat": now}],
             f"Made the key {made['kid']}. It signs nothing yet; {signing['kid']} still does.",
-            f"run this again, to let {made['kid']} sign",
+            f"run this again, to let {made['kid']} sign. Where other services verify tokens, wait until they have read "
+            "the new key: docs/tokens.md",
         )
     if any("exp" not in key for key in others) and since is None:
         raise NotYet

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import urllib3
+import yaml
 
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process, Supervisor
 from tests.conftest import ROOT, User, bearer
+from tests.knative.test_crds import of_object, problems
 from tests.token_examples import example, good_alone, tokens
 
+ISTIO = "istio.io/api@v1.28.1"
 PROJECTS = ROOT / "tests" / "clients"
 
 
@@ -48,6 +51,24 @@ def test_the_example_in_go_accepts_good_tokens_alone(tmp_path: Path, active_user
     (folder / "verify.go").write_text(example("Go", "go"))
     run(folder, "go", "build", "-o", "orders", ".")
     check(folder, active_user, "./orders")
+
+
+def test_the_example_of_istio_is_as_its_crds_say() -> None:
+    if not shutil.which("go"):
+        pytest.skip("NO GO HERE: the example of docs/tokens.md for Istio was not held against its CRDs")
+    module = json.loads(run(ROOT, "go", "mod", "download", "-json", ISTIO))
+    crds = Path(module["Dir"], "kubernetes", "customresourcedefinitions.gen.yaml").read_text()
+    schemas = {
+        (f"{crd['spec']['group']}/{version['name']}", crd["spec"]["names"]["kind"]): of_object(
+            version["schema"]["openAPIV3Schema"]
+        )
+        for crd in yaml.load_all(crds, yaml.CSafeLoader)
+        if crd
+        for version in crd["spec"]["versions"]
+    }
+    resources = list(yaml.safe_load_all(example("Envoy", "yaml", 1)))
+    assert {resource["kind"] for resource in resources} == {"RequestAuthentication", "AuthorizationPolicy"}
+    assert list(problems(schemas, resources)) == []
 
 
 def test_the_example_of_spring_accepts_good_tokens_alone(

@@ -133,6 +133,13 @@ def test_where_backups_go_and_what_opens_them_is_checked() -> None:
     ]
 
 
+@pytest.mark.parametrize("rest", ["?tenant=1", "#part"])
+def test_an_issuer_has_neither_query_nor_fragment(rest: str) -> None:
+    """RFC 8414, 2."""
+    (problem,) = problems({"PUBLIC_URL": f"https://api.example.com/aegis{rest}"})
+    assert problem.startswith("PUBLIC_URL has ")
+
+
 def test_a_cluster_of_redis_has_one_database() -> None:
     url = "redis+cluster://:secret@redis:6379"
     assert load({"REDIS_URL": f"{url}/0"}).redis_url == f"{url}/0"
