@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
+from flask import Request
 from sqlalchemy import Connection, Select, exists, func, select
 from typing_extensions import TypedDict
 
@@ -135,7 +136,7 @@ class PersonalData(TypedDict):
     limits={"address": "60/minute", "account": "10/hour"},
     may_lag=True,
 )
-def export_data(caller: Caller) -> PersonalData:
+def export_data(caller: Caller, request: Request) -> PersonalData:
     """Read all that is stored on the caller.
 
     One document, as it was at one moment (PIPA, art. 35; GDPR, art. 15 and 20): account, waiting phone number,
@@ -145,8 +146,9 @@ def export_data(caller: Caller) -> PersonalData:
     """
     # A GET that writes: the caller asks for no change (RFC 9110, 9.2.1), but must be able to see who took their data.
     data = read(lambda connection: _personal_data(connection, caller.user_id))
-    with transaction() as connection:
-        announce(connection, DataExported(user_id=caller.user_id))
+    if request.method != "HEAD":  # which gives nobody any data
+        with transaction() as connection:
+            announce(connection, DataExported(user_id=caller.user_id))
     return data
 
 

@@ -43,7 +43,8 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
     """Suspend or reinstate a user, or change their roles.
 
     For administrators. A JSON merge patch (RFC 7396). Suspending a user and changing their roles end all of their
-    sessions at once: access tokens carry the roles. An account whose address is not verified keeps its status.
+    sessions at once: access tokens carry the roles. Lifting the suspension of a user
+    who had withdrawn leaves them withdrawn. An account whose address is not verified keeps its status.
     """
     ended: Sequence[UUID] = ()
     with transaction() as connection:
@@ -97,8 +98,10 @@ def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:
             detail = "The address is not verified yet. Only its owner can make the account active."
             raise InvalidRequest(errors=[FieldError(pointer="/status", code="not_verified", detail=detail)])
         changes["status"] = body.status
-        if body.status == "active":
+        if body.status == "active" and user["status"] == "withdrawn":
             changes["withdrawn_at"] = None
+        elif body.status == "active" and user["withdrawn_at"]:
+            changes["status"] = "withdrawn"  # the user's own wish, older than the suspension
     if body.roles is not None and (roles := sorted(set(body.roles))) != user["roles"]:
         if is_pending:
             detail = "The address is not verified yet: nobody knows whose account it is."
@@ -111,7 +114,7 @@ def _announce(connection: Connection, user_id: UUID, changes: dict[str, Any], ac
     match changes.get("status"):
         case "suspended":
             announce(connection, UserSuspended(user_id=user_id, actor_id=actor_id))
-        case "active":
+        case "active" | "withdrawn":
             announce(connection, UserReinstated(user_id=user_id, actor_id=actor_id))
     if "roles" in changes:
         announce(connection, RolesChanged(user_id=user_id, roles=changes["roles"], actor_id=actor_id))

@@ -30,7 +30,7 @@ def caller_of(authorization: str) -> Caller:
     if scheme.lower() != "bearer":
         raise Unauthenticated
     try:
-        return access_tokens.verify(token)
+        return access_tokens.verify(token.lstrip(" "))  # 1*SP (RFC 6750, 2.1)
     except InvalidAccessToken:
         raise Unauthenticated from None
 

@@ -42,6 +42,7 @@ from shared.problems import (
     ReauthenticationRequired,
     ServiceUnavailable,
     Unauthenticated,
+    UnsupportedContentEncoding,
     UnsupportedMediaType,
 )
 from shared.rate_limits import Count, address_subject, nearest
@@ -59,7 +60,8 @@ MAX_FAULTS = 20
 RECENT_SECONDS = 600
 JSON = "application/json"
 MEDIA_TYPES = {"PATCH": ("application/merge-patch+json", JSON)}
-PATH_PARAMETER = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+PATH_PARAMETER = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
+"""A UUID is read in either case (RFC 9562, 4)."""
 
 PER_ADDRESS = {"address": "60/minute"}
 """Of an operation that anyone may call, where it states nothing else."""
@@ -171,7 +173,9 @@ def _perform(
     subjects = {"address": address_subject(client.address)}
     if not refusal:
         subjects |= _subjects(given)
-    count = Count(operation.name, operation.limits, subjects)
+    # A HEAD has the limits of the GET, but uses none of its requests up.
+    counted_as = f"{operation.name}:head" if request.method == "HEAD" else operation.name
+    count = Count(counted_as, operation.limits, subjects)
     keys = [authentication.state_key(caller.user_id, caller.session_id)] if caller else []
     if caller and operation.cached:
         keys.append(operation.cached(caller))
@@ -188,7 +192,7 @@ def _perform(
     try:
         if caller and not authentication.has_session(caller, values[0]):
             # Whoever holds the token of a session that has ended uses nothing up that is the account's.
-            rate_limits.take_back(operation.name, operation.limits, subjects | {"address": ""})
+            rate_limits.take_back(counted_as, operation.limits, subjects | {"address": ""})
             raise Unauthenticated
         if refusal:
             raise refusal
@@ -206,7 +210,7 @@ def _perform(
         return answer_once(key, scope, request.full_path.encode() + b"\n" + body, perform)
     except ServiceUnavailable:
         # Who does as told, and comes again until we are back, has not used up what is allowed to them.
-        rate_limits.take_back(operation.name, operation.limits, subjects)
+        rate_limits.take_back(counted_as, operation.limits, subjects)
         raise
 
 
@@ -216,6 +220,8 @@ def _parts(operation: HttpFunction, request: Request, body: bytes) -> dict[str, 
     if operation.query:
         parts["query"] = _validated_query(operation.query, request)
     if operation.body:
+        if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            raise UnsupportedContentEncoding
         if request.mimetype not in MEDIA_TYPES.get(request.method, (JSON,)):
             raise UnsupportedMediaType
         parts["body"] = _validated(lambda model: model.model_validate_json(body), operation.body)
@@ -247,9 +253,11 @@ def _check_rights(operation: HttpFunction, caller: Caller) -> None:
     if operation.role and operation.role not in caller.roles:
         raise Forbidden
     if operation.role and MULTI_FACTOR not in caller.amr:
-        raise ReauthenticationRequired("This takes a session with a second factor: enroll one, then log in with it.")
+        raise ReauthenticationRequired(
+            "second-factor-missing", "This takes a session with a second factor: enroll one, then log in with it."
+        )
     if operation.recent_login and time.time() - caller.authenticated_at > RECENT_SECONDS:
-        raise ReauthenticationRequired(max_age=RECENT_SECONDS)
+        raise ReauthenticationRequired("login-too-old", max_age=RECENT_SECONDS)
 
 
 def _success(operation: HttpFunction, request: Request, result: Any) -> Response:

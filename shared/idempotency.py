@@ -27,6 +27,7 @@ CLAIM_LIFETIME = timedelta(seconds=30)
 """After so long a request that has not answered is taken for dead; no route gives one so much time."""
 MIN_LENGTH, MAX_LENGTH = 16, 255
 _PURPOSE = "stored answer"
+_SOLVED_ELSEWHERE = frozenset({401, 403, 429})
 _KEPT_HEADERS = ("Content-Type", "ETag", "Link", "Location", "WWW-Authenticate")
 
 
@@ -59,8 +60,8 @@ PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
 def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], Response]) -> Response:
     """The answer of `perform`, or the one that it gave to this request before.
 
-    A problem that it raises is an answer too. None is stored of one that is on our side (5xx), which changes
-    nothing, nor of one that says to come again later.
+    A problem that it raises is an answer too. Not stored are failures on our side (5xx), which change nothing, and
+    problems that the caller can solve before the same request is sent again: log in, get a role, wait.
 
     Args:
         header: the value of Idempotency-Key.
@@ -70,10 +71,8 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
     Raises:
         InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused
     """
-    key = re.fullmatch(rf'"([\x20\x21\x23-\x5b\x5d-\x7e]{{{MIN_LENGTH},{MAX_LENGTH}}})"', header.strip())
-    if not key:
-        raise InvalidIdempotencyKey
-    id_ = keyed_hash(_PURPOSE, f"{scope}\n{key[1]}".encode())
+    key = _key(header)
+    id_ = keyed_hash(_PURPOSE, f"{scope}\n{key}".encode())
     fingerprint = keyed_hash(_PURPOSE, id_ + request)
 
     claimed_at, found = _claim(id_, fingerprint)
@@ -105,6 +104,16 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
     return response
 
 
+def _key(header: str) -> str:
+    """The key in a header: a String as the draft has it, or bare, as many clients send it."""
+    value = header.strip(" \t")
+    bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+    allowed = r"\x20\x21\x23-\x5b\x5d-\x7e" if bare != value else r"\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e"
+    if not re.fullmatch(rf"[{allowed}]{{{MIN_LENGTH},{MAX_LENGTH}}}", bare):
+        raise InvalidIdempotencyKey
+    return bare
+
+
 def _perform(perform: Callable[[], Response]) -> tuple[Response, bool]:
     """The answer, and whether it would be the same another time."""
     try:
@@ -113,7 +122,8 @@ def _perform(perform: Callable[[], Response]) -> tuple[Response, bool]:
         if problem.status >= 500:
             raise
         # What the handler has written, as a try that counts, stands in either case.
-        return ProblemResponse(problem), "Retry-After" not in problem.headers
+        is_final = problem.status not in _SOLVED_ELSEWHERE and "Retry-After" not in problem.headers
+        return ProblemResponse(problem), is_final
 
 
 def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ _BODY_PROBLEMS = (
     problems.MalformedRequest,
     problems.BodyTooLarge,
     problems.UnsupportedMediaType,
+    problems.UnsupportedContentEncoding,
     problems.InvalidRequest,
 )
 

@@ -1,5 +1,6 @@
 """Passkeys: what registering one and logging in with one have in common (WebAuthn Level 3)."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ LongBytes = Annotated[str, StringConstraints(pattern=_ALPHABET, max_length=16384
 class WebAuthnObject(RequestBody):
     """An object of WebAuthn's JSON forms, with their names."""
 
-    model_config = ConfigDict(alias_generator=to_camel)
+    # Browsers may add members.
+    model_config = ConfigDict(alias_generator=to_camel, extra="ignore")
 
 
 class PublicKeyCredential(WebAuthnObject):
@@ -59,8 +61,7 @@ class PublicKeyCredential(WebAuthnObject):
     id: CredentialId
     raw_id: CredentialId
     type: Literal["public-key"]
-    client_extension_results: Annotated[dict[str, Any], Field(max_length=16)]
-    authenticator_attachment: Literal["platform", "cross-platform"] | None = None
+    client_extension_results: dict[str, Any]
 
 
 class CredentialDescriptor(TypedDict):
@@ -77,9 +78,17 @@ def origins() -> list[str]:
 
 
 def challenge_in(client_data: bytes) -> bytes:
-    """The challenge that clientDataJSON says it answers; it must be verified, and spent, to mean anything."""
+    """The challenge that clientDataJSON says it answers; it must be verified, and spent, to mean anything.
+
+    Raises:
+        ValueError: the page was in a frame of another site, which webauthn does not check (WebAuthn Level 3, 7.1 and
+            7.2), or it is not client data.
+    """
     from webauthn.helpers import parse_client_data_json
 
+    data = json.loads(client_data)
+    if data.get("crossOrigin", False) is not False or data.get("topOrigin") is not None:
+        raise ValueError("the page was in a frame of another site")
     return parse_client_data_json(client_data).challenge
 
 

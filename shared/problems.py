@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from typing_extensions import TypedDict
 
@@ -21,7 +21,7 @@ class FieldError(TypedDict):
 class ProblemDetails(TypedDict, total=False):
     """The body of every error (RFC 9457, 3.1), as application/problem+json.
 
-    challenge and methods are those of second-factor-required.
+    challenge and methods are those of second-factor-required, reason is that of reauthentication-required.
     """
 
     type: str
@@ -32,6 +32,7 @@ class ProblemDetails(TypedDict, total=False):
     errors: list[FieldError]
     challenge: str
     methods: list[str]
+    reason: Literal["login-too-old", "second-factor-missing"]
 
 
 class Problem(Exception):
@@ -92,12 +93,18 @@ class ReauthenticationRequired(Problem):
     title = "Log in again for this"
     detail = "It takes an access token of a log-in in the last ten minutes, with the second factor if there is one."
 
-    def __init__(self, detail: str = "", *, max_age: int | None = None) -> None:
+    def __init__(
+        self,
+        reason: Literal["login-too-old", "second-factor-missing"] = "login-too-old",
+        detail: str = "",
+        *,
+        max_age: int | None = None,
+    ) -> None:
         """max_age: seconds since the log-in that are allowed, where it was too long ago."""
         challenge = 'Bearer error="insufficient_user_authentication"'
         if max_age is not None:
             challenge += f', max_age="{max_age}"'
-        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+        super().__init__(detail, headers={"WWW-Authenticate": challenge}, extensions=ProblemDetails(reason=reason))
 
 
 class Forbidden(Problem):
@@ -143,6 +150,17 @@ class UnsupportedMediaType(Problem):
     status = 415
     title = "The content type is not supported"
     detail = "Send the body as application/json, of a PATCH also as application/merge-patch+json."
+
+
+class UnsupportedContentEncoding(Problem):
+    """The body is compressed (RFC 9110, 15.5.16)."""
+
+    status = 415
+    title = "The content encoding is not supported"
+    detail = "Send the body uncompressed, without the header Content-Encoding."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Accept-Encoding": "identity"})
 
 
 class InvalidRequest(Problem):

@@ -110,7 +110,9 @@ def require(connection: Connection, caller: Caller) -> None:
     app = select(totp.c.account_id).where(totp.c.account_id == caller.user_id, totp.c.confirmed_at.is_not(None))
     key = select(passkey.c.account_id).where(passkey.c.account_id == caller.user_id)
     if connection.scalar(select(app.exists() | key.exists())):
-        raise ReauthenticationRequired("This takes a session with the second factor: log in with it.")
+        raise ReauthenticationRequired(
+            "second-factor-missing", "This takes a session with the second factor: log in with it."
+        )
 
 
 def remove(connection: Connection, user_id: UUID, *, actor_id: UUID | None = None) -> bool:

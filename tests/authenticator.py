@@ -79,6 +79,7 @@ class Authenticator:
     flags: int = USER_PRESENT | USER_VERIFIED
     origin: str = field(default_factory=site)
     rp_id: str = "localhost"
+    more_client_data: dict[str, Any] = field(default_factory=dict)
 
     def public_key(self) -> dict[int, Any]:
         """The key in COSE form (RFC 9053, 7.1.1): kty EC2, alg ES256, crv P-256, x, y."""
@@ -97,7 +98,8 @@ class Authenticator:
         return self.data(self.flags | ATTESTED, credential)
 
     def client_data(self, kind: str, options: dict[str, Any]) -> bytes:
-        return json.dumps({"type": kind, "challenge": options["challenge"], "origin": self.origin}).encode()
+        data = {"type": kind, "challenge": options["challenge"], "origin": self.origin, **self.more_client_data}
+        return json.dumps(data).encode()
 
     def credential(self, response: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -23,7 +23,15 @@ from shared.database import transaction
 from shared.fields import RequestBody
 from shared.http_function import http_function
 from shared.idempotency import CLAIM_LIFETIME, LIFETIME
-from shared.problems import NoSuchItem, ServiceUnavailable, TooManyRequests
+from shared.problems import (
+    Forbidden,
+    NoSuchItem,
+    Problem,
+    ReauthenticationRequired,
+    ServiceUnavailable,
+    TooManyRequests,
+    Unauthenticated,
+)
 from shared.request import Reply
 from shared.tables import processed_event, session, stored_answer
 from tests.conftest import PASSWORD, User, bearer, call, create_user, events_of, log_in, session_of, wait_for
@@ -204,7 +212,15 @@ def test_while_the_first_is_under_way_the_next_is_told_to_come_back(serve: Serve
 @pytest.mark.parametrize(
     "key",
     [
-        *("", '""', "8e03978e-40d5-43dd-bc93-6894a57f9324", "1234567890123456", '"too short"', '"' + "x" * 256 + '"'),
+        *(
+            "",
+            '""',
+            "too-short",
+            "sixteen characters bare",
+            "sixteen-characters;a=1",
+            '"too short"',
+            '"' + "x" * 256 + '"',
+        ),
         *('"sixteen\tcharacters"', '"sixteen \\" characters"', '"sixteen characters";a=1'),
         *(
             '"sixteen characters", "sixteen characters"',
@@ -219,19 +235,45 @@ def test_a_malformed_key_is_a_400_and_changes_nothing(active_user: User, key: st
     assert sessions(active_user) == 0
 
 
-@pytest.mark.parametrize("form", ['"{}"', ' "{}" ', '"{} !#[]~ with blanks"', '"{:~<255}"'])
+@pytest.mark.parametrize("form", ['"{}"', "{}", ' "{}" ', '"{} !#[]~ with blanks"', '"{:~<255}"'])
 def test_a_key_may_be_any_printable_text(active_user: User, form: str) -> None:
     key = form.format(str(uuid.uuid4()))
     assert call("login", body=credentials(active_user), headers={"Idempotency-Key": key}).status_code == 200
 
 
-def test_a_problem_is_an_answer_too(active_user: User) -> None:
-    key, wrong = a_key(), credentials(active_user, "wrong horse battery staple")
-    first, second = (call("login", body=wrong, headers=key) for _ in range(2))
-    assert (first.status_code, first.data) == (second.status_code, second.data) == (401, first.data)
-    assert second.headers["WWW-Authenticate"] == first.headers["WWW-Authenticate"]
+def test_a_problem_is_an_answer_too(serve: Serve, address: str) -> None:
+    def work(name: str) -> None:
+        write(name)
+        raise NoSuchItem
+
+    client_, key = operation(serve, work), a_key()
+    first, second = (send(client_, key, address) for _ in range(2))
+    assert (first.status_code, first.data) == (second.status_code, second.data) == (404, first.data)
     assert second.content_type == "application/problem+json"
     assert second.headers["Idempotency-Replayed"] == "true"
+    assert written(address) == 1
+
+
+@pytest.mark.parametrize("problem", [Unauthenticated(), Forbidden(), ReauthenticationRequired("login-too-old")])
+def test_after_a_step_up_the_same_key_is_performed(serve: Serve, address: str, problem: Problem) -> None:
+    refusals = [problem]
+
+    def work(name: str) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    client_, key = operation(serve, work), a_key()
+    assert send(client_, key, address).status_code == problem.status
+    assert send(client_, key, address).status_code == 201
+
+
+def test_a_key_is_the_same_with_quotes_and_without(active_user: User) -> None:
+    key = str(uuid.uuid4())
+    quoted, bare = (
+        call("login", body=credentials(active_user), headers={"Idempotency-Key": form}) for form in (f'"{key}"', key)
+    )
+    assert (quoted.status_code, bare.data) == (200, quoted.data)
+    assert sessions(active_user) == 1
 
 
 def test_what_is_refused_before_the_operation_uses_up_no_key(active_user: User) -> None:
