@@ -13,7 +13,7 @@ from shared.events import TotpEnabled, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
 from shared.problems import FieldError, InvalidRequest, Problem
-from shared.second_factors import RecoveryCodes, replace_recovery_codes, step_of
+from shared.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
 from shared.tables import totp
 
 LIFETIME = timedelta(minutes=15)
@@ -39,7 +39,7 @@ class NoTotpEnrolment(Problem):
     limits={"address": "60/minute", "account": "20/minute"},
     problems=[NoTotpEnrolment],
 )
-def confirm_totp(body: TotpConfirmation, caller: Caller) -> RecoveryCodes:
+def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     """Confirm the authenticator app.
 
     From now on logging in with a password takes a code as well. The ten recovery codes, each good for one log-in

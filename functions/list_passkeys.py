@@ -16,12 +16,12 @@ class Passkey(TypedDict):
     last_used_at: str | None
 
 
-class Passkeys(TypedDict):
+class PasskeyList(TypedDict):
     passkeys: list[Passkey]
 
 
 @http_function("GET", "/api/v1/users/me/passkeys")
-def list_passkeys(caller: Caller) -> Passkeys:
+def list_passkeys(caller: Caller) -> PasskeyList:
     """List the caller's passkeys, the oldest first.
 
     The `id` is what a passkey is removed by; `last_used_at` is null until somebody logs in with it.
@@ -33,7 +33,7 @@ def list_passkeys(caller: Caller) -> Passkeys:
     )
     with transaction() as connection:
         rows = connection.execute(own).all()
-    return Passkeys(
+    return PasskeyList(
         passkeys=[
             Passkey(
                 id=str(row.id),

@@ -8,12 +8,12 @@ from shared.database import transaction
 from shared.events import RecoveryCodesRenewed, announce
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
-from shared.second_factors import RecoveryCodes, replace_recovery_codes
+from shared.second_factors import NewRecoveryCodes, replace_recovery_codes
 from shared.tables import totp
 
 
 @http_function("POST", "/api/v1/users/me/totp/recovery-codes", status=201, recent_login=True, problems=[NoSuchItem])
-def renew_recovery_codes(caller: Caller) -> RecoveryCodes:
+def renew_recovery_codes(caller: Caller) -> NewRecoveryCodes:
     """Make new recovery codes.
 
     Ten, each good for one log-in without the authenticator app; they are shown this once, and those from before are

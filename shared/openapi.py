@@ -24,8 +24,8 @@ _BODY_PROBLEMS = (
 )
 
 
-def document(functions: Iterable[HttpFunction]) -> dict[str, Any]:
-    """The document for these functions, as a JSON object."""
+def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
+    """The document for these functions, served at a URL such as https://api.example.com, as a JSON object."""
     operations = [function for function in functions if function.path != "/*"]
     schemas: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
@@ -45,7 +45,11 @@ def document(functions: Iterable[HttpFunction]) -> dict[str, Any]:
                 "`Retry-After`."
             ),
         },
-        "externalDocs": {"url": "/asyncapi.json", "description": "The events that the service announces (AsyncAPI)"},
+        "servers": [{"url": url}],
+        "externalDocs": {
+            "url": f"{url}/asyncapi.json",
+            "description": "The events that the service announces (AsyncAPI)",
+        },
         "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         "paths": paths,
         "components": {
@@ -65,12 +69,14 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
         ),
         "tags": [_tag(function)],
     }
-    if function.authenticated:
-        operation["security"] = [{"access_token": []}]
+    operation["security"] = [{"access_token": []}] if function.authenticated else []
     if parameters := list(_parameters(function)):
         operation["parameters"] = parameters
     if function.body:
         _, definitions = models_json_schema([(function.body, "validation")], ref_template=_SCHEMAS)
+        for definition in definitions["$defs"].values():
+            for property_ in definition.get("properties", {}).values():
+                property_.pop("writeOnly", None)  # no answer has these models, and Go clients would make them optional
         _add(schemas, definitions["$defs"])
         media_types = MEDIA_TYPES.get(function.method, (JSON,))
         content = {media_type: {"schema": _ref(function.body.__name__)} for media_type in media_types}
@@ -174,6 +180,7 @@ def _result(function: HttpFunction) -> Any:
 
 def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     kinds: list[type[Problem]] = [*function.problems, problems.TooManyRequests, problems.ServiceUnavailable]
+    kinds.append(problems.HeadersTooLarge)
     if function.authenticated:
         kinds.append(problems.Unauthenticated)
     if function.role:
@@ -183,7 +190,7 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     if function.body:
         kinds.extend(_BODY_PROBLEMS)
     if function.query:
-        kinds.extend((problems.InvalidRequest, problems.HeadersTooLarge))
+        kinds.append(problems.InvalidRequest)
     if "{" in function.path:
         kinds.append(problems.NotFound)
     if "if_match" in function.takes:

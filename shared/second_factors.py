@@ -62,17 +62,17 @@ def use_step(connection: Connection, user_id: UUID, step: int) -> bool:
     return used.rowcount > 0
 
 
-class RecoveryCodes(TypedDict):
+class NewRecoveryCodes(TypedDict):
     recovery_codes: list[str]
 
 
-def replace_recovery_codes(connection: Connection, user_id: UUID) -> RecoveryCodes:
+def replace_recovery_codes(connection: Connection, user_id: UUID) -> NewRecoveryCodes:
     """Gives a user new recovery codes; those from before are void. Only their hashes are stored."""
     codes = new_recovery_codes()
     rows = [{"account_id": user_id, "code_hash": recovery_code_hash(user_id, code)} for code in codes]
     connection.execute(delete(recovery_code).where(recovery_code.c.account_id == user_id))
     connection.execute(insert(recovery_code).values(rows))
-    return RecoveryCodes(recovery_codes=codes)
+    return NewRecoveryCodes(recovery_codes=codes)
 
 
 def new_recovery_codes() -> list[str]:

@@ -14,6 +14,7 @@ from knative.local.sandbox import sandbox
 from shared import asyncapi, openapi
 from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 from shared.server import Server
+from shared.settings import settings
 
 VERIFY_EMAIL_WORDS = {
     "en": {
@@ -123,7 +124,7 @@ def protect(response: Response) -> Response:
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of all functions."""
     load_all()
-    return openapi.document(HTTP_FUNCTIONS.values())
+    return openapi.document(HTTP_FUNCTIONS.values(), settings().public_url)
 
 
 @cache

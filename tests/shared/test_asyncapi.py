@@ -43,7 +43,7 @@ def test_the_document_is_served(document: Any) -> None:
 
 def test_the_api_documentation_leads_to_it() -> None:
     with urllib.request.urlopen(f"{os.environ['PUBLIC_URL']}/openapi.json", timeout=10) as response:
-        assert json.load(response)["externalDocs"]["url"] == "/asyncapi.json"
+        assert json.load(response)["externalDocs"]["url"] == f"{os.environ['PUBLIC_URL']}/asyncapi.json"
 
 
 def test_the_document_is_valid_asyncapi_3(document: Any) -> None:
