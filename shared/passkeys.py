@@ -1,4 +1,4 @@
-"""PasskeyList: what registering one and logging in with one have in common (WebAuthn Level 3)."""
+"""Passkeys: what registering one and logging in with one have in common (WebAuthn Level 3)."""
 
 import json
 import logging
