@@ -9,6 +9,7 @@ from shared.database import transaction
 from shared.events import EmailChangeRequested, EmailVerificationRequested, RegistrationRepeated, announce
 from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
+from shared.problems import Problem
 from shared.tables import account
 from shared.verifications import CHANGE_EMAIL, void
 
@@ -18,21 +19,27 @@ class EmailChange(RequestBody):
     password: Password
 
 
+class SameAddress(Problem):
+    status = 409
+    title = "This is the address of the account already"
+    detail = "Nothing was changed, and no mail was sent."
+
+
 @http_function(
     "POST",
     "/api/v1/users/me/email",
     status=202,
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour", "email": "5/hour"},
-    problems=[WrongPassword],
+    problems=[WrongPassword, SameAddress],
 )
 def change_email(body: EmailChange, caller: Caller) -> None:
     """Change the e-mail address.
 
     The new address takes the place of the present one when it is verified, with the link in the mail that goes to
     it; until then it stands in the profile as `new_email`. The present address is told. Another new address voids the
-    link to the one before, and giving the present address cancels the change. The answer is the same whether or not
-    the new address is taken; its link just never comes. Ten tries an hour.
+    link to the one before. Giving the present address cancels the change; where none waits, the answer is a 409. The
+    answer is the same whether or not the new address is taken; its link just never comes. Ten tries an hour.
     """
     credentials.require_password(caller.user_id, body.password)
     address = canonical_email(body.email)
@@ -42,6 +49,9 @@ def change_email(body: EmailChange, caller: Caller) -> None:
         sessions.lock(connection, caller)
         owner = connection.scalar(its_owner)
         cancels = owner == caller.user_id
+        waiting = select(account.c.new_email).where(account.c.id == caller.user_id)
+        if cancels and connection.scalar(waiting) is None:
+            raise SameAddress
         # Stored for a taken address too, or the profile would tell.
         new = {"new_email": None if cancels else body.email, "new_canonical_email": None if cancels else address}
         connection.execute(update(account).where(account.c.id == caller.user_id).values(new))

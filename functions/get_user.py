@@ -7,16 +7,18 @@ from shared.access_tokens import Caller
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
 from shared.replica import read
+from shared.request import Reply
 from shared.users import UserDetails
 
 
 @http_function("GET", "/api/v1/users/{user_id}", role="admin", problems=[NoSuchItem], may_lag=True)
-def get_user(user_id: UUID, caller: Caller) -> UserDetails:
+def get_user(user_id: UUID, caller: Caller) -> Reply[UserDetails]:
     """Read a user.
 
-    For administrators. `passkeys` and `sessions` say how many there are. The ETag is for If-Match of a change.
+    For administrators. `passkeys` and `sessions` say how many there are. The ETag is for If-Match of a change; it
+    stays the same while only the number of sessions changes.
     """
     user = read(lambda connection: users.read(connection, user_id))
     if user is None:
         raise NoSuchItem
-    return user
+    return Reply(user, {"ETag": users.version(user)})

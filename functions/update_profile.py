@@ -12,7 +12,7 @@ from shared.fields import ABSENT, Locale, Name, RequestBody
 from shared.http_function import http_function
 from shared.problems import Unauthenticated
 from shared.profiles import Profile
-from shared.request import require_match
+from shared.request import etag, json_bytes, require_match
 from shared.tables import account
 
 
@@ -36,7 +36,7 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
         before = profiles.read(connection, caller.user_id, lock=True)
         if before is None:
             raise Unauthenticated
-        require_match(if_match, before)
+        require_match(if_match, etag(json_bytes(before)))
         changes = {field: value for field, value in given.items() if dict(before)[field] != value}
         if changes:
             connection.execute(update(account).where(account.c.id == caller.user_id).values(changes))

@@ -14,7 +14,7 @@ from shared.events import RolesChanged, UserReinstated, UserSuspended, announce
 from shared.fields import ABSENT, RequestBody
 from shared.http_function import http_function
 from shared.problems import FieldError, Forbidden, InvalidRequest, NoSuchItem, Problem
-from shared.request import require_match
+from shared.request import Reply, require_match
 from shared.tables import account
 from shared.users import UserDetails
 
@@ -39,12 +39,12 @@ class OwnAccount(Problem):
     recent_login=True,
     problems=[NoSuchItem, OwnAccount],
 )
-def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: Caller) -> UserDetails:
+def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: Caller) -> Reply[UserDetails]:
     """Suspend or reinstate a user, or change their roles.
 
     For administrators. A JSON merge patch (RFC 7396). Suspending a user and changing their roles end all of their
-    sessions at once: access tokens carry the roles. Lifting the suspension of a user
-    who had withdrawn leaves them withdrawn. An account whose address is not verified keeps its status.
+    sessions at once: access tokens carry the roles. Lifting the suspension of a user who had withdrawn leaves them
+    withdrawn. An account whose address is not verified keeps its status.
     """
     ended: Sequence[UUID] = ()
     with transaction() as connection:
@@ -52,7 +52,7 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
         user = users.read(connection, user_id)
         if user is None:
             raise NoSuchItem
-        require_match(if_match, user)
+        require_match(if_match, users.version(user))
         changes = _changes(user, body)
         if caller.user_id == user_id and (changes.get("status") or ADMIN not in changes.get("roles", [ADMIN])):
             raise OwnAccount
@@ -66,7 +66,7 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
         profile = profiles.read(connection, user_id) if changes else None
     profiles.put(profile)
     authentication.refuse_tokens_of(user_id, *ended)
-    return user
+    return Reply(user, {"ETag": users.version(user)})
 
 
 def _lock(connection: Connection, caller: Caller, user_id: UUID) -> None:

@@ -24,7 +24,7 @@ from shared.tables import stored_answer
 
 LIFETIME = timedelta(hours=24)
 CLAIM_LIFETIME = timedelta(seconds=30)
-"""After so long a request that has not answered is taken for dead; no route gives one so much time."""
+"""After so long a request that has not answered is taken for dead: a function that lives answers within two seconds."""
 MIN_LENGTH, MAX_LENGTH = 16, 255
 _PURPOSE = "stored answer"
 _SOLVED_ELSEWHERE = frozenset({401, 403, 429})

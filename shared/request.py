@@ -123,9 +123,11 @@ def etag(representation: bytes) -> str:
     return f'"{hashlib.sha256(representation).hexdigest()[:32]}"'
 
 
-def require_match(if_match: str | None, representation: Mapping[str, Any]) -> None:
-    """Raises PreconditionFailed when a caller's If-Match (RFC 9110, 13.1.1) names other states than the current one."""
-    current = etag(json_bytes(representation))
+def require_match(if_match: str | None, current: str) -> None:
+    """Raises PreconditionFailed when a caller's If-Match names other ETags than the current one.
+
+    The comparison is strong, so a weak tag never matches (RFC 9110, 13.1.1 and 8.8.3.2).
+    """
     if if_match is not None and not {"*", current} & {part.strip() for part in if_match.split(",")}:
         raise PreconditionFailed
 

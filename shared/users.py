@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from shared import sessions
 from shared.profiles import BusinessState, business_state
+from shared.request import etag, json_bytes
 from shared.tables import account, business, passkey, session, totp
 
 Status = Literal["pending", "active", "suspended", "withdrawn"]
@@ -102,6 +103,11 @@ def read(connection: Connection, user_id: UUID) -> UserDetails | None:
         if row.business_number
         else None,
     )
+
+
+def version(user: UserDetails) -> str:
+    """The ETag of what administrators may change, so without the sessions, which come and go with each log-in."""
+    return etag(json_bytes({name: value for name, value in user.items() if name != "sessions"}))
 
 
 def _common(row: Row[Any]) -> _User:

@@ -135,6 +135,12 @@ def test_the_present_address_cancels_the_change(active_user: User) -> None:
     assert events_of(active_user).count("email_change_requested") == 1
 
 
+def test_the_present_address_without_a_waiting_change_is_a_409_that_changes_nothing(active_user: User) -> None:
+    response = change(session_of(active_user), active_user.email.upper())
+    assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:same-address")
+    assert "email_change_requested" not in events_of(active_user)
+
+
 def test_a_link_to_set_a_password_does_not_stay_behind_in_the_old_mailbox(active_user: User) -> None:
     new = f"new-{active_user.email}"
     call("request_password_reset", body={"email": active_user.email})

@@ -28,7 +28,7 @@ from shared.tables import (
     totp,
     verification,
 )
-from tests.conftest import User, call, create_user, events_of, session_of
+from tests.conftest import User, bearer, call, client, create_user, events_of, session_of
 
 pytestmark = pytest.mark.usefixtures("alone")  # what is exported here has long expired
 
@@ -232,6 +232,16 @@ def test_what_is_too_much_for_one_document_is_said(active_user: User, monkeypatc
 def test_an_export_is_announced(active_user: User) -> None:
     call("export_data", session_of(active_user))
     assert events_of(active_user)[-1] == "data_exported"
+
+
+def test_a_head_request_exports_nothing_and_uses_up_no_export(active_user: User) -> None:
+    """RFC 9110, 9.3.2: HEAD asks for the headers alone."""
+    tokens = session_of(active_user)
+    for _ in range(3):
+        head = client("export_data").head("/api/v1/users/me/export", headers=bearer(tokens))
+        assert (head.status_code, head.data) == (200, b"")
+    assert "data_exported" not in events_of(active_user)
+    assert [call("export_data", tokens).status_code for _ in range(10)] == [200] * 10
 
 
 def test_the_eleventh_within_an_hour_has_to_wait(active_user: User) -> None:

@@ -47,6 +47,18 @@ def test_a_state_that_is_known_already_is_not_sent_again(active_user: User, admi
     assert (again.status_code, again.data) == (304, b"")
 
 
+def test_the_etag_stays_when_the_user_logs_in_and_changes_when_they_change_their_name(
+    active_user: User, admin: dict[str, Any]
+) -> None:
+    before = call("get_user", admin, user_id=active_user.id)
+    tokens = log_in(active_user)
+    after = call("get_user", admin, user_id=active_user.id)
+    assert after.json["sessions"] == before.json["sessions"] + 1
+    assert after.headers["ETag"] == before.headers["ETag"]
+    call("update_profile", tokens, {"name": "이서연"})
+    assert call("get_user", admin, user_id=active_user.id).headers["ETag"] != before.headers["ETag"]
+
+
 def test_an_unknown_user_is_a_404(admin: dict[str, Any]) -> None:
     response = call("get_user", admin, user_id=uuid.uuid4())
     assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")

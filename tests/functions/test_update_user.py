@@ -51,6 +51,15 @@ def test_a_reinstated_user_can_log_in_again(active_user: User, admin: dict[str, 
     log_in(active_user)
 
 
+def test_lifting_a_suspension_leaves_a_withdrawal_in_force(address: str, admin: dict[str, Any]) -> None:
+    user = create_user(address, "suspended")
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user.id).values(withdrawn_at=account.c.created_at))
+    lifted = call("update_user", admin, {"status": "active"}, user_id=user.id).json
+    assert lifted["status"] == "withdrawn"
+    assert lifted["withdrawn_at"]
+
+
 def test_reinstating_ends_a_withdrawal(address: str, admin: dict[str, Any]) -> None:
     user = create_user(address, "withdrawn")
     with transaction() as connection:

@@ -1,5 +1,7 @@
 """What `http_function` makes of a handler: what it takes, whom it lets in, what goes with each answer."""
 
+import gzip
+import json
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +17,7 @@ from shared.fields import QueryParameters, RequestBody
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
 from shared.registry import HTTP_FUNCTIONS
-from shared.request import MAX_BODY_BYTES, Reply, require_match
+from shared.request import MAX_BODY_BYTES, Reply, etag, json_bytes, require_match
 from tests.conftest import PASSWORD, User, bearer, call, client, create_admin, log_in, session_of
 from tests.servers import Serve
 
@@ -52,11 +54,16 @@ def test_parameters_of_the_path_are_uuids(items: FlaskClient) -> None:
     assert (answer.status_code, answer.json) == (200, {"text": f"{ONE.int} {TWO.int}"})
 
 
+def test_a_uuid_in_upper_case_is_the_same_uuid(items: FlaskClient) -> None:
+    """RFC 9562, 4: read in any case."""
+    assert items.get(f"/users/{ONE}/items/{str(TWO).upper()}").json == {"text": f"{ONE.int} {TWO.int}"}
+
+
 @pytest.mark.parametrize(
     "path",
     [
         *(f"/users/{ONE}/items/", f"/users/{ONE}", f"/users/{ONE}/items/{TWO}/", f"/users/{ONE}/items/{TWO}/more"),
-        *(f"/users/1/items/{TWO}", f"/users/{ONE}/items/{str(TWO).upper()}", f"/users/{ONE}/items/{TWO.hex}"),
+        *(f"/users/1/items/{TWO}", f"/users/{ONE}/items/{TWO.hex}"),
         *(f"/users/{ONE}/items/{TWO}%00", f"/users/{ONE}/items/{{{TWO}}}", f"/x/users/{ONE}/items/{TWO}"),
         *(f"/users/{ONE}/items/{ONE}", f"/users/{ONE}%2fitems/{TWO}x"),
     ],
@@ -135,7 +142,7 @@ def test_a_handler_gets_its_client_and_if_match(serve: Serve) -> None:
 
     @http_function("PATCH", "/item")
     def patch_item(body: Change, client: Client, if_match: str | None) -> Answer:
-        require_match(if_match, state)
+        require_match(if_match, etag(json_bytes(state)))
         state["text"] = f"{body.text} by {client.device} from {client.address}"
         return state
 
@@ -153,6 +160,15 @@ def test_a_handler_gets_its_client_and_if_match(serve: Serve) -> None:
     assert patch("second", **{"If-Match": f'"other", {current}'}).status_code == 200
     assert patch("stale", **{"If-Match": current}).status_code == 412
     assert patch("any", **{"If-Match": "*"}).status_code == 200
+
+
+def test_a_compressed_body_is_refused_with_what_is_taken(address: str) -> None:
+    """RFC 9110, 15.5.16."""
+    body = gzip.compress(json.dumps({"email": address, "password": PASSWORD}).encode())
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    answer = client("register").post("/api/v1/users", data=body, headers=headers)
+    assert (answer.status_code, answer.get_json()["type"]) == (415, "urn:aegis:problem:unsupported-content-encoding")
+    assert answer.headers["Accept-Encoding"] == "identity"
 
 
 def test_a_profile_that_is_unchanged_is_a_304(active_user: User) -> None:
@@ -184,6 +200,7 @@ def test_a_role_takes_a_session_with_a_second_factor(serve: Serve, active_user: 
     weak = served.get("/all", headers=bearer(session_of(admin)))
     assert weak.status_code == 401
     assert "insufficient_user_authentication" in weak.headers["WWW-Authenticate"]
+    assert weak.get_json()["reason"] == "second-factor-missing"
     assert served.get("/all", headers=bearer(session_of(active_user))).status_code == 403
     assert served.get("/all").status_code == 401
 
@@ -193,7 +210,8 @@ def test_a_token_in_another_scheme_or_in_the_query_is_none(active_user: User) ->
     for authorization in ("", "Bearer", "Bearer ", f"Basic {tokens['access_token']}", tokens["access_token"]):
         assert call("get_profile", headers={"Authorization": authorization}).status_code == 401
     assert call("get_profile", query={"access_token": tokens["access_token"]}).status_code == 401
-    assert call("get_profile", headers={"Authorization": f"bearer {tokens['access_token']}"}).status_code == 200
+    for scheme in ("bearer ", "Bearer  ", "BEARER   "):  # 1*SP (RFC 6750, 2.1); case-insensitive (RFC 9110, 11.1)
+        assert call("get_profile", headers={"Authorization": f"{scheme}{tokens['access_token']}"}).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["user", "user_id", "db", "bodies"])

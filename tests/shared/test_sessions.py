@@ -54,6 +54,7 @@ def test_what_matters_takes_a_recent_log_in(active_user: User) -> None:
                 "urn:aegis:problem:reauthentication-required",
             ), name
             assert 'max_age="600"' in response.headers["WWW-Authenticate"]
+            assert response.json["reason"] == "login-too-old", name
     assert not {"verify_phone", "submit_business"} & {name for name in CHANGES if HTTP_FUNCTIONS[name].recent_login}
 
 
