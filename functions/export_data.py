@@ -85,6 +85,7 @@ class ExportedPasskey(TypedDict):
     id: str
     name: str
     sign_count: int
+    backup_eligible: bool | None
     created_at: str
     last_used_at: str | None
 

@@ -64,7 +64,7 @@ def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
     credential = body.credential
     # Locked, the account first as always: of two uses at once the second compares its counter with the first's.
     with_owner = (
-        select(*passkey.c["id", "account_id", "public_key", "sign_count"])
+        select(*passkey.c["id", "account_id", "public_key", "sign_count", "backup_eligible"])
         .select_from(account.join(passkey))
         .where(passkey.c.credential_id == decode(credential.raw_id))
         .with_for_update(key_share=True)
@@ -74,20 +74,20 @@ def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
         if found is None:
             raise InvalidPasskey
         with passkeys.refused_as(InvalidPasskey):
-            challenge, sign_count = _verified(credential, found)
+            challenge, state = _verified(credential, found)
         if not challenges.spend(connection, challenge, PASSKEY_LOGIN):
             raise InvalidPasskey
-        connection.execute(
-            update(passkey).where(passkey.c.id == found.id).values(sign_count=sign_count, last_used_at=func.now())
-        )
+        connection.execute(update(passkey).where(passkey.c.id == found.id).values(**state, last_used_at=func.now()))
         tokens = sessions.log_in(connection, found.account_id, AMR, client)
         if tokens is None:
             raise InvalidPasskey
     return tokens
 
 
-def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, int]:
-    """The challenge that a credential answers, and its signature counter, which must have gone up unless it has none.
+def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, dict[str, Any]]:
+    """The challenge that a credential answers, and what is stored of it from now on.
+
+    Its signature counter must have gone up, unless it has none.
 
     Raises whatever webauthn does, for an answer that the passkey's owner did not give here.
     """
@@ -105,4 +105,7 @@ def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, int]:
         credential_current_sign_count=known.sign_count,
         require_user_verification=True,
     )
-    return encode(challenge), verified.new_sign_count
+    backup_eligible = passkeys.is_backup_eligible(verified)
+    if known.backup_eligible not in (None, backup_eligible):
+        raise ValueError("whether the passkey may be backed up has changed")  # WebAuthn Level 3, 7.2
+    return encode(challenge), {"sign_count": verified.new_sign_count, "backup_eligible": backup_eligible}

@@ -1,6 +1,6 @@
 """Register a passkey."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from sqlalchemy import func, select
@@ -99,7 +99,7 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
     return RegisteredPasskey(id=str(passkey_id), name=body.name, created_at=created_at.isoformat())
 
 
-def _verified(credential: NewCredential) -> tuple[str, dict[str, bytes | int]]:
+def _verified(credential: NewCredential) -> tuple[str, dict[str, Any]]:
     """The challenge that a new credential answers, and what is stored of it.
 
     Raises whatever webauthn does, for a credential that is not as the options asked for.
@@ -125,4 +125,5 @@ def _verified(credential: NewCredential) -> tuple[str, dict[str, bytes | int]]:
         "credential_id": verified.credential_id,
         "public_key": verified.credential_public_key,
         "sign_count": verified.sign_count,
+        "backup_eligible": passkeys.is_backup_eligible(verified),
     }

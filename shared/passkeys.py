@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
@@ -16,6 +16,10 @@ from shared import challenges
 from shared.fields import RequestBody
 from shared.problems import Problem
 from shared.settings import settings
+
+if TYPE_CHECKING:
+    from webauthn.authentication.verify_authentication_response import VerifiedAuthentication
+    from webauthn.registration.verify_registration_response import VerifiedRegistration
 
 MAX_PASSKEYS = 20
 """Of one account."""
@@ -90,6 +94,11 @@ def challenge_in(client_data: bytes) -> bytes:
     if data.get("crossOrigin", False) is not False or data.get("topOrigin") is not None:
         raise ValueError("the page was in a frame of another site")
     return parse_client_data_json(client_data).challenge
+
+
+def is_backup_eligible(verified: "VerifiedRegistration | VerifiedAuthentication") -> bool:
+    """Whether a passkey may be synced to other devices: the flag BE, which never changes (WebAuthn Level 3, 6.1.3)."""
+    return verified.credential_device_type == "multi_device"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Date,
@@ -214,6 +215,7 @@ passkey = Table(
     Column("credential_id", LargeBinary, nullable=False, unique=True),
     Column("public_key", LargeBinary, nullable=False),  # COSE
     Column("sign_count", BigInteger, nullable=False),
+    Column("backup_eligible", Boolean),  # unknown of those registered before it was kept
     Column("name", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("last_used_at", DateTime(timezone=True)),

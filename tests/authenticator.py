@@ -21,7 +21,7 @@ from shared.settings import settings
 from shared.tables import passkey, recovery_code, totp
 from tests.conftest import User, call, strong_session_of
 
-USER_PRESENT, USER_VERIFIED, ATTESTED = 0x01, 0x04, 0x40
+USER_PRESENT, USER_VERIFIED, BACKUP_ELIGIBLE, BACKED_UP, ATTESTED = 0x01, 0x04, 0x08, 0x10, 0x40
 
 
 @dataclass
@@ -142,9 +142,9 @@ class Authenticator:
         )
 
 
-def with_passkey(user: User) -> Authenticator:
+def with_passkey(user: User, flags: int = USER_PRESENT | USER_VERIFIED) -> Authenticator:
     """A passkey that the user has registered, by requests."""
-    tokens, authenticator = strong_session_of(user), Authenticator(user.id.bytes)
+    tokens, authenticator = strong_session_of(user), Authenticator(user.id.bytes, flags=flags)
     options = call("request_passkey_registration", tokens).json
     body = {"name": "Phone", "credential": authenticator.register(options)}
     response = call("register_passkey", tokens, body)

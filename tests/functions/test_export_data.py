@@ -60,7 +60,13 @@ EXPORTED: dict[Table, dict[str, Any]] = {
         "checked_at": THEN,
     },
     totp: {"created_at": THEN, "confirmed_at": THEN + timedelta(3)},
-    passkey: {"name": "열쇠", "sign_count": 77, "created_at": THEN, "last_used_at": THEN + timedelta(4)},
+    passkey: {
+        "name": "열쇠",
+        "sign_count": 77,
+        "backup_eligible": True,
+        "created_at": THEN,
+        "last_used_at": THEN + timedelta(4),
+    },
     audit: {"event_id": uuid7(), "type": "audited", "occurred_at": THEN, "request_id": "r-audit", "data": {"a": 1}},
     session: {
         "device": "an ended session",

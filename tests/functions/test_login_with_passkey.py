@@ -15,7 +15,16 @@ from sqlalchemy import func, select, update
 
 from shared.database import transaction
 from shared.tables import account, challenge, passkey
-from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_totp
+from tests.authenticator import (
+    BACKED_UP,
+    BACKUP_ELIGIBLE,
+    USER_PRESENT,
+    USER_VERIFIED,
+    Authenticator,
+    encode,
+    with_passkey,
+    with_totp,
+)
 from tests.conftest import User, call, events_of, sessions_of, strong_session_of
 
 
@@ -55,6 +64,8 @@ WRONG: dict[str, Callable[[Authenticator], None]] = {
     "rp id": lambda it: setattr(it, "rp_id", "evil.example.com"),
     "no user verification": lambda it: setattr(it, "flags", USER_PRESENT),
     "no user presence": lambda it: setattr(it, "flags", 0x04),
+    "a backup of what cannot be backed up": lambda it: setattr(it, "flags", it.flags | BACKED_UP),
+    "now eligible for backup": lambda it: setattr(it, "flags", it.flags | BACKUP_ELIGIBLE),
     "key": lambda it: setattr(it, "key", ec.generate_private_key(ec.SECP256R1())),
     "credential": lambda it: setattr(it, "credential_id", b"unknown"),
     "user handle": lambda it: setattr(it, "user_handle", bytes(16)),
@@ -70,6 +81,23 @@ def test_a_wrong_answer_is_refused_as_an_unknown_passkey_is(active_user: User, w
     assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:invalid-passkey")
     assert response.headers["WWW-Authenticate"] == "Bearer"
     assert sessions_of(active_user) == before
+
+
+def test_a_passkey_that_was_synced_logs_in_and_must_stay_so(active_user: User) -> None:
+    authenticator = with_passkey(active_user, USER_PRESENT | USER_VERIFIED | BACKUP_ELIGIBLE)
+    authenticator.flags |= BACKED_UP
+    assert log_in_with(authenticator).status_code == 200
+    authenticator.flags = USER_PRESENT | USER_VERIFIED
+    assert log_in_with(authenticator).status_code == 401
+
+
+def test_a_passkey_of_before_the_flag_was_kept_logs_in_and_then_keeps_to_it(active_user: User) -> None:
+    authenticator = with_passkey(active_user, USER_PRESENT | USER_VERIFIED | BACKUP_ELIGIBLE)
+    with transaction() as connection:
+        connection.execute(update(passkey).where(passkey.c.account_id == active_user.id).values(backup_eligible=None))
+    assert log_in_with(authenticator).status_code == 200
+    authenticator.flags = USER_PRESENT | USER_VERIFIED
+    assert log_in_with(authenticator).status_code == 401
 
 
 @pytest.mark.parametrize("member", ["signature", "authenticatorData", "clientDataJSON", "userHandle"])

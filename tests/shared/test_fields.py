@@ -30,8 +30,8 @@ LAX: dict[str, list[Any]] = {
 def members() -> Iterator[tuple[type[BaseModel], str, str]]:
     """Each member of each body, query and event that has one of these formats."""
     load_all()
-    models = {model for function in HTTP_FUNCTIONS.values() for model in (function.body, function.query) if model}
-    models |= set(Event.__subclasses__())
+    models: set[type[BaseModel]] = set(Event.__subclasses__())
+    models |= {model for function in HTTP_FUNCTIONS.values() for model in (function.body, function.query) if model}
     # Other tests define functions and events of their own.
     ours = [model for model in models if model.__module__.startswith(("functions.", "shared."))]
     for model in sorted(ours, key=lambda model: (model.__module__, model.__name__)):
