@@ -227,7 +227,8 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         sms_service_url=url("SMS_SERVICE_URL", "http", "https"),
         sms_api_key=values.get("SMS_API_KEY", ""),
         sms_from=values.get("SMS_FROM", ""),
-        business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https"),
+        # The guide (4.2) writes /api at the end of the host, others leave it out.
+        business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https").removesuffix("/api"),
         business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
         backup_store=values.get("BACKUP_STORE", ""),
         backup_key=values.get("BACKUP_KEY", ""),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -58,6 +59,16 @@ def check_against(document: Any, record: Any) -> None:
     said = {"headers": message["headers"], "payload": message["payload"], "key": message["bindings"]["kafka"]["key"]}
     schema = {"properties": said, "components": document["components"]}
     jsonschema_rs.validate(schema, {"headers": headers, "payload": payload, "key": key}, validate_formats=True)
+
+
+def test_an_administrator_who_cannot_be_made_is_told_in_the_words_of_the_command(tmp_path: Path) -> None:
+    elsewhere = {"DATA_DIR": str(tmp_path), "DATABASE_URL": ""}
+    command = [sys.executable, "-m", "knative.release.aegis", "admin", "create", "admin@example.com"]
+    words = subprocess.run(command, cwd=ROOT, env=os.environ | elsewhere, capture_output=True, text=True, check=False)
+    done = tour(**elsewhere)
+    assert done.returncode == 1
+    assert "no administrator could be made with: " in done.stderr
+    assert words.stderr.strip().splitlines()[-1] in done.stderr
 
 
 def test_a_service_that_is_not_there_is_told_in_one_line() -> None:

@@ -208,9 +208,13 @@ def looks_after_sessions(kim: Person) -> None:
 
 def administrator_looks_after(kim: Person) -> None:
     admin = Person("admin")
-    created = subprocess.run([*shlex.split(ADMIN_CREATE), admin.email, "--locale", "en"], check=False)
+    command = [*shlex.split(ADMIN_CREATE), admin.email, "--locale", "en"]
+    try:
+        created = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        raise Failed(f"no administrator could be made: {error}") from None
     if created.returncode:
-        raise Failed(f"no administrator could be made with: {ADMIN_CREATE}")
+        raise Failed(f"no administrator could be made with: {shlex.join(command)}\n{created.stdout.strip()}")
     admin.does("reset_password", {"token": admin.mailed_token("Set a new password"), "password": PASSWORD})
     admin.logs_in()
     uses_a_second_factor(admin)

@@ -21,7 +21,7 @@ from shared.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
 """Of one request to a function whose pod may have to start first."""
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 """For all functions together to be ready: a NetworkPolicy lets a new pod through to its servers some seconds late."""
 NAME_SECONDS = 15.0
 """For the name of a function to be known: DNS remembers for a few seconds that there was none."""

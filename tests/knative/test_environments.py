@@ -121,7 +121,9 @@ def test_the_gateway_serves_its_host_by_https_alone_except_in_development(object
 def test_the_restricted_pod_security_standard_is_enforced(environment: str) -> None:
     for part in ("", "migration"):
         labels = objects_of(environment, part)["Namespace", "aegis-user-service"]["metadata"]["labels"]
-        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+        for mode in ("enforce", "audit", "warn"):
+            assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
+            assert labels[f"pod-security.kubernetes.io/{mode}-version"] == f"v{check.KUBERNETES}"
 
 
 def test_monitoring_is_on_except_in_development(objects: Objects, environment: str) -> None:

@@ -70,6 +70,13 @@ def test_the_parts_of_the_guide_make_the_urls() -> None:
     assert settings.redis_url == "redis://redis-service:6379/0"
 
 
+@pytest.mark.parametrize("end", ["", "/", "/api", "/api/"])
+def test_the_registry_may_be_named_as_the_guide_names_it(end: str) -> None:
+    """The guide's 4.2 has https://api.odcloud.kr/api."""
+    named = load({"BUSINESS_REGISTRY_API_URL": f"https://api.odcloud.kr{end}"}, set())
+    assert named.business_registry_api_url == "https://api.odcloud.kr"
+
+
 def test_a_url_wins_over_its_parts() -> None:
     url = "postgresql://user@elsewhere/aegis"
     assert load({"DATABASE_URL": url, "DB_HOST": "postgres-service"}).database_url == url
