@@ -18,7 +18,7 @@ from shared.schedules import ScheduleFired
 from shared.tables import dead_letter, outbox, processed_event
 
 LATE = timedelta(hours=1)
-"""After it was sent. Longer than any Trigger tries: what is not processed then is not on its way any more."""
+"""After it was sent. Longer than any Trigger tries one event, though not than a long queue of them may last."""
 WINDOW = timedelta(hours=6)
 """So far back each run looks: some runs may fail. For what is older there is `aegis events replay`."""
 BATCH = 5000
@@ -34,6 +34,9 @@ def resend_events(event: ScheduleFired) -> None:
 
     A broker that lost a part of its topic, or Knative, which passes over an event when no dead letter can be kept. Each
     function that has processed an event ignores it when it comes again. Dead letters wait for an operator instead.
+
+    It cannot tell a lost event from one that still waits behind a long queue, and may send the latter again, once an
+    hour. The function then has it more than once, and it counts once.
     """
     deadline = time.monotonic() + WORK_SECONDS
     last, resent = UUID(int=0), 0
