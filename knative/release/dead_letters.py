@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from knative.release.columns import aligned
 from knative.release.refused import Refused
 from shared import dead_letters
 from shared.database import transaction
@@ -71,11 +72,7 @@ def table(chosen: Chosen) -> str:
     for row in rows:
         type_ = _printable(row.type.removeprefix(TYPE_PREFIX)) or "-"
         cells.append((f"{row.number}", row.function, type_, _utc(row.last_at), f"{row.count}", _printable(row.error)))
-    widths = [min(MAX_WIDTH, max(len(line[column]) for line in cells)) for column in range(len(cells[0]) - 1)]
-    lines = []
-    for *texts, error in cells:
-        aligned = [f"{text[:width]:{side}{width}}" for text, width, side in zip(texts, widths, _SIDES, strict=True)]
-        lines.append("  ".join([*aligned, error]))
+    lines = aligned([[*(text[:MAX_WIDTH] for text in texts), error] for *texts, error in cells], _SIDES)
     if sys.stdout.isatty():  # else for a program, which wants all of it
         columns = shutil.get_terminal_size().columns
         lines = [line if len(line) <= columns else f"{line[: columns - 1]}…" for line in lines]
@@ -99,9 +96,9 @@ def show(number: int) -> str:
         "last": _utc(row.last_at),
         "retried": _utc(row.retried_at) if row.retried_at else "no",
     }
-    attributes = {name: row.attributes[name] for name in sorted(row.attributes)}
-    lines = [f"{name:<10}{_printable(str(value))}" for name, value in facts.items()]
-    lines += ["", "attributes", *(f"  {_printable(name):<16}{_printable(value)}" for name, value in attributes.items())]
+    attributes = [(_printable(name), _printable(value)) for name, value in sorted(row.attributes.items())]
+    lines = aligned([(name, _printable(str(value))) for name, value in facts.items()])
+    lines += ["", "attributes", *(f"  {line}" for line in aligned(attributes))]
     lines += ["", f"data ({row.content_type or 'of no content type'}, {len(row.data)} bytes)", _shown(row.data)]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import yaml
 
 from knative.release import records, rollout
 from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected, condition, in_parallel, key, named
+from knative.release.columns import aligned
 from knative.release.deploy import live_one
 from knative.release.overlays import Environment, is_function
 from knative.release.records import LABEL
@@ -87,10 +88,7 @@ def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     """Rows as text in columns."""
     cells = [[column.upper() for column in columns], *([_text(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    return "\n".join(aligned(cells))
 
 
 def _text(value: Any) -> str:

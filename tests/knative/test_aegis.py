@@ -302,9 +302,17 @@ def test_all_that_is_kept_of_one_is_shown(capsys: Any) -> None:
         f"number    {number}\nfunction  send_email\nerror     503 The mail provider answered 429.\ncount     3" in text
     )
     assert "retried   no" in text
-    assert f"  id              {row.event_id}" in text
-    assert "  odd             a\ufffdb" in text
+    assert f"  id           {row.event_id}" in text
+    assert "  odd          a\ufffdb" in text
     assert '  {\n    "user_id": "' in text
+
+
+def test_a_long_name_of_an_attribute_moves_the_values_of_all(capsys: Any) -> None:
+    added = {"knativekafkapartition": "2", "knativekafkaoffset": "11"}
+    lines = dead(capsys, "show", give_up(attributes=added))
+    assert "  knativekafkapartition  2" in lines
+    assert "  knativekafkaoffset     11" in lines
+    assert "  specversion            1.0" in lines
 
 
 @pytest.mark.parametrize(

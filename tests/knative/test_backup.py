@@ -537,6 +537,26 @@ def test_a_good_backup_makes_room_and_what_is_not_ours_stays(database: str, vaul
 # --- the commands
 
 
+def test_backups_are_listed_in_columns_however_large_they_are(tmp_path: Path) -> None:
+    store = Folder(tmp_path)
+    names = "20260101T170000Z", "20260102T170000Z", "20260103T170000Z"
+    for name, size, accounts in zip(names[:2], (10**17, 5), (10**13, 7), strict=True):
+        parts = manifest.Part(size, "0" * 64), manifest.Part(0, "0" * 64)
+        manifest.write(
+            store, Manifest(manifest.FORMAT, name, "", "0042_sessions", "18.1", "0/0", {"account": accounts}, *parts)
+        )
+    with store.write(names[2], MANIFEST) as sink:
+        sink.write(b"damaged")
+    header, damaged, small, large = listing.table(store).splitlines()
+    assert damaged.startswith(f"{names[2]}  The manifest of the backup")
+    assert large.split()[3:] == ["100,000,000,000,000,000", "10,000,000,000,000", "0042_sessions", "18.1"]
+    assert small.split()[3:] == ["5", "7", "0042_sessions", "18.1"]
+    for title, left, right in (("size", "5  ", "000  "), ("accounts", "7  ", "000  ")):
+        end = header.index(title) + len(title) + 2
+        assert (small[:end].endswith(left), large[:end].endswith(right)) == (True, True)
+    assert {line.index("18.1") for line in (small, large)} == {header.index("PostgreSQL")}
+
+
 def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vault) -> None:
     def run(*arguments: str) -> str:
         process = command(*arguments, database=database, vault=vault)
