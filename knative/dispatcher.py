@@ -8,8 +8,7 @@ CloudEvents over HTTP, retries with back-off, then the trigger's dead-letter ser
 - Knative keeps the order of a partition. Here an event that fails holds up those of its own key (user) alone.
 - Knative drops an event that the dead-letter service does not take either. Here it is tried until one of them takes it.
 
-As there, a record that is no CloudEvent is logged and passed over: without an id and a type it can be neither
-delivered nor kept, and those behind it must not wait for it.
+As there, a record that is no CloudEvent of version 1.0 is logged and passed over: those behind it must not wait for it.
 
 An offset is committed when its event and all before it are settled. So whatever dies, an event is delivered at least
 once.
@@ -70,8 +69,6 @@ RETRIED_STATUSES = frozenset({404, 408, 409, 429})
 ASKING_TO_WAIT = frozenset({429, 503})
 MAX_ERROR_BYTES = 1024
 
-# CloudEvents 1.0.2, 3.1: what every event has.
-_REQUIRED = ("specversion", "id", "source", "type")
 # CloudEvents HTTP binding 1.0.2, 3.1.3.2: everything else in a header value is percent-encoded.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
@@ -204,10 +201,10 @@ class Delivery:
 
     def age(self) -> float | None:
         """Seconds since it was written; None where it does not say when that was."""
-        try:
-            return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.attributes["time"])).total_seconds())
-        except (KeyError, ValueError, TypeError):
+        if "time" not in self.attributes:
             return None
+        written = datetime.fromisoformat(self.attributes["time"].upper())
+        return max(0.0, (datetime.now(UTC) - written).total_seconds())
 
 
 class Deliveries:
@@ -244,7 +241,7 @@ class Deliveries:
             for record in records:
                 partition = TopicPartition(record.topic, record.partition)
                 attributes = kafka.to_attributes(record.headers)
-                if not all(attributes.get(name) for name in _REQUIRED):
+                if not attributes:
                     place = {"partition": record.partition, "offset": record.offset}
                     PASSED_OVER.labels(SERVICE).inc()
                     log.error("not a CloudEvent; passed over", extra={"trigger": self._trigger.name, **place})

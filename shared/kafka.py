@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from kafka.admin import KafkaAdminClient, NewTopic
@@ -20,7 +21,18 @@ AWAY_SECONDS = 2
 
 CONTENT_TYPE = "application/json"
 _PREFIX = "ce_"
-_ATTRIBUTE = _PREFIX + "[a-z0-9]+"  # CloudEvents 1.0.2, 3.1
+_REQUIRED = ("id", "source", "type")  # CloudEvents 1.0.2, 3.1
+# RFC 3339, 5.6; which days there are is for datetime to say.
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3])(:[0-9]{2}){2}([.][0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
+    re.IGNORECASE | re.ASCII,
+)
+_CHARACTER = r"[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"
+# RFC 3986, 4.1: a first segment with a colon is a scheme.
+_URI_REFERENCE = re.compile(
+    rf"([A-Za-z][A-Za-z0-9+.-]*:|(?![^/?#]*:))(//({_CHARACTER}|[\[\]])*(?=[/?#]|\Z))?"
+    rf"({_CHARACTER}|/)*([?]({_CHARACTER}|[/?])*)?(#({_CHARACTER}|[/?])*)?"
+)
 
 Headers = list[tuple[str, bytes | None]]
 
@@ -49,12 +61,33 @@ def to_headers(attributes: Mapping[str, str]) -> Headers:
 
 
 def to_attributes(headers: Headers) -> dict[str, str]:
-    """The attributes of the event in a record; empty for a record that is no CloudEvent."""
-    return {
+    """The attributes of the event in a record; empty for a record that is no CloudEvent of version 1.0."""
+    attributes = {
         name.removeprefix(_PREFIX): (value or b"").decode("utf-8", "replace")
         for name, value in headers
-        if re.fullmatch(_ATTRIBUTE, name)
+        if name.startswith(_PREFIX)
     }
+    return attributes if _is_event(attributes) else {}
+
+
+def _is_event(attributes: Mapping[str, str]) -> bool:
+    """Whether these are the attributes of an event (CloudEvents 1.0.2, 3 and 3.1)."""
+    uris = (attributes[name] for name in ("source", "dataschema") if name in attributes)
+    return (
+        attributes.get("specversion") == "1.0"
+        and all(attributes.get(name) for name in _REQUIRED)
+        and all(re.fullmatch("[a-z0-9]+", name) for name in attributes)
+        and all(uri and _URI_REFERENCE.fullmatch(uri) for uri in uris)
+        and ("time" not in attributes or _is_time(attributes["time"]))
+    )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text.upper())
+    except ValueError:
+        return False
+    return _TIME.fullmatch(text) is not None
 
 
 @contextlib.contextmanager

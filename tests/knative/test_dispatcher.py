@@ -113,6 +113,16 @@ def send_all(events: Sequence[tuple[str, str | None]], type_: str, partition: in
     producer.close()
 
 
+EVENT = {"specversion": "1.0", "id": "1", "source": "/tests", "type": "wanted"}
+
+
+def produce(headers: list[Any], value: bytes | None = None) -> None:
+    """Puts a record into the topic, as any producer could."""
+    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
+    producer.send(kafka.EVENTS, value, b"user", headers, partition=0).get(timeout=10)
+    producer.close()
+
+
 def ids(function: Provider) -> list[str]:
     """Of the events that it was sent."""
     return [asked.headers["ce-id"] for asked in function.asked]
@@ -388,9 +398,7 @@ def test_a_function_is_left_alone_for_as_long_as_it_asks(broker: Process, functi
 def test_a_record_that_is_no_event_is_passed_over(
     function: Provider, keeper: Provider, trigger: Trigger, headers: list[tuple[str, bytes]], value: bytes | None
 ) -> None:
-    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
-    producer.send(kafka.EVENTS, value, b"user", headers, partition=0).get(timeout=10)
-    producer.close()
+    produce(headers, value)
     send("1")
     with consuming(trigger):
         wait_for(lambda: function.asked)
@@ -398,11 +406,60 @@ def test_a_record_that_is_no_event_is_passed_over(
     assert keeper.asked == []
 
 
+# CloudEvents 1.0.2, sections 3 and 3.1; RFC 3339, 5.6; RFC 3986, 4.1.
+_NO_CLOUDEVENTS = {
+    "specversion": ["0.2", "2.0", "1", "1.0 ", "1.0\n"],
+    "time": [
+        *("", "soon", "2026-01-02", "2026-01-02T03:04:05", "2026-01-02T03:04Z", "20260102T030405Z", "1767323045"),
+        *("2026-02-30T03:04:05Z", "2026-01-02T24:00:00Z", "2026-01-02T03:04:05+0900", "2026-01-02T03:04:05,5Z"),
+        *("2026-01-02T03:04:05+24:00", "2026-01-02 03:04:05Z\n", "２０２６-01-02T03:04:05Z"),
+    ],
+    "source": ["", "/with space", "/%zz", "/<tests>", "1:2", "/tests#a#b", "/tests\n", "\\tests", "/[tests]"],
+    "dataschema": ["", "/with space"],
+    "UPPER": ["a"],
+    "with-hyphen": ["a"],
+    "with_underscore": ["a"],
+    "": ["a"],
+}
+
+
+def test_an_event_whose_attributes_break_the_specification_is_passed_over(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger
+) -> None:
+    for name, values in _NO_CLOUDEVENTS.items():
+        for value in values:
+            produce(kafka.to_headers(EVENT | {"id": f"{name} {value!r}", name: value}))
+    send("1")
+    with consuming(trigger):
+        wait_for(lambda: "1" in ids(function))
+    assert ids(function) == ["1"]
+    assert keeper.asked == []
+
+
+def test_an_event_whose_attributes_keep_to_the_specification_is_delivered(
+    broker: Process, function: Provider, trigger: Trigger
+) -> None:
+    rightly = {
+        "time": [
+            *("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.678901234+09:00", "2024-02-29t03:04:05z"),
+            "2026-01-02T03:04:05.5-00:00",
+        ],
+        "source": [
+            *("tests", "//example.com", "https://[::1]:8080/a?b=/?#c?", "urn:example:a123,z456"),
+            *("mailto:kim@example.com", "#fragment", "?query", "./a:b", "/%ED%95%9C"),
+        ],
+        "0extension9": [""],
+    }
+    sent = [(name, value) for name, values in rightly.items() for value in values]
+    for number, (name, value) in enumerate(sent):
+        produce(kafka.to_headers(EVENT | {"id": f"{number}", name: value}))
+    with consuming(trigger):
+        wait_for(lambda: len(function.asked) == len(sent))
+    assert ids(function) == [f"{number}" for number in range(len(sent))]
+
+
 def test_an_event_without_data_is_one(broker: Process, function: Provider, trigger: Trigger) -> None:
-    event = {"specversion": "1.0", "id": "1", "source": "/tests", "type": "wanted"}
-    producer = KafkaProducer(bootstrap_servers=settings().kafka_bootstrap_servers)
-    producer.send(kafka.EVENTS, None, b"user", kafka.to_headers(event), partition=0).get(timeout=10)
-    producer.close()
+    produce(kafka.to_headers(EVENT))
     with consuming(trigger):
         wait_for(lambda: function.asked)
     assert function.asked[0].body == ""
