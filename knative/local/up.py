@@ -251,7 +251,8 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
         for name, number in measured.items()
     ]
     (data / TARGETS).write_text(json.dumps(targets, indent=1))
-    envoy = router(data, os.environ.get("LISTEN_ADDRESS") or LOOPBACK, port, internal_port, ports)
+    origins = {origin.strip() for origin in environment["CORS_ALLOWED_ORIGINS"].split(",")} - {""}
+    envoy = router(data, os.environ.get("LISTEN_ADDRESS") or LOOPBACK, port, internal_port, ports, origins=origins)
     supervisor.start(envoy)
     supervisor.wait_until_ready(*servers_, envoy, seconds=60)
 

@@ -50,6 +50,26 @@ def test_a_browser_may_call_from_a_named_origin(app_origin: str) -> None:
     assert answer.headers["Vary"] == "Origin"
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-Id"],
+)
+def test_a_page_may_send_every_header_that_the_api_reads(app_origin: str, header: str) -> None:
+    assert header in preflight("/api/v1/users/login", app_origin)["Access-Control-Allow-Headers"].split(", ")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After"),
+        *("WWW-Authenticate", "X-Request-Id"),
+    ],
+)
+def test_a_page_may_read_every_header_that_the_api_sends(app_origin: str, header: str) -> None:
+    answer = client("login").post("/api/v1/users/login", json={}, headers={"Origin": app_origin})
+    assert header in answer.headers["Access-Control-Expose-Headers"].split(", ")
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "null", "https://app.example.com.evil.org", ""])
 def test_a_browser_may_not_call_from_elsewhere(app_origin: str, origin: str) -> None:
     assert "Access-Control-Allow-Origin" not in preflight("/api/v1/users/login", origin)
