@@ -207,10 +207,12 @@ def wait_for_servers(cluster: Cluster, manifests: list[Object], check: Check, pr
     watched = [one for one in manifests if one["kind"] in {"Deployment", "StatefulSet"} | _WITH_READY]
     while waiting := [one for one in watched if not _is_up(cluster.live(one))]:
         check()
-        reason = next(filter(None, (jobs.stuck(_pods_of(cluster, one)) for one in waiting)), "")
-        stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
-        if reason and time.monotonic() - stuck_since > jobs.STUCK_SECONDS:
-            raise Refused(f"{', '.join(map(named, waiting))}: not up, and does not start: {reason}")
+        stuck = [
+            f"{named(one)} does not start: {why}" for one in waiting if (why := jobs.stuck(_pods_of(cluster, one)))
+        ]
+        stuck_since = (stuck_since or time.monotonic()) if stuck else 0.0
+        if stuck and time.monotonic() - stuck_since > jobs.STUCK_SECONDS:
+            raise Refused(stuck[0])
         if time.monotonic() > deadline:
             names = ", ".join(map(named, waiting))
             raise Refused(

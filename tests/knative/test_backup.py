@@ -20,6 +20,7 @@ from typing import Any
 
 import pyrage
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, make_url, text
 
 from knative.local import servers
@@ -31,6 +32,7 @@ from knative.release.backup.postgresql import BACKUP_LOCK, RESTORE_LOCK, alone
 from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
+from shared.migrate import MIGRATIONS
 from tests.conftest import ROOT, call, create_user, fire, issue, log_in, wait_for, withdrawn_since
 
 KEEP = retention.Keep(7, 4, 12)
@@ -163,7 +165,7 @@ def test_every_row_that_was_committed_before_a_backup_comes_back_with_it(
     restored = accounts(empty)
     assert before <= restored <= accounts(database)
     assert len(restored) == made.rows["account"] >= ACCOUNTS
-    assert made.schema == "0008"
+    assert made.schema == ScriptDirectory(str(MIGRATIONS)).get_current_head()
 
 
 def test_nothing_of_it_can_be_read_without_the_key(database: str, vault: Vault) -> None:

@@ -121,12 +121,12 @@ def test_log_ins_are_counted_by_what_came_of_them(active_user: User) -> None:
 
 
 def test_a_log_in_that_is_answered_again_is_counted_once(active_user: User) -> None:
-    wrong = {"email": active_user.email, "password": "not the password of anybody"}
-    before = counted("logins_total", outcome="wrong_credentials")
+    right = {"email": active_user.email, "password": active_user.password}
+    before = counted("logins_total", outcome="success")
     headers = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
-    answers = [call("login", body=wrong, headers=headers) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [401, 401]
-    assert counted("logins_total", outcome="wrong_credentials") == before + 1
+    answers = [call("login", body=right, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert counted("logins_total", outcome="success") == before + 1
 
 
 def test_reads_of_the_cache_hit_miss_or_find_nobody(active_user: User, own_redis: Process) -> None:
