@@ -36,8 +36,22 @@ class UsedCredential(PublicKeyCredential):
     response: AssertionResponse
 
 
+EXAMPLE = {
+    "id": "bXkgcGFzc2tleQ",
+    "rawId": "bXkgcGFzc2tleQ",
+    "type": "public-key",
+    "response": {
+        "clientDataJSON": "e30",
+        "authenticatorData": "AA",
+        "signature": "AA",
+        "userHandle": "AZCKXayWd0u8zrMCCpmAVw",
+    },
+    "clientExtensionResults": {},
+}
+
+
 class PasskeyLogin(RequestBody):
-    credential: UsedCredential
+    credential: Annotated[UsedCredential, Field(examples=[EXAMPLE])]
 
 
 class InvalidPasskey(Problem):

@@ -38,9 +38,18 @@ class NewCredential(PublicKeyCredential):
     response: AttestationResponse
 
 
+EXAMPLE = {
+    "id": "bXkgcGFzc2tleQ",
+    "rawId": "bXkgcGFzc2tleQ",
+    "type": "public-key",
+    "response": {"clientDataJSON": "e30", "attestationObject": "oA", "transports": ["internal"]},
+    "clientExtensionResults": {},
+}
+
+
 class PasskeyRegistration(RequestBody):
     name: Name
-    credential: NewCredential
+    credential: Annotated[NewCredential, Field(examples=[EXAMPLE])]
 
 
 class RegisteredPasskey(TypedDict):
