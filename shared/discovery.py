@@ -1,4 +1,4 @@
-"""What other services read before they verify our access tokens: RFC 8414, 2; OpenID Connect Discovery 1.0, 3."""
+"""Metadata that other services need to verify access tokens (RFC 8414, 2; OpenID Connect Discovery 1.0, 3)."""
 
 from typing_extensions import TypedDict
 

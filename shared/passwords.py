@@ -39,7 +39,7 @@ _WINDOW = 32
 """Characters that zxcvbn judges at once: its time grows with the square of their number, and more."""
 _REPEATED = re.compile(rf"(.{{1,{_WINDOW}}}?)\1+", re.DOTALL)
 _JUDGED_LENGTH = 256
-"""As many as a request may hold; normalization may make eighteen of one."""
+"""The longest password that a request may contain. Normalization can turn one character into eighteen."""
 
 _BREACHED_SECONDS = 1.0
 _PREFIX_LENGTH = 5

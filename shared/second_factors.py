@@ -84,7 +84,7 @@ def new_recovery_codes() -> list[str]:
 
 
 def recovery_code_hash(user_id: UUID, code: str) -> bytes | None:
-    """What is stored of a recovery code; spaces, case and O for 0 do not matter. None for what is none."""
+    """The hash to store for a recovery code; spaces, case and O for 0 do not matter. None if it cannot be a code."""
     code = plain(code).upper().translate(_MISREAD)
     if len(code) != _RECOVERY_CODE_LENGTH or not set(code) <= set(_CROCKFORD):
         return None

@@ -174,14 +174,17 @@ def _listener(
 def _local_replies(
     operator: str, status: int, problem: problems.Problem, origins: Collection[str]
 ) -> list[dict[str, Any]]:
-    """What is answered in place of a status: to pages of these origins, and to everybody else; the first that fits."""
+    """The replies that replace a status: with CORS headers for these origins, without for all others.
+
+    Envoy takes the first that matches.
+    """
     comparison = {"op": operator, "value": {"default_value": status, "runtime_key": "unused"}}
     has_status = {"status_code_filter": {"comparison": comparison}}
     exposed = {"Access-Control-Expose-Headers": cors.RESPONSE_HEADERS}
     if not origins:
         return [_local_reply(has_status, problem, {})]
     if isinstance(problem, problems.HeadersTooLarge):
-        # Envoy has read no header by then, Origin included; the answer holds nothing of anybody's.
+        # Envoy has not read any header by then, Origin included. The answer contains no user data.
         return [_local_reply(has_status, problem, {"Access-Control-Allow-Origin": "*", **exposed})]
     is_allowed = [
         {"header_filter": {"header": {"name": "Origin", "string_match": {"exact": origin}}}}

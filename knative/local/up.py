@@ -26,6 +26,7 @@ from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
 from shared.manifests import functions, manifests
+from shared.settings import load
 from shared.stopping import stopped_by
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +252,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
         for name, number in measured.items()
     ]
     (data / TARGETS).write_text(json.dumps(targets, indent=1))
-    origins = {origin.strip() for origin in environment["CORS_ALLOWED_ORIGINS"].split(",")} - {""}
+    origins = load(environment).cors_allowed_origins
     envoy = router(data, os.environ.get("LISTEN_ADDRESS") or LOOPBACK, port, internal_port, ports, origins=origins)
     supervisor.start(envoy)
     supervisor.wait_until_ready(*servers_, envoy, seconds=60)

@@ -20,11 +20,11 @@ from shared.registry import HTTP_FUNCTIONS, HttpFunction, load_all, uses
 from shared.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
-"""Of one request to a function whose pod may have to start first."""
+"""For one request. The pod of the function may have to start first."""
 READY_SECONDS = 240.0
-"""For all functions together to be ready: a NetworkPolicy lets a new pod through to its servers some seconds late."""
+"""For all functions together to become ready. Network policies let a new pod reach its servers some seconds late."""
 NAME_SECONDS = 15.0
-"""For the name of a function to be known: DNS remembers for a few seconds that there was none."""
+"""For the name of a function to resolve. DNS caches for a few seconds that a name does not exist."""
 AT_ONCE = 4
 
 
