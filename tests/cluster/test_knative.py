@@ -76,6 +76,13 @@ def test_what_has_no_route_is_a_problem() -> None:
     assert (status, headers["Allow"]) == (405, "GET, HEAD, PATCH")
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_gateway_answers_a_health_check(method: str) -> None:
+    status, body, headers = call(method, "/health")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert body == ({"status": "up"} if method == "GET" else None)
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "//metrics", "/./metrics"])
 def test_health_and_metrics_are_not_public(path: str) -> None:
     assert call("GET", path)[0] == 404

@@ -118,6 +118,19 @@ def test_the_gateway_serves_its_host_by_https_alone_except_in_development(object
     assert listened["redirect"] == "http"
 
 
+def test_the_gateway_answers_health_checks_without_a_function(objects: Objects) -> None:
+    (rule,) = objects["HTTPRoute", "health"]["spec"]["rules"]
+    assert {(match["method"], match["path"]["type"], match["path"]["value"]) for match in rule["matches"]} == {
+        ("GET", "Exact", "/health"),
+        ("HEAD", "Exact", "/health"),
+    }
+    assert "backendRefs" not in rule
+    (filter_,) = rule["filters"]
+    answer = objects[filter_["extensionRef"]["kind"], filter_["extensionRef"]["name"]]["spec"]["directResponse"]
+    assert (answer["statusCode"], answer["contentType"]) == (200, "application/json")
+    assert json.loads(answer["body"]["inline"]) == {"status": "up"}
+
+
 def test_the_restricted_pod_security_standard_is_enforced(environment: str) -> None:
     for part in ("", "migration"):
         labels = objects_of(environment, part)["Namespace", "aegis-user-service"]["metadata"]["labels"]

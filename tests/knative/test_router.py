@@ -42,6 +42,18 @@ def ask(port: int, body: bytes = b"{}", path: str = LOGIN, **headers: str) -> tu
         connection.close()
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_health_check_is_answered_without_a_function(lonely_port: int, method: str) -> None:
+    connection = http.client.HTTPConnection(LOOPBACK, lonely_port, timeout=30)
+    connection.request(method, "/health")
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
+    assert response.headers["Cache-Control"] == "no-store"
+    assert body == (b"" if method == "HEAD" else b'{"status": "up"}')
+
+
 @pytest.mark.parametrize(("size", "status"), [(2, 503), (70_000, 413)])
 def test_a_page_of_an_allowed_origin_can_read_what_the_router_answers_itself(
     lonely_port: int, size: int, status: int
