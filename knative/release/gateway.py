@@ -27,7 +27,7 @@ def problems(cluster: Cluster, gateway: Object) -> list[str]:
 
     It is called at the address in its status, or at GATEWAY_URL where that address cannot be reached from here.
     """
-    listener = gateway["spec"]["listeners"][-1]
+    listener = public_listener(gateway)
     is_tls, host = listener["protocol"] == "HTTPS", listener["hostname"]
     live = cluster.live(gateway) or {}
     addresses = live.get("status", {}).get("addresses", ())
@@ -47,6 +47,12 @@ def problems(cluster: Cluster, gateway: Object) -> list[str]:
             if answer.status != expected:
                 found.append(f"{method} {path} answers {answer.status} in place of {expected}")
     return found
+
+
+def public_listener(gateway: Object) -> Object:
+    """The listener of a Gateway that clients use: that of HTTPS, or the first where there is none."""
+    listeners: list[Object] = gateway["spec"]["listeners"]
+    return next((one for one in listeners if one["protocol"] == "HTTPS"), listeners[0])
 
 
 def _pool(scheme: str, address: str, port: int | None, host: str) -> urllib3.HTTPConnectionPool:

@@ -10,6 +10,7 @@ from knative.release import records, rollout
 from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected, condition, in_parallel, key, named
 from knative.release.columns import aligned
 from knative.release.deploy import live_one
+from knative.release.gateway import public_listener
 from knative.release.overlays import Environment, is_function
 from knative.release.records import LABEL
 
@@ -112,7 +113,7 @@ def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
     from shared.http_function import PATH_PARAMETER  # the other commands do without what it imports
 
     for gateway in cluster.list("gateway.networking.k8s.io/v1", "Gateway"):
-        listener = gateway["spec"]["listeners"][-1]
+        listener = public_listener(gateway)
         base = f"{'https' if listener['protocol'] == 'HTTPS' else 'http'}://{listener.get('hostname', '*')}"
         for route in cluster.list("gateway.networking.k8s.io/v1", "HTTPRoute"):
             for rule in route["spec"]["rules"]:

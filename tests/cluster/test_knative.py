@@ -19,6 +19,7 @@ from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.cluster.conftest import (
     ENVIRONMENT,
     HOST,
+    IMAGE,
     NAMESPACE,
     PROMETHEUS_URL,
     USERS,
@@ -81,6 +82,43 @@ def test_the_gateway_answers_a_health_check(method: str) -> None:
     status, body, headers = call(method, "/health")
     assert (status, headers["Content-Type"]) == (200, "application/json")
     assert body == ({"status": "up"} if method == "GET" else None)
+
+
+GET_EACH = """
+import sys, urllib.error, urllib.request
+for url in sys.argv[1:]:
+    try:
+        print(urllib.request.urlopen(url, timeout=60).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+
+
+@pytest.fixture
+def user_service() -> None:
+    """Lets the Service user-service lead to our Gateway's Envoy, by the name that it has on this cluster."""
+    selector = "app.kubernetes.io/managed-by=envoy-gateway,app.kubernetes.io/component=proxy"
+    services = json.loads(kubectl("get", "services", "--all-namespaces", "-l", selector, "-o", "json"))["items"]
+    names = [
+        f"{one['metadata']['name']}.{one['metadata']['namespace']}.svc.cluster.local"
+        for one in services
+        # None where all Gateways share one Envoy.
+        if one["metadata"]["labels"].get("gateway.envoyproxy.io/owning-gateway-namespace") in (NAMESPACE, None)
+    ]
+    assert names
+    if namespaced("get", "service", "user-service", "-o", "jsonpath={.spec.externalName}") not in names:
+        patch = {"spec": {"externalName": names[0]}}
+        namespaced("patch", "service", "user-service", "--type", "merge", "--patch", json.dumps(patch))
+
+
+@pytest.mark.usefixtures("user_service")
+def test_a_pod_of_another_namespace_calls_the_api_by_the_guides_service_name() -> None:
+    host = f"user-service.{NAMESPACE}"
+    hosts = (host, f"{host}.svc", f"{host}.svc.cluster.local")
+    urls = [f"http://{name}{path}" for name in hosts for path in ("/health", f"{USERS}/me")]
+    run = ("run", "caller", "--rm", "--attach", "--quiet", "--restart=Never", f"--image={IMAGE}")
+    printed = kubectl("--namespace", "default", *run, "--command", "--", "python", "-c", GET_EACH, *urls)
+    assert printed.split() == ["200", "401"] * len(hosts)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "//metrics", "/./metrics"])

@@ -1,11 +1,14 @@
 """What the figures of the environments add up to, and what each of them must have."""
 
+import hashlib
 import json
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from knative import check
+from knative.release.gateway import public_listener
 from knative.release.overlays import pods
 from shared import kafka
 from shared.manifests import function_name, functions
@@ -104,18 +107,50 @@ def test_production_fetches_every_secret_that_development_makes() -> None:
 def test_the_gateway_serves_its_host_by_https_alone_except_in_development(objects: Objects, environment: str) -> None:
     gateway = objects["Gateway", "api"]
     listeners = {listener["name"]: listener for listener in gateway["spec"]["listeners"]}
-    assert {listener["hostname"] for listener in listeners.values()} == {HOSTS[environment]}
+    outside = listeners.keys() - inside_listeners(objects)
+    assert {listeners[name]["hostname"] for name in outside} == {HOSTS[environment]}
+    assert public_listener(gateway)["name"] == ("http" if environment == "development" else "https")
     routes = {name: item["spec"] for (kind, name), item in objects.items() if kind == "HTTPRoute"}
-    listened = {name: route["parentRefs"][0].get("sectionName") for name, route in routes.items()}
+    listened = {name: {parent.get("sectionName") for parent in route["parentRefs"]} for name, route in routes.items()}
     if environment == "development":
-        assert listeners.keys() == {"http"}
-        assert set(listened.values()) == {None}
+        assert outside == {"http"}
+        assert all(names == {None} for names in listened.values())  # each listener
         return
     assert "cert-manager.io/cluster-issuer" in gateway["metadata"]["annotations"]
-    assert {name for name, listener in listened.items() if listener != "https"} == {"redirect"}
+    assert listened.pop("redirect") == {"http"}
+    assert all(names == {"https"} | inside_listeners(objects) for names in listened.values())
     ((redirect,),) = [rule["filters"] for rule in routes["redirect"]["rules"]]
     assert redirect["requestRedirect"] == {"scheme": "https", "statusCode": 301}
-    assert listened["redirect"] == "http"
+
+
+def inside_listeners(objects: Objects) -> set[str]:
+    """The names of those that pods of the cluster call."""
+    listeners = objects["Gateway", "api"]["spec"]["listeners"]
+    return {listener["name"] for listener in listeners if listener["hostname"].startswith("user-service")}
+
+
+def test_pods_of_the_cluster_call_the_api_by_every_name_of_the_guides_service(objects: Objects) -> None:
+    service, namespace = "user-service", "aegis-user-service"
+    qualified = f"{service}.{namespace}"
+    names = [service, qualified, f"{qualified}.svc", f"{qualified}.svc.cluster.local"]
+    listeners = {listener["hostname"]: listener for listener in objects["Gateway", "api"]["spec"]["listeners"]}
+    assert [(listeners[name]["protocol"], listeners[name]["port"]) for name in names] == [("HTTP", 80)] * 4
+    # How Envoy Gateway names the Service of a Gateway.
+    digest = hashlib.sha256(f"{namespace}/api".encode()).hexdigest()[:8]
+    assert objects["Service", service]["spec"] == {
+        "type": "ExternalName",
+        "externalName": f"envoy-{namespace}-api-{digest}.envoy-gateway-system.svc.cluster.local",
+    }
+
+
+def test_nobody_outside_of_the_cluster_gets_plain_http_by_a_name_of_its_service(objects: Objects) -> None:
+    policy = objects["SecurityPolicy", "inside"]["spec"]
+    assert {(target["kind"], target["name"]) for target in policy["targetRefs"]} == {("Gateway", "api")}
+    assert {target["sectionName"] for target in policy["targetRefs"]} == inside_listeners(objects)
+    assert policy["authorization"]["defaultAction"] == "Deny"
+    (rule,) = policy["authorization"]["rules"]
+    assert rule["action"] == "Allow"
+    assert not any(ip_network(block).is_global for block in rule["principal"]["clientCIDRs"])
 
 
 def test_the_gateway_answers_health_checks_without_a_function(objects: Objects) -> None:
