@@ -21,6 +21,7 @@ _BODY_PROBLEMS = (
     problems.UnsupportedMediaType,
     problems.UnsupportedContentEncoding,
     problems.InvalidRequest,
+    problems.UnsupportedTransferCoding,
 )
 
 
@@ -180,7 +181,7 @@ def _result(function: HttpFunction) -> Any:
 
 def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     kinds: list[type[Problem]] = [*function.problems, problems.TooManyRequests, problems.ServiceUnavailable]
-    kinds.append(problems.HeadersTooLarge)
+    kinds.extend((problems.RequestTimeout, problems.HeadersTooLarge))
     if function.authenticated:
         kinds.append(problems.Unauthenticated)
     if function.role:

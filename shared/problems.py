@@ -6,6 +6,9 @@ from typing import ClassVar, Literal
 
 from typing_extensions import TypedDict
 
+REQUEST_SECONDS = 10
+"""So long the gateway waits for a request to arrive in full."""
+
 
 class FieldError(TypedDict):
     """One fault in a request: where it is (JSON pointer, RFC 6901, into the body or the query) and what it is.
@@ -125,6 +128,14 @@ class NoSuchItem(Problem):
     detail = "It never was, is gone, or belongs to somebody else."
 
 
+class RequestTimeout(Problem):
+    """The rest of a request did not come (RFC 9110, 15.5.9)."""
+
+    status = 408
+    title = "The request did not arrive in time"
+    detail = f"Send it again; all of it must arrive within {REQUEST_SECONDS} seconds."
+
+
 class PreconditionFailed(Problem):
     status = 412
     title = "It has changed since you read it"
@@ -190,6 +201,14 @@ class InternalError(Problem):
     status = 500
     title = "Something went wrong on our side"
     detail = "The request may not have taken effect. Report the request id if it happens again."
+
+
+class UnsupportedTransferCoding(Problem):
+    """The body comes in a transfer coding other than chunked (RFC 9112, 6.1)."""
+
+    status = 501
+    title = "The transfer coding is not supported"
+    detail = "Send the body with Content-Length, or with 'Transfer-Encoding: chunked'."
 
 
 class ServiceUnavailable(Problem):

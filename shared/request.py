@@ -71,7 +71,7 @@ def answer(
     except Exception:
         log.exception("unexpected error")
         response = ProblemResponse(InternalError())
-    headers |= {**_SECURITY_HEADERS, **cors.headers(request), "X-Request-Id": request_id}
+    headers |= {**SECURITY_HEADERS, **cors.headers(request), "X-Request-Id": request_id}
     # Not by setdefault, which compares each with all that there are.
     present = {name.lower() for name, _ in response.headers}
     response.headers.extend((name, value) for name, value in headers.items() if name.lower() not in present)
@@ -99,8 +99,7 @@ def answer(
     return response
 
 
-# OWASP REST Security Cheat Sheet, "Security Headers"; a handler may allow the caching of what is nobody's.
-_SECURITY_HEADERS = {
+SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -108,6 +107,7 @@ _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+"""OWASP REST Security Cheat Sheet, "Security Headers". A handler may allow the caching of public documents."""
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

@@ -13,7 +13,7 @@ from knative.local.supervisor import Process
 from shared import cors, problems
 from shared.event_function import MAX_UNREAD_BYTES
 from shared.manifests import MANIFESTS, Route, route_timeout_seconds, routes
-from shared.request import MAX_BODY_BYTES
+from shared.request import MAX_BODY_BYTES, SECURITY_HEADERS
 
 SITE = "site"
 SITE_PATHS = ("/docs", "/inbox", "/openapi.json", "/asyncapi.json", "/verify-email", "/reset-password", "/static")
@@ -159,8 +159,16 @@ def _listener(
         "preserve_external_request_id": True,
         "normalize_path": True,
         "always_set_request_id_in_response": True,
-        "request_timeout": "10s",  # for the request to arrive; a route's timeout starts after that
+        # For the request to arrive; a route's timeout starts after that.
+        "request_timeout": f"{problems.REQUEST_SECONDS}s",
         "max_request_headers_kb": max_headers_kb,
+        "http_protocol_options": {
+            # nginx speaks HTTP/1.0 to the servers behind it unless it is told otherwise.
+            "accept_http_10": True,
+            "default_host_for_http_10": f"{address[0]}:{address[1]}",
+            # To WebSocket or TLS: such an offer may be ignored (RFC 9110, 7.8). Envoy would refuse the request.
+            "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
+        },
         "route_config": {
             "virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}],
             "request_headers_to_add": [
@@ -178,14 +186,7 @@ def _listener(
             },
             {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}},
         ],
-        # What Envoy answers by itself, when a function is away or too slow, is a problem too.
-        "local_reply_config": {
-            "mappers": [
-                *_local_replies("GE", 500, problems.ServiceUnavailable(), origins),
-                *_local_replies("EQ", 413, problems.BodyTooLarge(), origins),
-                *_local_replies("EQ", 431, problems.HeadersTooLarge(), origins),
-            ]
-        },
+        "local_reply_config": {"mappers": [reply for own in _OWN_PROBLEMS for reply in _local_replies(*own, origins)]},
     }
     return {
         "name": name,
@@ -193,6 +194,18 @@ def _listener(
         "enable_reuse_port": False,  # or a second copy would silently share the port
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
     }
+
+
+_OWN_PROBLEMS: tuple[tuple[str, int, problems.Problem], ...] = (
+    ("EQ", 400, problems.MalformedRequest("It is not a valid HTTP request.")),
+    ("EQ", 404, problems.NotFound()),
+    ("EQ", 408, problems.RequestTimeout()),
+    ("EQ", 413, problems.BodyTooLarge()),
+    ("EQ", 431, problems.HeadersTooLarge()),
+    ("EQ", 501, problems.UnsupportedTransferCoding()),
+    ("GE", 500, problems.ServiceUnavailable()),  # a function is away or too slow
+)
+"""What Envoy says by itself to a status of its own. The first that matches is taken."""
 
 
 def _local_replies(
@@ -228,10 +241,12 @@ def _local_reply(when: dict[str, Any], problem: problems.Problem, headers: Mappi
         "filter": when,
         "status_code": problem.status,
         "headers_to_add": [
-            {"header": {"key": name, "value": value}} for name, value in {**problem.headers, **headers}.items()
+            {"header": {"key": name, "value": value}}
+            for name, value in {**SECURITY_HEADERS, **problem.headers, **headers}.items()
         ],
         "body_format_override": {
             "json_format": dict(problem.body("%REQ(X-REQUEST-ID)%")),
+            "omit_empty_values": True,  # a request that cannot be read has no id
             "content_type": "application/problem+json",
         },
     }

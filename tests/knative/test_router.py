@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import socket
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ import pytest
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Supervisor
+from shared import problems
 from shared.manifests import functions
 from tests.servers import supervisor
 
@@ -83,3 +86,108 @@ def test_the_running_service_lets_its_own_pages_read_a_413() -> None:
     port = urlsplit(os.environ["PUBLIC_URL"]).port or 80
     _, _, headers = ask(port, b" " * 70_000, Origin=f"http://localhost:{port}")
     assert headers["Access-Control-Allow-Origin"] == f"http://localhost:{port}"
+
+
+HOST = b"Host: api.example.com\r\n"
+INVALID = "urn:aegis:problem:malformed-request"
+NO_HTTP = {
+    "a garbage request line": b"\x16\x03\x01 what is this\r\n\r\n",
+    "no method": b"/api/v1/users HTTP/1.1\r\n" + HOST + b"\r\n",
+    "no Host": b"GET /api/v1/users/me HTTP/1.1\r\n\r\n",
+    "a space in a header's name": b"GET /api/v1/users/me HTTP/1.1\r\n" + HOST + b"X Y: z\r\n\r\n",
+    "a NUL in a header": b"GET /api/v1/users/me HTTP/1.1\r\n" + HOST + b"X-Y: \x00\r\n\r\n",
+    "a length and chunks": b"POST /api/v1/users HTTP/1.1\r\n"
+    + HOST
+    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "two lengths": b"POST /api/v1/users HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a negative length": b"POST /api/v1/users HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n",
+    "no size of a chunk": b"POST /api/v1/users HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+}
+"""What is no HTTP (RFC 9112), as clients, scanners and smugglers send it."""
+
+
+def send(port: int, request: bytes) -> tuple[int, Any, http.client.HTTPMessage]:
+    """The answer to what a client writes into a connection of its own."""
+    with socket.create_connection((LOOPBACK, port), timeout=30) as connection:
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status, json.loads(response.read()), response.headers
+
+
+def assert_is_problem(answer: tuple[int, Any, http.client.HTTPMessage], status: int, type_uri: str) -> None:
+    answered, problem, headers = answer
+    assert (answered, problem["status"], problem["type"]) == (status, status, type_uri)
+    assert headers["Content-Type"] == "application/problem+json"
+    assert headers["Cache-Control"] == "no-store"
+    assert problem["title"]
+    assert problem["detail"]
+    assert None not in problem.values()
+    assert problem.get("request_id") == headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("request_", NO_HTTP.values(), ids=NO_HTTP.keys())
+def test_what_is_no_http_is_a_problem(lonely_port: int, request_: bytes) -> None:
+    assert_is_problem(send(lonely_port, request_), 400, INVALID)
+
+
+def test_a_path_that_names_nothing_is_a_problem(lonely_port: int) -> None:
+    request = b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n"
+    assert_is_problem(send(lonely_port, request), 404, "urn:aegis:problem:not-found")
+
+
+def test_a_transfer_coding_that_nobody_supports_is_a_problem(lonely_port: int) -> None:
+    request = b"POST /api/v1/users HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    assert_is_problem(send(lonely_port, request), 501, "urn:aegis:problem:unsupported-transfer-coding")
+
+
+def test_headers_that_are_too_large_are_a_problem_without_an_id(lonely_port: int) -> None:
+    request = b"GET / HTTP/1.1\r\n" + HOST + b"X-Request-Id: mine\r\nX-Y: " + b"z" * 9000 + b"\r\n\r\n"
+    assert_is_problem(send(lonely_port, request), 431, "urn:aegis:problem:headers-too-large")
+
+
+def test_a_client_that_asks_for_another_protocol_is_served_in_this_one(lonely_port: int) -> None:
+    """Java's client asks for HTTP/2 over plain HTTP; others ask for WebSocket or TLS (RFC 9110, 7.8)."""
+    for protocol in (b"h2c", b"websocket", b"TLS/1.2"):
+        request = b"GET /api/v1/users/me HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: " + protocol
+        assert_is_problem(send(lonely_port, request + b"\r\n\r\n"), 503, "urn:aegis:problem:service-unavailable")
+
+
+@pytest.fixture
+def impatient_port(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
+    """Of a router that waits for a request no longer than a second."""
+    monkeypatch.setattr(problems, "REQUEST_SECONDS", 1)
+    port: int = request.getfixturevalue("lonely_port")
+    return port
+
+
+@pytest.mark.parametrize("rest", [b"", b"Content-Length: 100\r\n\r\n{"], ids=["headers", "a body"])
+def test_a_request_that_stops_midway_is_a_problem(impatient_port: int, rest: bytes) -> None:
+    request = b"POST /api/v1/users/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + rest
+    assert_is_problem(send(impatient_port, request), 408, "urn:aegis:problem:request-timeout")
+
+
+def test_a_page_of_an_allowed_origin_can_read_that_its_body_did_not_arrive(impatient_port: int) -> None:
+    request = b"POST /api/v1/users/login HTTP/1.1\r\n" + HOST + f"Origin: {ORIGIN}\r\n".encode()
+    status, _, headers = send(impatient_port, request + b"Content-Length: 100\r\n\r\n{")
+    assert (status, headers["Access-Control-Allow-Origin"]) == (408, ORIGIN)
+
+
+def service_port() -> int:
+    return urlsplit(os.environ["PUBLIC_URL"]).port or 80
+
+
+@pytest.mark.parametrize("host", [b"", HOST], ids=["without a host", "with a host"])
+def test_a_client_of_http_1_0_is_served(host: bytes) -> None:
+    """As nginx is, which speaks it to the servers behind it unless it is told otherwise."""
+    status, keys, headers = send(service_port(), b"GET /.well-known/jwks.json HTTP/1.0\r\n" + host + b"\r\n")
+    assert (status, headers["Transfer-Encoding"]) == (200, None)
+    assert keys["keys"]
+
+
+def test_an_id_in_upper_case_reaches_its_function() -> None:
+    """RFC 9562, 4. The fallback would answer 404."""
+    user, session = str(uuid.uuid4()).upper(), str(uuid.uuid4()).upper()
+    for request in (f"GET /api/v1/users/{user}", f"DELETE /api/v1/users/me/sessions/{session}"):
+        status, _, _ = send(service_port(), f"{request} HTTP/1.1\r\nHost: api.example.com\r\n\r\n".encode())
+        assert status == 401
