@@ -70,6 +70,7 @@ def refuse_unless_ready() -> None:
     wanted = {
         "serving.knative.dev/v1": "Knative Serving",
         "gateway.networking.k8s.io/v1": "the Gateway API with a controller for the GatewayClass envoy",
+        "gateway.envoyproxy.io/v1alpha1": "Envoy Gateway",
     }
     if PROMETHEUS_URL or ENVIRONMENT != "development":
         wanted["monitoring.coreos.com/v1"] = "the Prometheus operator"

@@ -87,7 +87,8 @@ def rendered() -> dict[str, list[dict[str, Any]]]:
 def test_every_object_is_as_its_crd_says(schemas: Schemas, rendered: dict[str, list[dict[str, Any]]]) -> None:
     kinds = {item["kind"] for objects in rendered.values() for item in objects}
     assert kinds >= {"Broker", "Trigger", "PingSource", "HTTPRoute", "ReferenceGrant", "PodMonitor", "ServiceMonitor"}
-    assert kinds >= {"HTTPRouteFilter", "Cluster", "Pooler", "ExternalSecret", "PrometheusRule"}
+    assert kinds >= {"HTTPRouteFilter", "ClientTrafficPolicy", "BackendTrafficPolicy"}
+    assert kinds >= {"Cluster", "Pooler", "ExternalSecret", "PrometheusRule"}
     for name, objects in rendered.items():
         assert (name, list(problems(schemas, objects))) == (name, [])
 
