@@ -196,7 +196,8 @@ def test_a_person_follows_the_link_in_the_inbox(page: Page, errors: list[str], a
     verified.get_by_text("계정의 비밀번호가 아닙니다").wait_for()
     verified.locator("#password").fill(PASSWORD)
     verified.get_by_role("button", name="이메일 주소 확인").click()
-    verified.get_by_text("이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.").wait_for()
+    verified.get_by_text("이메일 주소가 확인되었습니다. 이제 이 페이지를 닫고 이지스에 로그인해 주세요.").wait_for()
+    assert verified.get_by_text("이지스", exact=True).is_visible()
     verified.close()
     assert errors == []
     assert call("POST", "/api/v1/users/login", {"email": address, "password": PASSWORD})[0] == 200
@@ -208,6 +209,28 @@ def test_a_used_link_says_so(page: Page) -> None:
     page.locator("#password").fill(PASSWORD)
     page.get_by_role("button", name="이메일 주소 확인").click()
     page.get_by_text("이미 사용했거나 만료되었거나").wait_for()
+
+
+@needs_chromium
+@pytest.mark.parametrize("path", ["/verify-email", "/reset-password"])
+def test_a_link_without_its_token_says_that_it_is_incomplete(page: Page, errors: list[str], path: str) -> None:
+    page.goto(f"{os.environ['PUBLIC_URL']}{path}")
+    page.get_by_text("링크가 완전하지 않습니다.").wait_for()
+    assert not page.locator("#password").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert errors == []
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("path", "button"), [("/verify-email", "이메일 주소 확인"), ("/reset-password", "비밀번호 설정")]
+)
+def test_a_link_that_was_cut_off_says_that_it_is_incomplete(page: Page, path: str, button: str) -> None:
+    page.goto(f"{os.environ['PUBLIC_URL']}{path}#token={'A' * 20}")
+    page.locator("#password").fill(PASSWORD)
+    page.get_by_role("button", name=button).click()
+    page.get_by_text("링크가 완전하지 않습니다.").wait_for()
+    assert not page.locator("#password").is_visible()
 
 
 @needs_chromium

@@ -7,7 +7,7 @@ import os
 from functools import cache
 from typing import Any
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, jsonify, make_response, render_template, request
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from knative.local.sandbox import sandbox
@@ -18,54 +18,64 @@ from shared.settings import settings
 
 VERIFY_EMAIL_WORDS = {
     "en": {
+        "product": "Aegis",
         "title": "E-mail address",
         "label": "The password of your account: with it you confirm that this address is for it.",
         "show": "Show the password",
         "send": "Confirm the address",
         "working": "Confirming your e-mail address …",
-        "done": "Your e-mail address is confirmed. You can log in now.",
+        "done": "Your e-mail address is confirmed. You can close this page and log in to Aegis now.",
         "refused": "This is not the password of the account. If you did not ask for this link, close this page.",
+        "incomplete": "This link is incomplete. Open it from the e-mail again, or copy all of it into the address bar.",
         "invalid": "This link has been used, has expired, or a newer one was sent. Ask for a new one.",
         "unavailable": "The service cannot be reached right now. Try again in a moment.",
     },
     "ko": {
+        "product": "이지스",
         "title": "이메일 주소",
         "label": "계정의 비밀번호를 입력해 주세요. 이 주소를 해당 계정에 사용한다는 것을 확인합니다.",
         "show": "비밀번호 표시",
         "send": "이메일 주소 확인",
         "working": "이메일 주소를 확인하고 있습니다 …",
-        "done": "이메일 주소가 확인되었습니다. 이제 로그인할 수 있습니다.",
+        "done": "이메일 주소가 확인되었습니다. 이제 이 페이지를 닫고 이지스에 로그인해 주세요.",
         "refused": "계정의 비밀번호가 아닙니다. 이 링크를 요청하지 않았다면 이 페이지를 닫아 주세요.",
+        "incomplete": "링크가 완전하지 않습니다. 이메일에서 다시 열거나 링크 전체를 복사해 주소창에 붙여 넣어 주세요.",
         "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 새 링크를 요청해 주세요.",
         "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
     },
 }
 RESET_PASSWORD_WORDS = {
     "en": {
+        "product": "Aegis",
         "title": "New password",
         "label": "At least 15 characters; a few unrelated words are easy to remember.",
         "show": "Show the password",
         "send": "Set the password",
         "working": "Setting your password …",
-        "done": "Your new password is set, and all sessions have ended. Log in with it now.",
+        "done": "Your new password is set, and you are logged out on all devices. "
+        "You can close this page and log in to Aegis with the new password now.",
         "refused": "Choose another password:",
         "password_too_short": "this one has fewer than 15 characters.",
         "password_common": "this one is common, or follows a pattern that is tried first.",
         "password_breached": "this one stands in a list of stolen ones.",
+        "incomplete": "This link is incomplete. Open it from the e-mail again, or copy all of it into the address bar.",
         "invalid": "This link has been used, has expired, or a newer one was sent. Ask for a new one.",
         "unavailable": "The service cannot be reached right now. Try again in a moment.",
     },
     "ko": {
+        "product": "이지스",
         "title": "새 비밀번호",
         "label": "15자 이상 입력해 주세요. 서로 관계없는 단어를 몇 개 이으면 기억하기 쉽습니다.",
         "show": "비밀번호 표시",
         "send": "비밀번호 설정",
         "working": "비밀번호를 설정하고 있습니다 …",
-        "done": "새 비밀번호가 설정되었으며 모든 기기에서 로그아웃되었습니다. 새 비밀번호로 로그인해 주세요.",
+        "done": "새 비밀번호가 설정되었으며 모든 기기에서 로그아웃되었습니다. 이제 이 페이지를 닫고 새 비밀번호로 "
+        "이지스에 로그인해 주세요.",
         "refused": "다른 비밀번호를 입력해 주세요:",
         "password_too_short": "15자보다 짧습니다.",
         "password_common": "흔히 사용되거나 추측하기 쉬운 비밀번호입니다.",
         "password_breached": "유출된 비밀번호 목록에 있습니다.",
+        "incomplete": "링크가 완전하지 않습니다. 이메일에서 다시 열거나 링크 전체를 복사해 주소창에 붙여 넣어 주세요.",
         "invalid": "이미 사용했거나 만료되었거나 새 링크가 발송되었습니다. 새 링크를 요청해 주세요.",
         "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
     },
@@ -89,22 +99,27 @@ def show_asyncapi() -> Response:
 
 
 @app.get("/verify-email")
-def show_verify_email() -> str:
+def show_verify_email() -> Response:
     """Asks for the password, posts it with the token from the link's fragment, and says what came of it."""
     return _password_form("/api/v1/users/email/verify", "current-password", VERIFY_EMAIL_WORDS)
 
 
 @app.get("/reset-password")
-def show_reset_password() -> str:
+def show_reset_password() -> Response:
     """Asks for a new password, posts it with the token from the link's fragment, and says what came of it."""
     return _password_form("/api/v1/users/password/reset", "new-password", RESET_PASSWORD_WORDS)
 
 
-def _password_form(path: str, autocomplete: str, words: dict[str, dict[str, str]]) -> str:
+def _password_form(path: str, autocomplete: str, words: dict[str, dict[str, str]]) -> Response:
     language = request.accept_languages.best_match(list(words)) or "en"
-    return render_template(
-        "password_form.html", path=path, autocomplete=autocomplete, language=language, words=words[language]
+    page = make_response(
+        render_template(
+            "password_form.html", path=path, autocomplete=autocomplete, language=language, words=words[language]
+        )
     )
+    page.content_language.add(language)
+    page.vary.add("Accept-Language")
+    return page
 
 
 @app.after_request

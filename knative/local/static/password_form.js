@@ -16,7 +16,7 @@ addEventListener("hashchange", () => location.reload());
 function show(state, details = []) {
   outcome.textContent = [outcome.dataset[state], ...details].join(" ");
   outcome.className = state;
-  form.hidden = state === "done" || state === "invalid";
+  form.hidden = ["done", "invalid", "incomplete"].includes(state);
   button.disabled = state === "working";
 }
 
@@ -30,6 +30,7 @@ async function send() {
     });
     if (response.ok) return show("done");
     const errors = response.status === 422 ? (await response.json()).errors : [];
+    if (errors.some((error) => error.pointer === "/token")) return show("incomplete");
     const faults = errors.filter((error) => error.pointer === "/password").map((error) => outcome.dataset[error.code] || error.detail);
     if (faults.length || response.status === 403) show("refused", faults);
     else show(response.status < 500 && response.status !== 429 ? "invalid" : "unavailable");
@@ -42,6 +43,8 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
+if (!token) show("incomplete");
+
 document.getElementById("show").addEventListener("change", (event) => {
   password.type = event.target.checked ? "text" : "password";
 });
