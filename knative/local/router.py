@@ -16,7 +16,10 @@ from shared.manifests import MANIFESTS, Route, route_timeout_seconds, routes
 from shared.request import MAX_BODY_BYTES, SECURITY_HEADERS
 
 SITE = "site"
-SITE_PATHS = ("/docs", "/inbox", "/openapi.json", "/asyncapi.json", "/verify-email", "/reset-password", "/static")
+DOCUMENT_PATHS = ("/docs", "/openapi.json", "/asyncapi.json", "/verify-email", "/reset-password", "/static")
+"""Public documents and pages of the site: compressed on the way. Nothing else is, as the size of a compressed answer
+tells of the secrets in it (BREACH)."""
+INBOX_PATH = "/inbox"
 
 _PRECISION = ("Exact", "RegularExpression", "PathPrefix")
 """Which of several routes that match is taken, as the gateway of a cluster does."""
@@ -51,8 +54,10 @@ def _configuration(
     address: str, port: int, internal_port: int, ports: Mapping[str, int], origins: Collection[str]
 ) -> dict[str, Any]:
     by_precision = sorted(routes(), key=lambda route: (_PRECISION.index(route.kind), -len(route.path)))
-    site = [{"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}}] + [
-        {"match": {"path_separated_prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}} for path in SITE_PATHS
+    site = [
+        {"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}},
+        _site_route(INBOX_PATH),
+        *({**_site_route(path), "typed_per_filter_config": {"compressor": _COMPRESS}} for path in DOCUMENT_PATHS),
     ]
     internal = [
         {
@@ -80,12 +85,35 @@ def _configuration(
     }
 
 
+_COMPRESSOR = {
+    "@type": f"{_TYPE}.filters.http.compressor.v3.Compressor",
+    "response_direction_config": {
+        "common_config": {
+            "min_content_length": 1000,
+            "content_type": ["application/json", "text/html", "text/css", "text/javascript"],
+        },
+        "uncompressible_response_codes": [206],  # a range is of the uncompressed file
+    },
+    "compressor_library": {
+        "name": "gzip",
+        "typed_config": {"@type": f"{_TYPE}.compression.gzip.compressor.v3.Gzip", "window_bits": 15},
+    },
+}
+_COMPRESS = {
+    "@type": f"{_TYPE}.filters.http.compressor.v3.CompressorPerRoute",
+    "overrides": {"response_direction_config": {}},
+}
+
 # Only where the request cannot have reached the function: a server that is being restarted.
 _RETRY = {
     "retry_on": "connect-failure,refused-stream",
     "num_retries": 8,
     "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
 }
+
+
+def _site_route(path: str) -> dict[str, Any]:
+    return {"match": {"path_separated_prefix": path}, "route": {"cluster": SITE, "timeout": "10s"}}
 
 
 def _route(route: Route) -> dict[str, Any]:
@@ -184,6 +212,7 @@ def _listener(
                     "max_request_bytes": max_body_bytes,
                 },
             },
+            {"name": "compressor", "disabled": True, "typed_config": _COMPRESSOR},
             {"name": "router", "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"}},
         ],
         "local_reply_config": {"mappers": [reply for own in _OWN_PROBLEMS for reply in _local_replies(*own, origins)]},

@@ -135,6 +135,23 @@ def protect(response: Response) -> Response:
     return response
 
 
+@app.after_request
+def let_documents_be_kept(response: Response) -> Response:
+    """Browsers and proxies keep a document, and ask each time whether it has changed (RFC 9111, 4.3)."""
+    if request.blueprint == sandbox.name:
+        response.headers["Cache-Control"] = "no-store"  # it shows links that let people in
+    elif request.method in ("GET", "HEAD") and response.status_code in (200, 206, 304):
+        response.headers["Cache-Control"] = "no-cache"
+        response.vary.add("Accept-Encoding")
+        if "ETag" not in response.headers:
+            response.add_etag()
+            response.make_conditional(request)
+        # Weak, as the router compresses some answers: a strong one would be of one encoding alone (RFC 9110, 8.8.3).
+        tag, _ = response.get_etag()
+        response.set_etag(tag or "", weak=True)
+    return response
+
+
 @cache
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of all functions."""
