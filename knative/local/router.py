@@ -202,6 +202,8 @@ def _listener(
             "request_headers_to_add": [
                 {"header": {"key": "X-Forwarded-For", "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}}
             ],
+            # Envoy answers to 100-continue. Others may be ignored (RFC 9110, 10.1.1); gunicorn would refuse them.
+            "request_headers_to_remove": ["Expect"],
         },
         "http_filters": [
             # A request goes on when it is complete: a caller who never finishes one holds no thread of a function.

@@ -185,6 +185,23 @@ def test_a_client_of_http_1_0_is_served(host: bytes) -> None:
     assert keys["keys"]
 
 
+def test_an_expectation_that_nobody_knows_is_ignored() -> None:
+    """RFC 9110, 10.1.1."""
+    request = b"GET /api/v1/users/me HTTP/1.1\r\n" + HOST + b"Expect: the-unexpected\r\n\r\n"
+    assert_is_problem(send(service_port(), request), 401, "urn:aegis:problem:unauthenticated")
+
+
+def test_a_client_that_waits_for_100_continue_before_it_sends_its_body_is_told_to_go_on() -> None:
+    head = b"POST /api/v1/users/login HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+    with socket.create_connection((LOOPBACK, service_port()), timeout=30) as connection:
+        connection.sendall(head + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 Continue\r\n")
+        connection.sendall(b"{}")
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 422
+
+
 def test_an_id_in_upper_case_reaches_its_function() -> None:
     """RFC 9562, 4. The fallback would answer 404."""
     user, session = str(uuid.uuid4()).upper(), str(uuid.uuid4()).upper()
