@@ -10,6 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
@@ -131,6 +134,24 @@ def test_what_is_no_http_is_a_problem(lonely_port: int, request_: bytes) -> None
     assert_is_problem(send(lonely_port, request_), 400, INVALID)
 
 
+@pytest.fixture
+def impatient_port(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
+    """Of a router that waits for a request no longer than a second."""
+    monkeypatch.setattr(problems, "REQUEST_SECONDS", 1)
+    port: int = request.getfixturevalue("lonely_port")
+    return port
+
+
+@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(line=st.binary(min_size=1, max_size=60), header=st.binary(max_size=60))
+def test_whatever_bytes_come_in_place_of_a_request_the_answer_is_a_problem(
+    impatient_port: int, line: bytes, header: bytes
+) -> None:
+    status, problem, headers = send(impatient_port, line + b"\r\n" + HOST + header + b"\r\n\r\n")
+    assert_is_problem((status, problem, headers), status, problem["type"])
+    assert status >= 400
+
+
 def test_a_path_that_names_nothing_is_a_problem(lonely_port: int) -> None:
     request = b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n"
     assert_is_problem(send(lonely_port, request), 404, "urn:aegis:problem:not-found")
@@ -144,21 +165,6 @@ def test_a_transfer_coding_that_nobody_supports_is_a_problem(lonely_port: int) -
 def test_headers_that_are_too_large_are_a_problem_without_an_id(lonely_port: int) -> None:
     request = b"GET / HTTP/1.1\r\n" + HOST + b"X-Request-Id: mine\r\nX-Y: " + b"z" * 9000 + b"\r\n\r\n"
     assert_is_problem(send(lonely_port, request), 431, "urn:aegis:problem:headers-too-large")
-
-
-def test_a_client_that_asks_for_another_protocol_is_served_in_this_one(lonely_port: int) -> None:
-    """Java's client asks for HTTP/2 over plain HTTP; others ask for WebSocket or TLS (RFC 9110, 7.8)."""
-    for protocol in (b"h2c", b"websocket", b"TLS/1.2"):
-        request = b"GET /api/v1/users/me HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: " + protocol
-        assert_is_problem(send(lonely_port, request + b"\r\n\r\n"), 503, "urn:aegis:problem:service-unavailable")
-
-
-@pytest.fixture
-def impatient_port(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
-    """Of a router that waits for a request no longer than a second."""
-    monkeypatch.setattr(problems, "REQUEST_SECONDS", 1)
-    port: int = request.getfixturevalue("lonely_port")
-    return port
 
 
 @pytest.mark.parametrize("rest", [b"", b"Content-Length: 100\r\n\r\n{"], ids=["headers", "a body"])
@@ -183,6 +189,13 @@ def test_a_client_of_http_1_0_is_served(host: bytes) -> None:
     status, keys, headers = send(service_port(), b"GET /.well-known/jwks.json HTTP/1.0\r\n" + host + b"\r\n")
     assert (status, headers["Transfer-Encoding"]) == (200, None)
     assert keys["keys"]
+
+
+def test_a_client_that_asks_for_another_protocol_is_served_in_this_one() -> None:
+    """Java's client asks for HTTP/2 over plain HTTP; others ask for WebSocket or TLS (RFC 9110, 7.8)."""
+    for protocol in (b"h2c", b"websocket", b"TLS/1.2"):
+        request = b"GET /api/v1/users/me HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: " + protocol
+        assert_is_problem(send(service_port(), request + b"\r\n\r\n"), 401, "urn:aegis:problem:unauthenticated")
 
 
 def test_an_expectation_that_nobody_knows_is_ignored() -> None:
