@@ -1,5 +1,7 @@
 """What the functions do as Knative Services, seen through the gateway."""
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -24,6 +26,7 @@ from tests.cluster.conftest import (
     PROMETHEUS_URL,
     USERS,
     call,
+    connect,
     gateway,
     get_profile,
     kubectl,
@@ -119,6 +122,32 @@ def test_a_pod_of_another_namespace_calls_the_api_by_the_guides_service_name() -
     run = ("run", "caller", "--rm", "--attach", "--quiet", "--restart=Never", f"--image={IMAGE}")
     printed = kubectl("--namespace", "default", *run, "--command", "--", "python", "-c", GET_EACH, *urls)
     assert printed.split() == ["200", "401"] * len(hosts)
+
+
+def test_a_callers_request_id_comes_back_through_the_gateway() -> None:
+    assert call("GET", "/nowhere", **{"X-Request-Id": "the-callers-own"})[2]["X-Request-Id"] == "the-callers-own"
+
+
+def test_a_client_of_http_1_0_that_names_no_host_is_served() -> None:
+    with contextlib.closing(connect()) as connection:
+        connection.connect()
+        connection.sock.sendall(b"GET /.well-known/jwks.json HTTP/1.0\r\n\r\n")
+        response = http.client.HTTPResponse(connection.sock)
+        response.begin()
+        assert response.status == 200
+        assert json.loads(response.read())["keys"]
+
+
+def test_a_body_that_does_not_arrive_is_a_problem() -> None:
+    """Of the function, or of the gateway where that is still starting."""
+    with contextlib.closing(connect()) as connection:
+        connection.putrequest("POST", f"{USERS}/login", skip_host=True)
+        for name, value in {"Host": HOST, "Content-Type": "application/json", "Content-Length": "100"}.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"{")
+        response = connection.getresponse()
+        assert response.status in (400, 408)
+        assert json.loads(response.read())["status"] == response.status
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "//metrics", "/./metrics"])
