@@ -7,9 +7,11 @@ from cloudevents.http import CloudEvent
 from sqlalchemy import Connection, bindparam, exists, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.cloud_events import parse_time
 from shared.database import prepared
 from shared.event_function import event_function
 from shared.events import ALL_EVENTS, Event
+from shared.fields import to_uuid
 from shared.problems import InvalidRequest
 from shared.tables import account, audit
 
@@ -49,16 +51,13 @@ def record_audit(event: Event, envelope: CloudEvent, connection: Connection) -> 
 
 def _event_id(envelope: CloudEvent) -> UUID:
     try:
-        return UUID(envelope["id"])
+        return to_uuid(envelope["id"])
     except ValueError:
         raise InvalidRequest("The id of the event is not a UUID.") from None
 
 
 def _occurred_at(envelope: CloudEvent) -> datetime:
-    try:
-        time = datetime.fromisoformat(str(envelope.get("time", "")))
-        if time.tzinfo is None:
-            raise ValueError
-    except ValueError:
-        raise InvalidRequest("The event has no time (RFC 3339).") from None
+    time = parse_time(envelope.get("time"))
+    if time is None:
+        raise InvalidRequest("The event has no time (RFC 3339).")
     return time

@@ -41,7 +41,7 @@ from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shared import kafka, logs, probes
+from shared import cloud_events, kafka, logs, probes
 from shared.manifests import Trigger, triggers
 from shared.metrics import BUCKETS, SERVICE
 from shared.probes import Heart
@@ -132,13 +132,13 @@ def consuming(function_url: str, topic_id: str) -> Iterator[list[Heart]]:
 def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threading.Event, heart: Heart) -> None:
     """Delivers all events to the function of a trigger until stopped, through every failure of the broker."""
     deliveries = Deliveries(trigger, function_url)
+    _, group = kafka.consumer_groups(trigger.name, topic_id)
     while not stopped.is_set():
         heart.beat()
         try:
             with kafka.connected(
                 KafkaConsumer,
-                # An offset counts only in the topic that it was committed for.
-                group_id=f"knative-trigger-{trigger.name}-{topic_id}",
+                group_id=group,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 fetch_max_wait_ms=settings().kafka_fetch_milliseconds,
@@ -201,10 +201,8 @@ class Delivery:
 
     def age(self) -> float | None:
         """Seconds since it was written; None where it does not say when that was."""
-        if "time" not in self.attributes:
-            return None
-        written = datetime.fromisoformat(self.attributes["time"].upper())
-        return max(0.0, (datetime.now(UTC) - written).total_seconds())
+        written = cloud_events.parse_time(self.attributes.get("time"))
+        return None if written is None else max(0.0, (datetime.now(UTC) - written).total_seconds())
 
 
 class Deliveries:

@@ -126,7 +126,12 @@ def _full_date(text: str) -> date:
     raise PydanticCustomError("date", "Give a day of the calendar, written as 2019-03-04 (RFC 3339).")
 
 
-def _uuid(text: str) -> UUID:
+def to_uuid(text: str) -> UUID:
+    """An id in the form that RFC 9562 has for text.
+
+    Raises:
+        PydanticCustomError: it has another; a ValueError.
+    """
     # Pydantic takes URNs, braces and text without dashes as well.
     if re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text):
         return UUID(text)
@@ -157,7 +162,7 @@ Prefix = Annotated[
 """The beginning of a text that is searched for."""
 FullDate = Annotated[date, _on_text(_full_date)]
 """A date, in no other form than RFC 3339's full-date."""
-Uuid = Annotated[UUID, _on_text(_uuid)]
+Uuid = Annotated[UUID, _on_text(to_uuid)]
 """An id, in no other form than RFC 9562 has for text."""
 Locale = Annotated[
     Literal["ko", "en"],

@@ -1,18 +1,19 @@
 """The topic, and events as binary-mode CloudEvents (CloudEvents Kafka binding 1.0.2, 3.2)."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 from kafka.net.compat import KafkaNetClient
 
+from shared import cloud_events
 from shared.settings import settings
 
 EVENTS = "aegis.user.events"
+NAMESPACE = "aegis-user-service"
+"""Of the Triggers on a cluster."""
 PARTITIONS = 6
 """Of EVENTS: so many users' events are handled side by side by one event function."""
 
@@ -21,20 +22,18 @@ AWAY_SECONDS = 2
 
 CONTENT_TYPE = "application/json"
 _PREFIX = "ce_"
-_REQUIRED = ("id", "source", "type")  # CloudEvents 1.0.2, 3.1
-# RFC 3339, 5.6; which days there are is for datetime to say.
-_TIME = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3])(:[0-9]{2}){2}([.][0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
-    re.IGNORECASE | re.ASCII,
-)
-_CHARACTER = r"[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"
-# RFC 3986, 4.1: a first segment with a colon is a scheme.
-_URI_REFERENCE = re.compile(
-    rf"([A-Za-z][A-Za-z0-9+.-]*:|(?![^/?#]*:))(//({_CHARACTER}|[\[\]])*(?=[/?#]|\Z))?"
-    rf"({_CHARACTER}|/)*([?]({_CHARACTER}|[/?])*)?(#({_CHARACTER}|[/?])*)?"
-)
 
 Headers = list[tuple[str, bytes | None]]
+
+
+def consumer_groups(trigger: str, topic_id: str) -> tuple[str, str]:
+    """The groups that may read the topic for a Trigger: that of Knative's broker, and that of our dispatcher.
+
+    Knative names it by the default of its `triggers.consumergroup.template`, makes it with the Trigger and deletes it
+    with the Trigger: so where it has committed an offset, it is the one that delivers. The dispatcher's offsets count
+    only in the topic that they were committed for.
+    """
+    return f"knative-trigger-{NAMESPACE}-{trigger}", f"knative-trigger-{trigger}-{topic_id}"
 
 
 def ensure_topic(admin: KafkaAdminClient) -> str:
@@ -67,27 +66,7 @@ def to_attributes(headers: Headers) -> dict[str, str]:
         for name, value in headers
         if name.startswith(_PREFIX)
     }
-    return attributes if _is_event(attributes) else {}
-
-
-def _is_event(attributes: Mapping[str, str]) -> bool:
-    """Whether these are the attributes of an event (CloudEvents 1.0.2, 3 and 3.1)."""
-    uris = (attributes[name] for name in ("source", "dataschema") if name in attributes)
-    return (
-        attributes.get("specversion") == "1.0"
-        and all(attributes.get(name) for name in _REQUIRED)
-        and all(re.fullmatch("[a-z0-9]+", name) for name in attributes)
-        and all(uri and _URI_REFERENCE.fullmatch(uri) for uri in uris)
-        and ("time" not in attributes or _is_time(attributes["time"]))
-    )
-
-
-def _is_time(text: str) -> bool:
-    try:
-        datetime.fromisoformat(text.upper())
-    except ValueError:
-        return False
-    return _TIME.fullmatch(text) is not None
+    return {} if cloud_events.fault(attributes) else attributes
 
 
 @contextlib.contextmanager

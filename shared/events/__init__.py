@@ -1,8 +1,10 @@
 """What the service announces. An event holds ids, never personal data or a secret."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection, bindparam, insert
 from uuid_utils.compat import uuid7
 
@@ -12,6 +14,8 @@ from shared.fields import Uuid
 from shared.tables import outbox
 
 SOURCE = "/aegis/user-service"
+# What PostgreSQL stores in no JSON.
+_UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
 class Event(BaseModel):
@@ -21,6 +25,14 @@ class Event(BaseModel):
 
     type: ClassVar[str]
     user_id: Annotated[Uuid, Field(description="Also the subject of the CloudEvent, and the key of its record.")]
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and _UNSTORABLE.search(text):
+                raise PydanticCustomError("text", "Text must not hold U+0000 or half of a surrogate pair.")
+        return value
 
 
 class UserRegistered(Event):

@@ -1,6 +1,8 @@
 """Recording events in the audit trail."""
 
+import json
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +15,11 @@ from uuid_utils.compat import uuid7
 from knative.local.supervisor import Supervisor
 from shared.database import engine, transaction
 from shared.tables import account, audit
-from tests.conftest import User, envelope, post, somebody_waits_for, wait_for
+from tests.conftest import User, client, envelope, post, somebody_waits_for, wait_for
 from tests.servers import function_process, kill, post_event, start_again
 
 LOGGED_OUT = "com.aegis.user.logged_out.v1"
+PROFILE_UPDATED = "com.aegis.user.profile_updated.v1"
 RESET = "com.aegis.user.password_reset_requested.v1"
 
 
@@ -91,10 +94,77 @@ def test_what_is_told_of_a_purged_account_is_recorded(active_user: User) -> None
     assert {row.type for row in rows(active_user.id)} == {LOGGED_OUT, "com.aegis.user.purged.v1"}
 
 
-@pytest.mark.parametrize("change", [{"id": "1"}, {"time": "noon"}, {"time": "2025-01-02T03:04:05"}], ids=str)
-def test_an_event_without_id_or_time_is_refused_for_good(active_user: User, change: dict[str, str]) -> None:
-    headers = event(**change) if "id" not in change else event(id=uuid.uuid4().hex[:8])
-    assert deliver(active_user.id, headers).status_code == 422
+@pytest.mark.parametrize("write", [str, lambda id_: str(id_).upper()], ids=["lower case", "upper case"])
+def test_an_id_is_recorded_in_whichever_case_it_comes(active_user: User, write: Callable[[uuid.UUID], str]) -> None:
+    id_ = uuid7()
+    assert deliver(active_user.id, event(id=write(id_))).status_code == 204
+    assert [row.event_id for row in rows(active_user.id)] == [id_]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda id_: id_.hex,
+        lambda id_: id_.urn,
+        lambda id_: f"{{{id_}}}",
+        lambda id_: str(id_)[:8],
+    ],
+    ids=["no dashes", "a URN", "in braces", "a part"],
+)
+def test_an_event_whose_id_is_no_uuid_of_rfc_9562_is_refused_for_good(
+    active_user: User, write: Callable[[uuid.UUID], str]
+) -> None:
+    assert deliver(active_user.id, event(id=write(uuid7()))).status_code == 422
+    assert rows(active_user.id) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "recorded"),
+    [
+        ("2025-01-02T03:04:05Z", "2025-01-02T03:04:05+00:00"),
+        ("2025-01-02t03:04:05.25z", "2025-01-02T03:04:05.250000+00:00"),
+        ("2025-01-02T12:04:05.123456789+09:00", "2025-01-02T03:04:05.123456+00:00"),
+        ("2024-02-29T23:59:59-23:59", "2024-03-01T23:58:59+00:00"),
+    ],
+)
+def test_a_time_is_recorded_however_rfc_3339_lets_it_be_written(active_user: User, written: str, recorded: str) -> None:
+    assert deliver(active_user.id, event(time=written)).status_code == 204
+    assert [row.occurred_at.isoformat() for row in rows(active_user.id)] == [recorded]
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *("", "noon", "2025-01-02", "2025-01-02T03:04:05", "2025-01-02T03:04Z", "20250102T030405Z", "1735787045"),
+        *("2025-01-02 03:04:05Z", "2025-W01-4T03:04:05Z", "2025-01-02T03:04:05+0900", "2025-01-02T03:04:05,5Z"),
+        *("2025-02-30T03:04:05Z", "2025-01-02T24:00:00Z", "2025-01-02T03:04:05+24:00", "2025-01-02T03:04:05+09:00:30"),
+        # There is no such time in UTC that Python could read again.
+        *("0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"),
+    ],
+)
+def test_an_event_whose_time_is_none_of_rfc_3339_is_refused_for_good(active_user: User, time: str) -> None:
+    assert deliver(active_user.id, event(time=time)).status_code == 400
+    assert rows(active_user.id) == []
+
+
+def test_an_event_without_a_time_is_refused_and_not_recorded_as_of_now(active_user: User) -> None:
+    headers = event()
+    del headers["ce-time"]
+    answer = deliver(active_user.id, headers)
+    assert (answer.status_code, answer.json["detail"]) == (422, "The event has no time (RFC 3339).")
+    structured = {name.removeprefix("ce-"): value for name, value in headers.items()}
+    data = {"user_id": str(active_user.id), "session_id": str(active_user.id)}
+    answer = client("record_audit").post(
+        "/", data=json.dumps(structured | {"data": data}), content_type="application/cloudevents+json"
+    )
+    assert answer.status_code == 422
+    assert rows(active_user.id) == []
+
+
+def test_text_that_postgresql_cannot_store_is_refused_for_good(active_user: User) -> None:
+    for text_ in ("\0", "\ud800"):
+        data = {"user_id": str(active_user.id), "fields": ["name", text_]}
+        assert post("record_audit", "/", data, **event(PROFILE_UPDATED)).status_code == 422
     assert rows(active_user.id) == []
 
 

@@ -93,7 +93,10 @@ def test_a_structured_event_is_taken_too(function: Any, taken: list[UserRegister
 
 
 NO_EVENT = "The request is not a CloudEvent (version 1.0) in binary or structured mode."
-BAD_IDENTITY = "The source or the id of the event is empty, too long or not printable."
+BAD_IDENTITY = "The source or the id of the event is too long or not printable."
+NO_ID = "The id of the event is missing, empty or no text."
+NO_URI = "The source of the event is not a URI reference."
+NO_TIME = "The time of the event is not one of RFC 3339."
 NO_OBJECT = "The data of the event is not a JSON object."
 
 
@@ -101,11 +104,15 @@ NO_OBJECT = "The data of the event is not a JSON object."
     ("change", "body", "reason"),
     [
         ({"ce-id": None}, b"{}", NO_EVENT),
-        ({"ce-id": ""}, b"{}", BAD_IDENTITY),
+        ({"ce-id": ""}, b"{}", NO_ID),
         ({"ce-id": "x" * 600}, b"{}", BAD_IDENTITY),
         ({"ce-id": "1\t2"}, b"{}", BAD_IDENTITY),
         ({"ce-source": None}, b"{}", NO_EVENT),
-        ({"ce-source": "a b"}, b"{}", "The source of the event is not a URI reference."),
+        ({"ce-source": "a b"}, b"{}", NO_URI),
+        ({"ce-source": "/%zz"}, b"{}", NO_URI),
+        ({"ce-time": "soon"}, b"{}", NO_TIME),
+        ({"ce-time": "2026-01-02T03:04:05"}, b"{}", NO_TIME),
+        ({"ce-with-hyphen": "a"}, b"{}", "The name of an attribute has other characters than a to z and 0 to 9."),
         ({"ce-type": None}, b"{}", NO_EVENT),
         ({"ce-specversion": None}, b"{}", NO_EVENT),
         ({"ce-specversion": "9.9"}, b"{}", NO_EVENT),
@@ -143,6 +150,9 @@ def test_what_is_no_binary_cloud_event_is_a_400(
         b'{"specversion": 1, "id": "1", "source": "/", "type": "com.aegis.user.registered.v1", "data": {}}',
         b"[" * 50_000,
         b'{"specversion": "1.0", "id": {}, "source": "/", "type": ["x"], "data": {}}',
+        b'{"specversion": "1.0", "id": "1", "source": "/", "type": "\\ud800", "data": {}}',
+        b'{"specversion": "1.0", "id": "1", "source": "/", "type": "x", "requestid": "\\u0000", "data": {}}',
+        b'{"specversion": "1.0", "id": "1", "source": "/", "type": "x", "time": 1767323045, "data": {}}',
     ],
 )
 def test_what_is_no_structured_cloud_event_is_a_400(function: Any, taken: list[UserRegistered], body: bytes) -> None:
