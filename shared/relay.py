@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
+from prometheus_client import REGISTRY
 from sqlalchemy import ARRAY, Connection, NullPool, Text, Uuid, any_, cast, create_engine, func, literal, update
 from sqlalchemy import select as select_rows
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import database, kafka, logs, outbox, outbox_metrics, probes
+from shared import consumer_lag, database, kafka, logs, outbox, outbox_metrics, probes
 from shared.events import SOURCE
 from shared.outbox_metrics import ERRORS, LEADS, SENT
 from shared.probes import Heart
@@ -264,6 +265,7 @@ def main() -> None:
         sys.exit("\n".join(["the relay cannot start with these settings:", *error.problems]))
     stopped = stopped_by(signal.SIGTERM)
     outbox_metrics.register()
+    REGISTRY.register(consumer_lag.LagCollector())
     probes.serve(heart := Heart())
     run(stopped, heart)
 

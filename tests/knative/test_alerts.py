@@ -60,7 +60,7 @@ SUBJECTS = {
 
 PROMQL = {
     *("sum", "max", "min", "count", "rate", "increase", "histogram_quantile"),
-    *("avg_over_time", "min_over_time", "sum_over_time"),
+    *("avg_over_time", "changes", "min_over_time", "sum_over_time"),
     *("vector", "clamp_min", "absent", "time", "or", "and", "unless", "offset"),
 }
 
@@ -133,11 +133,12 @@ def relay(leads: str, waiting: str, sent: str, pod: str = "a") -> Series:
     ]
 
 
-def deliveries(waiting: str, delivered: str, retried: str = "0x60") -> Series:
+def group(lag: str, offset: str, partition: str = "0", name: str = "g", pod: str = "a") -> Series:
+    """What a relay shows of a consumer group in a partition."""
+    labels = {"trigger": "send-email", "consumergroup": name, "topic": "t", "partition": partition, "pod": pod}
     return [
-        own("event_deliveries_waiting", waiting, trigger="send-email"),
-        own("event_deliveries_total", delivered, trigger="send-email", outcome="delivered"),
-        own("event_deliveries_total", retried, trigger="send-email", outcome="retried"),
+        own("kafka_consumergroup_lag", lag, **labels),
+        own("kafka_consumergroup_current_offset", offset, **labels),
     ]
 
 
@@ -390,13 +391,50 @@ CASES = [
     ),
     Case(RELAY, "the relay restarts and sends", relay("1x30", "5x30", "0+100x9 0+100x30"), set()),
     Case(RELAY, "no series", [], set()),
-    Case(DISPATCHER, "a function takes nothing", deliveries("3x30", "50x30", "0+9x30"), {"send-email"}, minutes=25),
-    Case(DISPATCHER, "it takes some", deliveries("3x30", "0+2x30", "0+9x30"), set(), minutes=25),
-    Case(DISPATCHER, "nothing waits", deliveries("0x30", "50x30"), set(), minutes=25),
-    Case(DISPATCHER, "the dispatcher restarts", deliveries("3x30", "0+2x9 0+2x30"), set(), minutes=25),
-    Case(DISPATCHER, "it is gone", deliveries("3x5 _x30", "50x5 _x30"), set(), minutes=25),
-    Case(LATE, "an event is old", [own("event_delivery_lag_seconds", "0+60x30", trigger="send-email")], {"send-email"}),
-    Case(LATE, "it is not", [own("event_delivery_lag_seconds", "200x30", trigger="send-email")], set()),
+    Case(DISPATCHER, "a function takes nothing", group("3x30", "50x30"), {"send-email"}, minutes=25),
+    Case(
+        DISPATCHER,
+        "and both relays say so",
+        group("0+1x40", "50x40") + group("0+1x40", "50x40", pod="b"),
+        {"send-email"},
+        minutes=30,
+    ),
+    Case(DISPATCHER, "it takes some, and more comes", group("3x30", "50+2x30"), set(), minutes=25),
+    Case(
+        DISPATCHER,
+        "one partition stands still, and others go on",
+        group("3x30", "50x30") + group("3x30", "50+2x30", partition="1"),
+        set(),
+        minutes=25,
+    ),
+    Case(DISPATCHER, "nothing waits", group("0x30", "50x30"), set(), minutes=25),
+    Case(DISPATCHER, "an event is given up after Knative's 13 minutes", group("1x13 0x20", "50x13 51x20"), set()),
+    Case(DISPATCHER, "the relay restarts", group("3x9", "50x9") + group("0 _x9 3x30", "50+2x40", pod="b"), set()),
+    Case(DISPATCHER, "the broker is away, and nothing is said", group("3x5 _x30", "50x5 _x30"), set(), minutes=25),
+    Case(DISPATCHER, "no series", [], set()),
+    Case(LATE, "an event waits", group("1x30", "50x30"), {"send-email"}),
+    Case(
+        LATE,
+        "and those behind it, by both relays",
+        group("0+5x30", "50x30") + group("0+5x30", "50x30", pod="b"),
+        {"send-email"},
+    ),
+    Case(
+        LATE,
+        "one partition is late, and others go on",
+        group("3x30", "50x30") + group("3x30", "0+50x30", partition="1"),
+        {"send-email"},
+    ),
+    Case(LATE, "it is six minutes behind", group("60x40", "0+10x40"), {"send-email"}, minutes=30),
+    Case(LATE, "it is four minutes behind", group("40x40", "0+10x40"), set(), minutes=30),
+    Case(LATE, "an event waited for seven minutes", group("0x10 1x7 0x20", "50x17 51x20"), set(), minutes=19),
+    Case(
+        LATE,
+        "the topic is another one, and all of it comes again",
+        group("0x9 _x30", "5000x9 _x30") + group("_x10 40 0x20", "_x10 0 40x20", name="of-the-new-topic"),
+        set(),
+    ),
+    Case(LATE, "the broker is away, and nothing is said", group("3x5 _x30", "50x5 _x30"), set()),
     Case(LATE, "no series", [], set()),
     Case(POOL, "many wait in vain", [own("database_pool_timeouts_total", "0+2x30", function="login")], {"login"}),
     Case(POOL, "two did", [own("database_pool_timeouts_total", "0x16 1 2x20", function="login")], set()),

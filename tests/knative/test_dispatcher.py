@@ -20,7 +20,7 @@ from kafka.errors import KafkaTimeoutError, UnknownTopicOrPartitionError
 from knative import dispatcher
 from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
-from shared import kafka, probes
+from shared import consumer_lag, kafka, probes
 from shared.manifests import Trigger, triggers
 from shared.probes import Heart
 from shared.settings import settings
@@ -665,6 +665,31 @@ def test_what_waits_and_for_how_long_is_shown(broker: Process, function: Provide
         function.answer = failing()
         wait_for(lambda: shown("event_deliveries_waiting", trigger="waiting") == 0)
         assert shown("event_delivery_lag_seconds", trigger="waiting") == 0
+
+
+def test_the_lag_grows_while_an_event_is_not_taken_and_falls_when_it_is(
+    broker: Process, function: Provider, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_lag, "triggers", lambda: (trigger,))
+
+    def lag() -> list[int]:
+        return [position.lag for position in consumer_lag.read()]
+
+    trigger = replace(trigger, retries=10**6)
+    send("1", "2")
+    with consuming(trigger):
+        wait_for(lambda: lag() == [0])
+        function.answer = failing("3")
+        send("3", user="one")
+        wait_for(lambda: lag() == [1])
+        send("4", user="another")
+        wait_for(lambda: "4" in ids(function))
+        assert lag() == [2]
+    send("5")
+    assert lag() == [3]
+    function.answer = failing()
+    with consuming(trigger):
+        wait_for(lambda: lag() == [0])
 
 
 def test_a_dispatcher_is_alive_as_long_as_each_of_its_triggers_is_read(
