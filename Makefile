@@ -23,7 +23,7 @@ fuzz: setup  ## send what nobody expects to every operation (EXAMPLES=300 for ea
 test-kafka: setup  ## run the tests of events on Apache Kafka (KAFKA=../shared/kafka/kafka, a command that sets one up)
 	@export KAFKA="$(or $(KAFKA),../shared/kafka/kafka)" KAFKA_DATA="$(CURDIR)/.local/kafka"; \
 	export KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) && trap '"$$KAFKA" down' EXIT && \
-	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/knative/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
+	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/shared/test_consumer_lag.py tests/knative/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
 
 test-clients: setup  ## run the examples of docs/tokens.md in Node, Go and Spring, where these are installed
 	@$(BIN)/python -m pytest tests/clients -n 0
