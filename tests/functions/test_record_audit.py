@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import urllib3
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from uuid_utils.compat import uuid7
@@ -166,6 +169,27 @@ def test_text_that_postgresql_cannot_store_is_refused_for_good(active_user: User
         data = {"user_id": str(active_user.id), "fields": ["name", text_]}
         assert post("record_audit", "/", data, **event(PROFILE_UPDATED)).status_code == 422
     assert rows(active_user.id) == []
+
+
+attributes = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.text(st.characters(exclude_categories=()), max_size=20)
+        for name in ("id", "source", "time", "subject", "requestid", "partitionkey", "dataschema")
+    },
+)
+
+
+@settings_of_hypothesis(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(attributes, st.lists(st.text(st.characters(exclude_categories=()), max_size=5), max_size=2))
+def test_whatever_an_event_holds_it_is_recorded_or_refused_for_good(
+    active_user: User, changes: dict[str, str], fields: list[str]
+) -> None:
+    known = {name.removeprefix("ce-"): value for name, value in event(PROFILE_UPDATED).items()}
+    data = {"user_id": str(active_user.id), "fields": fields}
+    sent = json.dumps(known | changes | {"data": data})
+    answer = client("record_audit").post("/", data=sent, content_type="application/cloudevents+json")
+    assert answer.status_code in (204, 400, 422)
 
 
 @pytest.mark.parametrize(
