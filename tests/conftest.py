@@ -360,12 +360,12 @@ def until_stopped(work: Callable[[threading.Event], Any]) -> Iterator[None]:
         thread.join()
 
 
-def inbox(address: str) -> list[dict[str, str]]:
+def inbox(address: str) -> list[dict[str, Any]]:
     """The messages to an address, newest first, as the sandbox shows them."""
     url = f"{os.environ['PUBLIC_URL']}/inbox?{urlencode({'to': address})}"
     request = urllib.request.Request(url, headers={"Accept": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as response:
-        messages: list[dict[str, str]] = json.load(response)
+        messages: list[dict[str, Any]] = json.load(response)
     return messages
 
 
@@ -388,7 +388,7 @@ def scrape(process: str) -> list[Metric]:
 
 def mailed_token(address: str) -> str:
     """The token in the newest mail to an address, once there is one."""
-    text = wait_for(lambda: inbox(address))[0]["text"]
+    text: str = wait_for(lambda: inbox(address))[0]["text"]
     return text.partition("#token=")[2].strip()
 
 

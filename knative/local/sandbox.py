@@ -1,19 +1,21 @@
-"""The providers of development: they take mails as SendGrid does and texts as Twilio does, deliver nothing, and show
-all in an inbox; and they answer as the business registry of the National Tax Service does.
+"""The providers of development: mails as with SendGrid (sendgrid.py) and texts as with Twilio (twilio.py), which are
+shown in an inbox and not delivered, and the business registry of the National Tax Service.
 
 DATA_DIR=/data EMAIL_API_KEY=... SMS_API_KEY=SID:TOKEN BUSINESS_REGISTRY_API_KEY=... python -m knative.local.sandbox
 
 What becomes of a mail is decided by its address:
 
     any at refused.example.com    is refused, as an address that SendGrid does not take
-    any other                     is delivered
+    any other valid one           is delivered
 
 What becomes of a text is decided by its number, as with Twilio's test credentials:
 
-    +15005550001    is no number (21211)
-    +15005550004    has opted out (21610)
-    +15005550009    cannot get texts (21614)
-    any other       is texted
+    +15005550001       is no number (21211)
+    +15005550002       cannot be reached (21612)
+    +15005550003       is in a region that is not enabled (21408)
+    +15005550004       has opted out (21610)
+    +15005550009       cannot get texts (21614)
+    any other valid    is texted
 
 What the registry knows of a business is decided by the last digit of its number, whatever else is stated:
 
@@ -25,100 +27,22 @@ What the registry knows of a business is decided by the last digit of its number
     9         not registered (101-01-00159)
 """
 
-import base64
-import hmac
-import json
 import os
-import secrets
-import sqlite3
-from contextlib import closing
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from flask import Blueprint, Flask, Response, jsonify, render_template, request
 
+from knative.local.inbox import is_authorized, messages
+from knative.local.sendgrid import sendgrid
+from knative.local.twilio import twilio
 from shared.server import Server
 
-KEPT = 1000
-"""So many messages are kept; older ones are forgotten."""
 SHOWN = 50
-"""So many of them the page shows."""
+"""How many messages the page shows."""
 
 sandbox = Blueprint("sandbox", __name__)
-
-
-class Message(TypedDict):
-    """A mail or a text message that was sent."""
-
-    channel: str
-    to: str
-    subject: str
-    text: str
-    html: str
-    sent_at: str
-
-
-REFUSED_DOMAIN = "@refused.example.com"
-
-
-@sandbox.post("/v3/mail/send")
-def send_mail() -> tuple[Response, int]:
-    """SendGrid's API v3: 202 for a mail that is taken, its own form of errors otherwise."""
-    if not _is_authorized(f"Bearer {os.environ['EMAIL_API_KEY']}"):
-        return _refusal("The provided authorization grant is invalid, expired, or revoked", None), 401
-    mail: Any = request.get_json(silent=True)
-    try:
-        contents = {content["type"]: content["value"] for content in mail["content"]}
-        sender = mail["from"]["email"]
-        messages = [
-            Message(
-                channel="email",
-                to=recipient["email"],
-                subject=mail["subject"],
-                text=contents.get("text/plain", ""),
-                html=contents.get("text/html", ""),
-                sent_at=_now(),
-            )
-            for personalization in mail["personalizations"]
-            for recipient in personalization["to"]
-        ]
-    except (KeyError, TypeError):
-        return _refusal("Bad Request", "personalizations, from, subject or content"), 400
-    if not sender or not messages:
-        return _refusal("The from address and a recipient are required", "from"), 400
-    if any(message["to"].endswith(REFUSED_DOMAIN) for message in messages):
-        return _refusal("Does not contain a valid address.", "personalizations.0.to.0.email"), 400
-    store(messages)
-    return Response(), 202
-
-
-REFUSED_NUMBERS = {
-    "+15005550001": (21211, "Invalid 'To' Phone Number"),
-    "+15005550004": (21610, "Attempt to send to unsubscribed recipient"),
-    "+15005550009": (21614, "'To' number is not a valid mobile number"),
-}
-
-
-@sandbox.post("/2010-04-01/Accounts/<sid>/Messages.json")
-def send_text(sid: str) -> tuple[Response, int]:
-    """Twilio's API of 2010: 201 for a text that is queued, its own form of errors otherwise."""
-    credentials = os.environ["SMS_API_KEY"]
-    is_ours = _is_authorized("Basic " + base64.b64encode(credentials.encode()).decode())
-    if not is_ours or sid != credentials.partition(":")[0]:
-        return _twilio_error(401, 20003, "Authenticate")
-    message = {name: request.form.get(name, "") for name in ("To", "From", "Body")}
-    for name, code in {"To": 21604, "From": 21603, "Body": 21602}.items():
-        if not message[name]:
-            return _twilio_error(400, code, f"A '{name}' is required")
-    if not request.form.get("ValidityPeriod", "1").isdigit():
-        return _twilio_error(400, 21624, "Invalid validity period value")
-    if message["To"] in REFUSED_NUMBERS:
-        return _twilio_error(400, *REFUSED_NUMBERS[message["To"]])
-    store([Message(channel="sms", to=message["To"], subject="", text=message["Body"], html="", sent_at=_now())])
-    answer = {"to": message["To"], "from": message["From"], "body": message["Body"]}
-    return jsonify(sid=f"SM{secrets.token_hex(16)}", account_sid=sid, status="queued", error_code=None, **answer), 201
-
+sandbox.register_blueprint(sendgrid)
+sandbox.register_blueprint(twilio)
 
 ACTIVE, SUSPENDED, CLOSED, UNREGISTERED = "01", "02", "03", ""
 MAX_BUSINESSES = 100
@@ -158,54 +82,11 @@ def show_inbox() -> Response | str:
 
     With `?to=ADDRESS` only those to an address.
     """
-    found = messages(request.args.get("to"))
+    to = request.args.get("to")
+    found = messages(to)
     if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
         return jsonify(found)
-    return render_template("inbox.html", messages=found[:SHOWN])
-
-
-def store(messages: list[Message]) -> None:
-    with closing(_database()) as database, database:
-        database.executemany(
-            "INSERT INTO message (recipient, content) VALUES (?, ?)",
-            [(message["to"], json.dumps(message)) for message in messages],
-        )
-        database.execute("DELETE FROM message WHERE id <= (SELECT max(id) FROM message) - ?", (KEPT,))
-
-
-def messages(to: str | None = None) -> list[Message]:
-    query = "SELECT content FROM message WHERE :to IS NULL OR recipient = :to ORDER BY id DESC"
-    with closing(_database()) as database:
-        rows = database.execute(query, {"to": to}).fetchall()
-    return [json.loads(content) for (content,) in rows]
-
-
-def _database() -> sqlite3.Connection:
-    file = Path(os.environ["DATA_DIR"]) / "inbox.sqlite3"
-    file.touch(mode=0o600)  # it holds live links
-    database = sqlite3.connect(file)
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS message "
-        "(id INTEGER PRIMARY KEY AUTOINCREMENT, recipient TEXT NOT NULL, content TEXT NOT NULL)"
-    )
-    return database
-
-
-def _is_authorized(expected: str) -> bool:
-    return hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected.encode())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _refusal(message: str, field: str | None) -> Response:
-    return jsonify(errors=[{"message": message, "field": field, "help": None}])
-
-
-def _twilio_error(status: int, code: int, message: str) -> tuple[Response, int]:
-    more = f"https://www.twilio.com/docs/errors/{code}"
-    return jsonify(code=code, message=message, more_info=more, status=status), status
+    return render_template("inbox.html", messages=found[:SHOWN], to=to)
 
 
 def _registry_refusal(name: str) -> tuple[Response, int] | None:
@@ -215,7 +96,7 @@ def _registry_refusal(name: str) -> tuple[Response, int] | None:
     """
     if not request.headers.get("Authorization"):
         return jsonify(code=-401, msg="인증키는 필수 항목 입니다."), 401
-    if not _is_authorized(f"Infuser {os.environ['BUSINESS_REGISTRY_API_KEY']}"):
+    if not is_authorized(f"Infuser {os.environ['BUSINESS_REGISTRY_API_KEY']}"):
         return jsonify(code=-4, msg="등록되지 않은 인증키 입니다."), 401
     question: Any = request.get_json(silent=True)
     if not isinstance(question, dict):

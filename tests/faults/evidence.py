@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row, exists, func, select
 
-from knative.local.sandbox import KEPT
+from knative.local.inbox import KEPT
 from shared import kafka
 from shared.database import transaction
 from shared.events import SOURCE

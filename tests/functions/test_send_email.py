@@ -178,7 +178,7 @@ def test_the_sandbox_takes_what_is_sent(address: str) -> None:
     user = create_user(address, "pending")
     assert deliver(user).status_code == 204
     (mail,) = inbox(address)
-    assert mail.keys() == {"channel", "to", "subject", "text", "html", "sent_at"}
+    assert mail.keys() == {"id", "channel", "from", "to", "cc", "bcc", "subject", "text", "html", "sent_at"}
     assert mail["channel"] == "email"
 
 
