@@ -166,14 +166,14 @@ def _texts() -> list[Message]:
 
 
 def _is_wanted(text: Message) -> bool:
-    """Whether a text is among those that the parameters of the list name. Days and times are UTC."""
+    """Whether a text passes the filters of the list. A day or a time, in UTC, bounds DateSent; only a day equals it."""
     wanted = request.args
     day, until, since = (wanted.get(name, "").removesuffix("Z") for name in ("DateSent", "DateSent<", "DateSent>"))
     sent = text["sent_at"]
     return (
         wanted.get("To") in (None, text["to"])
         and wanted.get("From") in (None, text["from"])
-        and sent.startswith(day)
+        and sent.startswith(day[:10])
         and sent[: len(until)] <= until
         and sent[: len(since)] >= since
     )

@@ -249,6 +249,13 @@ def test_texts_are_listed_by_sender_and_date(phone: str, filters: dict[str, str]
     assert len(listed["messages"]) == count
 
 
+def test_texts_of_a_day_are_listed_by_any_time_of_it(phone: str) -> None:
+    day = parsedate_to_datetime(text(phone)[1]["date_created"]).date()
+    for date in (f"{day}", f"{day}T00:00:00Z"):
+        _, listed, _ = twilio(f"{texts_path()}?{urlencode({'To': phone, 'DateSent': date})}")
+        assert len(listed["messages"]) == 1
+
+
 @pytest.mark.parametrize(("query", "code"), [("PageSize=1001", 20007), ("PageSize=0", 20001), ("Page=-1", 20001)])
 def test_a_malformed_page_of_texts_is_refused(query: str, code: int) -> None:
     status, error, _ = twilio(f"{texts_path()}?{query}")
@@ -572,5 +579,5 @@ def test_the_inbox_shows_who_got_copies(page: Page, address: str) -> None:
 @needs_chromium
 def test_an_inbox_without_messages_for_an_address_says_so(page: Page, address: str) -> None:
     page.goto(f"{os.environ['PUBLIC_URL']}/inbox?{urlencode({'to': address})}")
-    assert page.locator(".empty").inner_text().startswith(f"Nothing has been sent to {address}")
+    assert page.locator(".empty").inner_text().startswith(f"There are no messages for this address: {address}.")
     assert page.get_by_role("link", name="Show all messages").get_attribute("href") == "/inbox"
