@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from playwright.sync_api import Page
 
 from tests.browser import PHONE, needs_chromium
@@ -513,6 +515,41 @@ def test_a_mail_that_is_not_json_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("body", [[], "mail", 1, None])
 def test_a_mail_is_an_object(body: Any) -> None:
     assert mail(body)[0] == 400
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["email", "to", "type"]), inner),
+    max_leaves=6,
+)
+PEOPLE = st.lists(
+    st.fixed_dictionaries({}, optional={"to": JSON, "cc": JSON, "from": JSON, "send_at": JSON}), max_size=2
+)
+
+
+@settings(max_examples=60)
+@given(
+    st.fixed_dictionaries(
+        {"personalizations": PEOPLE | JSON},
+        optional=dict.fromkeys(("from", "reply_to", "subject", "content", "template_id", "mail_settings"), JSON),
+    )
+)
+def test_no_mail_is_too_odd_for_a_clear_refusal(changes: dict[str, Any]) -> None:
+    status, answer = mail(a_mail(**changes))
+    assert status == 400
+    assert all(error["message"] for error in answer["errors"])
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(
+        st.sampled_from(["To", "From", "Body", "MessagingServiceSid", "ValidityPeriod"]),
+        st.text("+0123MGa²\0", max_size=7),
+    )
+)
+def test_no_text_is_too_odd_for_a_clear_refusal(form: dict[str, str]) -> None:
+    status, answer, _ = twilio(texts_path(), {"From": "Aegis", "Body": "text", "To": "kim", **form})
+    assert (status, 21200 < answer["code"] < 21800) == (400, True)
 
 
 @pytest.mark.parametrize(
