@@ -420,7 +420,7 @@ def backoff(trigger: Trigger, attempt: int) -> float:
 
 def main() -> None:
     try:
-        logging.config.dictConfig(logs.configuration(load(os.environ, ["kafka"]).log_level))
+        logging.config.dictConfig(logs.configuration(load(os.environ, ["kafka"])))
         function_url = os.environ["FUNCTION_URL"]
     except InvalidSettings as error:
         sys.exit("\n".join(["the dispatcher cannot start with these settings:", *error.problems]))

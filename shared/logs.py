@@ -5,7 +5,10 @@ import logging
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -18,10 +21,15 @@ _encoder = json.JSONEncoder(ensure_ascii=False, default=str)
 class JsonFormatter(logging.Formatter):
     """Renders a record; what is passed as `extra` becomes members of the object."""
 
+    def __init__(self, environment: str) -> None:
+        super().__init__()
+        self._environment = environment
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
+            "environment": self._environment,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -41,16 +49,16 @@ def _without_values(error: BaseException) -> str:
     return f"{text}, caused by {_without_values(cause)}" if cause else text
 
 
-def configuration(level: str) -> dict[str, Any]:
+def configuration(settings: "Settings") -> dict[str, Any]:
     """The logging configuration (`logging.config.dictConfig`) of every process."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"json": {"()": JsonFormatter}},
+        "formatters": {"json": {"()": JsonFormatter, "environment": settings.environment}},
         "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}},
-        "root": {"level": level, "handlers": ["stdout"]},
+        "root": {"level": settings.log_level, "handlers": ["stdout"]},
         "loggers": {
-            "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
+            "gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True},
             # The client logs every attempt to reconnect; what fails for good reaches our own lines.
             "kafka": {"level": "CRITICAL"},
         },

@@ -68,7 +68,7 @@ def migrate() -> None:
 
 def main() -> None:
     try:
-        logging.config.dictConfig(logs.configuration(load(os.environ, ["database"]).log_level))
+        logging.config.dictConfig(logs.configuration(load(os.environ, ["database"])))
     except InvalidSettings as error:
         sys.exit("\n".join(["the migration cannot start with these settings:", *error.problems]))
     deadline = time.monotonic() + WAIT_SECONDS

@@ -260,7 +260,7 @@ def attributes(row: Any) -> dict[str, str]:
 
 def main() -> None:
     try:
-        logging.config.dictConfig(logs.configuration(load(os.environ, ["database", "kafka"]).log_level))
+        logging.config.dictConfig(logs.configuration(load(os.environ, ["database", "kafka"])))
     except InvalidSettings as error:
         sys.exit("\n".join(["the relay cannot start with these settings:", *error.problems]))
     stopped = stopped_by(signal.SIGTERM)

@@ -150,13 +150,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn with the settings that a function needs behind a proxy, in a pod with a read-only root."""
 
-    def __init__(self, app: Flask, bind: str, workers: int, threads: int, log_level: str) -> None:
+    def __init__(self, app: Flask, bind: str, settings: Settings) -> None:
         self.app = app
         self.options: dict[str, Any] = {
             "bind": bind,
-            "workers": workers,
+            "workers": settings.workers,
             "worker_class": Worker,
-            "threads": threads,
+            "threads": settings.threads,
             # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
             "keepalive": 120,
             # As much as the proxies before us let through: what is wrong with a long query, its function says.
@@ -166,9 +166,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "control_socket_disable": True,
             # The heartbeat is a file: in memory, as the root file system may be read-only.
             "worker_tmp_dir": _MEMORY,
-            "logconfig_dict": logs.configuration(log_level),
+            "logconfig_dict": logs.configuration(settings),
         }
-        if workers > 1:
+        if settings.workers > 1:
             metrics.share(folder := tempfile.mkdtemp(prefix="metrics-", dir=_MEMORY))
             self.options["child_exit"] = lambda _server, worker: metrics.forget_worker(worker.pid)
             self.options["on_exit"] = lambda _server: shutil.rmtree(folder, ignore_errors=True)
@@ -195,9 +195,7 @@ def main() -> None:
         app,
         # Everywhere, as a pod must; the local runner sets HOST.
         bind=f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}",  # noqa: S104
-        workers=settings.workers,
-        threads=settings.threads,
-        log_level=settings.log_level,
+        settings=settings,
     ).run()
 
 

@@ -32,6 +32,9 @@ P256_BYTES = 32
 REDIS_CLUSTER = "redis+cluster"
 """The scheme of a URL of Redis in cluster mode."""
 
+ENVIRONMENTS = ("development", "staging", "production")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 DEFAULT_AUDIENCE = "aegis"
 # A StringOrURI (RFC 7519, 2): what has a colon is a URI. Bounded, as it is in every token.
 _AUDIENCE = re.compile(r"(?=.{1,255}$)([!#-9;-\[\]-~]+|[A-Za-z][A-Za-z0-9+.-]*:[!#-\[\]-~]+)")
@@ -69,6 +72,8 @@ class SigningKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
+    environment: str
+    """One of `ENVIRONMENTS`, in every log line. In production nothing is sent in plain text: see `load`."""
     log_level: str
     threads: int
     """Requests that one process works on at once; also its share of database connections."""
@@ -131,6 +136,8 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         environment: names and values, usually `os.environ`; an empty value counts as missing.
         uses: what the process will use; the settings that this needs must be there.
 
+    In production the URLs that people and providers are reached by must be https: tokens, codes and API keys go there.
+
     Raises:
         InvalidSettings: with all problems at once.
     """
@@ -157,11 +164,13 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             problems.append(f"{name} is not a URL with {' or '.join(schemes)}")
         elif value and (problem := _unsupported(parts)):
             problems.append(f"{name} {problem}")
+        elif value and environment_name == "production" and parts.scheme == "http":
+            problems.append(f"{name} is not a URL with https, and ENVIRONMENT is production")
         return value.rstrip("/") if is_valid else ""
 
-    log_level = values.get("LOG_LEVEL", "INFO").upper()
-    if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        problems.append("LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR")
+    environment_name = _choice("ENVIRONMENT", values.get("ENVIRONMENT", "development"), ENVIRONMENTS, problems)
+
+    log_level = _choice("LOG_LEVEL", values.get("LOG_LEVEL", "INFO").upper(), LOG_LEVELS, problems)
 
     def number(name: str, default: int, least: int, most: int) -> int:
         text = values.get(name, str(default))
@@ -201,6 +210,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             problems.append("JWT_SECRET_KEY is not a JWK Set (RFC 7517) of private P-256 keys with kid")
 
     settings = Settings(
+        environment=environment_name,
         log_level=log_level,
         threads=threads,
         workers=number("WORKERS", 1, 1, 16),
@@ -271,6 +281,13 @@ def _database_url(values: Mapping[str, str], name: str, problems: list[str]) -> 
     except ValueError as error:
         problems.append(f"{name} {error}")
     return url
+
+
+def _choice(name: str, value: str, choices: Collection[str], problems: list[str]) -> str:
+    """The value; where it is none of the choices, that is added to the problems."""
+    if value not in choices:
+        problems.append(f"{name} is none of {', '.join(choices)}")
+    return value
 
 
 def _unsupported(url: SplitResult) -> str:

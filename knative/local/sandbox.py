@@ -36,6 +36,7 @@ from knative.local.inbox import is_authorized, messages
 from knative.local.sendgrid import sendgrid
 from knative.local.twilio import twilio
 from shared.server import Server
+from shared.settings import load
 
 SHOWN = 50
 """How many messages the page shows."""
@@ -139,4 +140,4 @@ def _state(number: str, code: str) -> dict[str, str]:
 if __name__ == "__main__":
     app = Flask(__name__)
     app.register_blueprint(sandbox)
-    Server(app, bind="0.0.0.0:8080", workers=1, threads=4, log_level="INFO").run()
+    Server(app, bind="0.0.0.0:8080", settings=load(os.environ)).run()

@@ -167,7 +167,7 @@ def asyncapi_document() -> dict[str, Any]:
 
 
 def main() -> None:
-    Server(app, bind=f"127.0.0.1:{os.environ['PORT']}", workers=1, threads=4, log_level="INFO").run()
+    Server(app, bind=f"127.0.0.1:{os.environ['PORT']}", settings=settings()).run()
 
 
 if __name__ == "__main__":

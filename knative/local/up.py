@@ -179,6 +179,7 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "DATA_DIR": str(data),
         "HOST": LOOPBACK,
+        "ENVIRONMENT": "development",
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
         "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
         # Passkeys belong to a domain, which an IP address is not: pages make and use them under this name.

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from knative import check
 from knative.release.gateway import public_listener
@@ -13,6 +18,8 @@ from knative.release.overlays import pods
 from shared import kafka
 from shared.manifests import function_name, functions
 from shared.registry import HTTP_FUNCTIONS, load_all, uses
+from shared.settings import Settings, load
+from tests.conftest import ROOT
 from tests.knative.environments import (
     ENVIRONMENTS,
     Objects,
@@ -90,6 +97,30 @@ def test_a_changed_setting_is_a_new_revision(objects: Objects) -> None:
     for item in [*functions_of(objects), objects["Deployment", "relay"]]:
         named = [source["configMapRef"] for source in container(item)["envFrom"] if "configMapRef" in source]
         assert named == [{"name": name}]
+
+
+def test_each_environment_has_settings_that_its_processes_take(environment: str) -> None:
+    assert settings_of(objects_of(environment)).environment == environment
+
+
+def test_production_on_a_test_cluster_may_have_the_sandbox_which_speaks_http(tmp_path: Path) -> None:
+    settings = settings_of(scaled_down("production", tmp_path, "production", "small"))
+    assert settings.environment == "staging"
+    assert settings.email_service_url == "http://sandbox"
+
+
+def test_whatever_logs_is_told_which_environment_it_is(environment: str) -> None:
+    untold = {
+        container_["name"]
+        for part in ("", "migration")
+        for item in objects_of(environment, part).values()
+        for pod in pods(item)
+        for container_ in pod["containers"]
+        if "aegis" in container_["image"]
+        if not any("configMapRef" in source for source in container_.get("envFrom", ()))
+        if "ENVIRONMENT" not in {variable["name"] for variable in container_["env"]}
+    }
+    assert untold <= {"ping"}  # which prints one line for who reads its Job
 
 
 def test_no_secret_of_production_is_in_a_file(objects: Objects, environment: str) -> None:
@@ -325,6 +356,29 @@ def test_backups_go_to_a_volume_or_in_production_to_a_bucket(objects: Objects, e
 def test_no_function_is_given_the_key_of_the_backups(objects: Objects) -> None:
     for item in [*functions_of(objects), objects["Deployment", "relay"]]:
         assert "backup-secrets" not in json.dumps(item)
+
+
+def settings_of(objects: Objects) -> Settings:
+    """What a process reads of the ConfigMap, as far as no secret is needed."""
+    ((_, name),) = [key for key in objects if key[0] == "ConfigMap" and key[1].startswith("user-service-config")]
+    data = objects["ConfigMap", name]["data"]
+    return load(data, ["cache", "kafka"])
+
+
+def scaled_down(environment: str, folder: Path, *components: str) -> Objects:
+    """An environment with components of tests/cluster, as tests/cluster applies it."""
+    kustomization = {
+        "resources": [os.path.relpath(check.OVERLAYS / environment, folder.resolve())],
+        "components": [
+            os.path.relpath(ROOT / "tests" / "cluster" / component, folder.resolve()) for component in components
+        ],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+    kubectl = Path(sys.executable).parent / "kubectl"
+    rendered = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True).stdout
+    return {
+        (item["kind"], item["metadata"]["name"]): item for item in yaml.load_all(rendered, yaml.CSafeLoader) if item
+    }
 
 
 GUIDE = {"cpu": 1.0, "memory": 2048.0}

@@ -22,7 +22,7 @@ import pytest
 from knative.local import servers
 from knative.local.servers import MAX_CONNECTIONS, free_port
 from knative.local.supervisor import Process
-from knative.local.up import containers
+from knative.local.up import containers, settings
 from shared.settings import load
 from tests.conftest import PASSWORD, ROOT, wait_for
 from tests.servers import Own
@@ -208,6 +208,12 @@ def try_until(up: Up, path: str, body: Any) -> int:
             return 0
 
     return wait_for(attempt)
+
+
+def test_it_is_development_whatever_the_shell_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators set ENVIRONMENT in their shells, and production refuses http://."""
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    assert load(settings(tmp_path, 8080)).environment == "development"
 
 
 def test_each_function_is_a_process_with_a_name_and_a_log_of_its_own(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def log_lines() -> Iterator[list[dict[str, Any]]]:
     """The lines that are logged during the test, as an operator's tools read them."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logs.JsonFormatter())
+    handler.setFormatter(logs.JsonFormatter("staging"))
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
@@ -44,6 +44,11 @@ def test_a_given_request_id_comes_back_in_header_problem_and_log(log_lines: list
     response = post("login", LOGIN, {}, **{"X-Request-Id": "from-the-caller.1"})
     assert response.headers["X-Request-Id"] == response.json["request_id"] == "from-the-caller.1"
     assert {line.get("request_id") for line in log_lines} == {"from-the-caller.1"}
+
+
+def test_every_log_line_names_the_environment(log_lines: list[dict[str, Any]]) -> None:
+    post("login", LOGIN, {})
+    assert {line["environment"] for line in log_lines} == {"staging"}
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, '"}', "한국".encode().decode("latin-1")])

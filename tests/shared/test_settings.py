@@ -29,6 +29,29 @@ def test_all_problems_are_listed_at_once() -> None:
     ]
 
 
+def test_a_process_is_of_development_unless_it_is_told_otherwise() -> None:
+    assert load({}).environment == "development"
+    assert load({"ENVIRONMENT": "staging"}).environment == "staging"
+
+
+@pytest.mark.parametrize("environment", ["prod", "Production", "production "])
+def test_an_environment_is_one_of_the_three(environment: str) -> None:
+    assert problems({"ENVIRONMENT": environment}) == ["ENVIRONMENT is none of development, staging, production"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PUBLIC_URL", "EMAIL_SERVICE_URL", "SMS_SERVICE_URL", "BUSINESS_REGISTRY_API_URL", "BREACHED_PASSWORDS_URL"],
+)
+def test_production_refuses_to_send_in_plain_text(name: str) -> None:
+    plain, encrypted = {name: "http://api.example.com"}, {name: "https://api.example.com"}
+    assert problems({"ENVIRONMENT": "production"} | plain) == [
+        f"{name} is not a URL with https, and ENVIRONMENT is production"
+    ]
+    assert load({"ENVIRONMENT": "production"} | encrypted)
+    assert load({"ENVIRONMENT": "staging"} | plain)
+
+
 @pytest.mark.parametrize("threads", ["x", "-1", "65", "1.5", "²"])
 def test_threads_are_a_number_from_1_to_64(threads: str) -> None:
     assert problems({"THREADS": threads}) == ["THREADS is not a number from 1 to 64"]

@@ -50,13 +50,7 @@ def main() -> None:
     settings = load(os.environ, needed)
     wait_for_network(settings, needed)
     address = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ['PORT']}"  # noqa: S104  # everywhere, as a pod must
-    Server(
-        cast(Flask, app),
-        bind=address,
-        workers=1,
-        threads=settings.threads,
-        log_level=settings.log_level,
-    ).run()
+    Server(cast(Flask, app), bind=address, settings=settings).run()
 
 
 if __name__ == "__main__":
