@@ -1,6 +1,7 @@
 """What the documents say about the repository is so."""
 
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
     text = document.read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_licence_is_the_one_that_the_package_states() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license-files"] == ["LICENSE"]
+    title, _, text = (ROOT / "LICENSE").read_text().partition("\n")
+    assert title == f"{project['license']} License"
+    assert 'THE SOFTWARE IS PROVIDED "AS IS"' in text
 
 
 def test_the_readme_names_every_function() -> None:

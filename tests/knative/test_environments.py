@@ -90,6 +90,50 @@ def test_the_image_comes_from_one_place(environment: str) -> None:
     assert [file.parent.name for file in stating] == ["image"]
 
 
+def test_a_tag_that_moves_is_pulled_anew_and_any_other_comes_from_the_node(environment: str, tmp_path: Path) -> None:
+    """The guide's 8.1 and 8.2. Functions have no need of it: Knative resolves the tag for each revision."""
+    assert set(pull_policies(objects_of(environment)).values()) == {"IfNotPresent"}
+    for part in ("", "migration"):
+        with_component = rendered_with(f"{environment}/{part}", tmp_path, "knative/components/pull_always")
+        policies = pull_policies(with_component)
+        assert policies.keys() == pull_policies(objects_of(environment, part)).keys()
+        for (kind, _), policy in policies.items():
+            assert policy == ("IfNotPresent" if kind == "Service" else "Always")
+
+
+def pull_policies(objects: Objects) -> dict[tuple[str, str], str]:
+    """Of the containers that have our image."""
+    return {
+        key: container_["imagePullPolicy"]
+        for key, item in objects.items()
+        for pod in pods(item)
+        for container_ in pod["containers"]
+        if "aegis" in container_["image"]
+    }
+
+
+def test_postgresql_has_the_guides_volume_except_in_development(environment: str, tmp_path: Path) -> None:
+    """The guide's 5.1: 100Gi of the class fast-ssd. Clusters of tests have a default class alone."""
+    wanted = {"development": {("1Gi", None)}}.get(environment, {("100Gi", "fast-ssd")})
+    assert volumes_of_postgresql(objects_of(environment)) == wanted
+    assert volumes_of_postgresql(objects_of(environment, "data")) == wanted
+    if environment == "staging":
+        small = rendered_with("staging", tmp_path, "tests/cluster/small")
+        assert volumes_of_postgresql(small) == {("100Gi", None)}
+
+
+def volumes_of_postgresql(objects: Objects) -> set[tuple[str, str | None]]:
+    """Size and class of each."""
+    if cluster := objects.get(("Cluster", "postgres")):
+        return {(cluster["spec"]["storage"]["size"], cluster["spec"]["storage"].get("storageClass"))}
+    return {
+        (claim["spec"]["resources"]["requests"]["storage"], claim["spec"].get("storageClassName"))
+        for (kind, name), item in objects.items()
+        if kind == "StatefulSet" and name.startswith("postgres")
+        for claim in item["spec"]["volumeClaimTemplates"]
+    }
+
+
 def test_a_changed_setting_is_a_new_revision(objects: Objects) -> None:
     """Functions name the ConfigMap by the hash of its content: an older revision keeps its settings."""
     ((_, name),) = [key for key in objects if key[0] == "ConfigMap" and key[1].startswith("user-service-config")]
@@ -104,7 +148,7 @@ def test_each_environment_has_settings_that_its_processes_take(environment: str)
 
 
 def test_production_on_a_test_cluster_may_have_the_sandbox_which_speaks_http(tmp_path: Path) -> None:
-    settings = settings_of(scaled_down("production", tmp_path, "production", "small"))
+    settings = settings_of(rendered_with("production", tmp_path, "tests/cluster/production", "tests/cluster/small"))
     assert settings.environment == "staging"
     assert settings.email_service_url == "http://sandbox"
 
@@ -365,13 +409,11 @@ def settings_of(objects: Objects) -> Settings:
     return load(data, ["cache", "kafka"])
 
 
-def scaled_down(environment: str, folder: Path, *components: str) -> Objects:
-    """An environment with components of tests/cluster, as tests/cluster applies it."""
+def rendered_with(overlay: str, folder: Path, *components: str) -> Objects:
+    """An environment, or a part of it, with more components, as tests/cluster applies it."""
     kustomization = {
-        "resources": [os.path.relpath(check.OVERLAYS / environment, folder.resolve())],
-        "components": [
-            os.path.relpath(ROOT / "tests" / "cluster" / component, folder.resolve()) for component in components
-        ],
+        "resources": [os.path.relpath(check.OVERLAYS / overlay, folder.resolve())],
+        "components": [os.path.relpath(ROOT / component, folder.resolve()) for component in components],
     }
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
     kubectl = Path(sys.executable).parent / "kubectl"
