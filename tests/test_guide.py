@@ -314,9 +314,12 @@ def figures_of_the_manifests() -> dict[tuple[str, str], list[str]]:
     backup = production["CronJob", "backup"]["spec"]["jobTemplate"]["spec"]
     small = container(development["Service", "login"])["resources"]
     assert "cpu" not in login["resources"]["limits"]
+    assert container(staging["Service", "login"])["resources"]["limits"] == login["resources"]["limits"]
+    assert small["limits"] == login["resources"]["limits"]
     assert development["Deployment", "redis"]["spec"].get("replicas", 1) == 1
     return {
         ("2.2", "development: 1 pod"): [warm[0]],
+        ("2.2", "development: 0.5 core, 1 GB"): [small["requests"]["cpu"]],
         ("2.2", "staging: 2 pods"): [warm[1]],
         ("2.2", "staging: Redis cluster of 3"): [str(cache_nodes[0])],
         ("2.2", "production: 3 pods at least, scaled"): [warm[2], str(most)],
@@ -395,6 +398,10 @@ def test_hosts_are_those_of_the_guide(
     assert cache in re.split("[/:]", setting(environment, named))
     host, _, port = setting(environment, "KAFKA_BOOTSTRAP_SERVERS").partition(".aegis-user-service.svc.cluster.local")
     assert host + port == broker
+    assert objects["Service", database_host]["spec"]["ports"] == [{"name": "postgres", "port": 5432}]
+    if environment == "development":
+        (made,) = [one for one in container(objects["StatefulSet", "postgres"])["env"] if one["name"] == "POSTGRES_DB"]
+        assert made["value"] == database
     assert {database_host, cache, host} <= {name for kind, name in objects if kind == "Service"}
 
 
