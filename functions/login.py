@@ -11,7 +11,7 @@ from shared.database import prepared, transaction
 from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import verify_password
-from shared.problems import Problem, ProblemDetails
+from shared.problems import Problem, ProblemExtensions
 from shared.rate_limits import address_subject, forgive
 from shared.sessions import TokenPair
 from shared.tables import account, credential, totp
@@ -56,7 +56,7 @@ class SecondFactorRequired(Problem):
 
     def __init__(self, challenge: str = "A" * 43) -> None:
         """challenge: from `challenges.create`."""
-        super().__init__(extensions=ProblemDetails(challenge=challenge, methods=["totp", "recovery_code"]))
+        super().__init__(extensions=ProblemExtensions(challenge=challenge, methods=["totp", "recovery_code"]))
 
 
 @http_function(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -21,21 +21,27 @@ class FieldError(TypedDict):
     detail: str
 
 
-class ProblemDetails(TypedDict, total=False):
+class ProblemExtensions(TypedDict, total=False):
+    """Members that only some kinds of problems have (RFC 9457, 3.2)."""
+
+    errors: list[FieldError]
+    challenge: str
+    methods: list[str]
+    reason: Literal["login-too-old", "second-factor-missing"]
+
+
+class ProblemDetails(ProblemExtensions):
     """The body of every error (RFC 9457, 3.1), as application/problem+json.
 
-    challenge and methods are those of second-factor-required, reason is that of reauthentication-required.
+    request_id is absent when the router could not read the request's headers. challenge and methods are those of
+    second-factor-required, reason is that of reauthentication-required.
     """
 
     type: str
     title: str
     status: int
     detail: str
-    request_id: str
-    errors: list[FieldError]
-    challenge: str
-    methods: list[str]
-    reason: Literal["login-too-old", "second-factor-missing"]
+    request_id: NotRequired[str]
 
 
 class Problem(Exception):
@@ -53,13 +59,13 @@ class Problem(Exception):
         *,
         headers: Mapping[str, str] | None = None,
         errors: Sequence[FieldError] = (),
-        extensions: ProblemDetails | None = None,
+        extensions: ProblemExtensions | None = None,
     ) -> None:
         """extensions: members that this kind of problem has beside the usual ones (RFC 9457, 3.2)."""
         super().__init__(detail or self.detail)
         self.headers = {**({"WWW-Authenticate": self.authenticate} if self.authenticate else {}), **(headers or {})}
         self.errors = list(errors)
-        self.extensions = extensions or ProblemDetails()
+        self.extensions = extensions or ProblemExtensions()
 
     @classmethod
     def type_uri(cls) -> str:
@@ -68,11 +74,15 @@ class Problem(Exception):
 
     def body(self, request_id: str) -> ProblemDetails:
         body = ProblemDetails(
-            type=self.type_uri(), title=self.title, status=self.status, detail=str(self), request_id=request_id
+            type=self.type_uri(),
+            title=self.title,
+            status=self.status,
+            detail=str(self),
+            request_id=request_id,
+            **self.extensions,
         )
         if self.errors:
             body["errors"] = self.errors
-        body.update(self.extensions)
         return body
 
 
@@ -107,7 +117,7 @@ class ReauthenticationRequired(Problem):
         challenge = 'Bearer error="insufficient_user_authentication"'
         if max_age is not None:
             challenge += f', max_age="{max_age}"'
-        super().__init__(detail, headers={"WWW-Authenticate": challenge}, extensions=ProblemDetails(reason=reason))
+        super().__init__(detail, headers={"WWW-Authenticate": challenge}, extensions=ProblemExtensions(reason=reason))
 
 
 class Forbidden(Problem):

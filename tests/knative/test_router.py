@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import jsonschema_rs
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -17,13 +18,15 @@ from hypothesis import strategies as st
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Supervisor
-from shared import problems
+from shared import openapi, problems
 from shared.manifests import functions
+from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.servers import supervisor
 
 __all__ = ["supervisor"]
 
 LOGIN = "/api/v1/users/login"
+LONG = LOGIN + "?" + "a" * 9000
 ORIGIN = "https://app.example.com"
 
 
@@ -73,9 +76,23 @@ def test_a_page_of_an_allowed_origin_can_read_what_the_router_answers_itself(
 
 def test_a_page_of_an_allowed_origin_can_read_that_its_headers_are_too_large(lonely_port: int) -> None:
     """The router gives up before it knows the origin, and the answer is the same for everybody."""
-    status, problem, headers = ask(lonely_port, path=LOGIN + "?" + "a" * 9000, Origin=ORIGIN)
+    status, problem, headers = ask(lonely_port, path=LONG, Origin=ORIGIN)
     assert (status, problem["status"]) == (431, 431)
     assert headers["Access-Control-Allow-Origin"] == "*"
+
+
+@pytest.mark.parametrize(("size", "path", "status"), [(2, LOGIN, 503), (70_000, LOGIN, 413), (2, LONG, 431)])
+def test_what_the_router_answers_itself_is_as_the_document_has_errors(
+    lonely_port: int, size: int, path: str, status: int
+) -> None:
+    load_all()
+    document = openapi.document(HTTP_FUNCTIONS.values(), "http://localhost")
+    schema = {"$ref": "#/components/schemas/ProblemDetails", "components": document["components"]}
+    answered, problem, headers = ask(lonely_port, b" " * size, path)
+    assert answered == status
+    jsonschema_rs.Draft202012Validator(schema).validate(problem)
+    # Of a request whose headers it could not read, the router knows no id.
+    assert problem.get("request_id") == headers.get("X-Request-Id")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "https://app.example.com.evil.org", "null"])
