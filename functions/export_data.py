@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import DataExported, announce
+from shared.formats import DateText, TimeText, UuidText
 from shared.http_function import http_function
 from shared.problems import Unauthenticated
 from shared.replica import read
@@ -36,7 +37,7 @@ MAX_ITEMS = 5000
 
 
 class ExportedAccount(TypedDict):
-    id: str
+    id: UuidText
     email: str
     canonical_email: str
     new_email: str | None
@@ -46,59 +47,59 @@ class ExportedAccount(TypedDict):
     status: str
     roles: list[str]
     phone: str | None
-    phone_verified_at: str | None
-    created_at: str
-    email_verified_at: str | None
-    withdrawn_at: str | None
+    phone_verified_at: TimeText | None
+    created_at: TimeText
+    email_verified_at: TimeText | None
+    withdrawn_at: TimeText | None
 
 
 class ExportedSession(TypedDict):
-    id: str
+    id: UuidText
     device: str
     address: str
     amr: list[str]
-    created_at: str
-    authenticated_at: str
-    last_used_at: str
-    expires_at: str
-    ended_at: str | None
+    created_at: TimeText
+    authenticated_at: TimeText
+    last_used_at: TimeText
+    expires_at: TimeText
+    ended_at: TimeText | None
 
 
 class ExportedPhone(TypedDict):
     phone: str
     tries: int
-    requested_at: str
-    expires_at: str | None
+    requested_at: TimeText
+    expires_at: TimeText | None
 
 
 class ExportedBusiness(TypedDict):
     number: str
-    opened_on: str
+    opened_on: DateText
     representative: str
     status: str
     reason: str | None
-    submitted_at: str
-    checked_at: str | None
+    submitted_at: TimeText
+    checked_at: TimeText | None
 
 
 class ExportedPasskey(TypedDict):
-    id: str
+    id: UuidText
     name: str
     sign_count: int
     backup_eligible: bool | None
-    created_at: str
-    last_used_at: str | None
+    created_at: TimeText
+    last_used_at: TimeText | None
 
 
 class ExportedSecondFactor(TypedDict):
-    created_at: str
-    confirmed_at: str | None
+    created_at: TimeText
+    confirmed_at: TimeText | None
 
 
 class ExportedEvent(TypedDict):
-    id: str
+    id: UuidText
     type: str
-    occurred_at: str
+    occurred_at: TimeText
     request_id: str
     data: dict[str, Any]
 
@@ -106,7 +107,7 @@ class ExportedEvent(TypedDict):
 class ExportedSecrets(TypedDict):
     """Which secrets are stored. They are not shown: who has them could act as the user."""
 
-    password_changed_at: str | None
+    password_changed_at: TimeText | None
     second_factor: bool
     recovery_codes: int
     passkey_public_keys: int
@@ -117,7 +118,7 @@ class ExportedSecrets(TypedDict):
 
 
 class PersonalData(TypedDict):
-    exported_at: str
+    exported_at: TimeText
     account: ExportedAccount
     waiting_phone: ExportedPhone | None
     business: ExportedBusiness | None

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from shared import pages
 from shared.access_tokens import Caller
+from shared.formats import TimeText, UuidText
 from shared.http_function import http_function
 from shared.pages import PageQuery
 from shared.replica import read
@@ -18,9 +19,9 @@ from shared.tables import audit
 class AuditEntry(TypedDict):
     """An event; `data` holds ids and no personal data."""
 
-    id: str
+    id: UuidText
     type: str
-    occurred_at: str
+    occurred_at: TimeText
     request_id: str
     data: dict[str, Any]
 

@@ -5,15 +5,16 @@ from typing_extensions import TypedDict
 
 from shared.access_tokens import Caller
 from shared.database import transaction
+from shared.formats import TimeText, UuidText
 from shared.http_function import http_function
 from shared.tables import passkey
 
 
 class Passkey(TypedDict):
-    id: str
+    id: UuidText
     name: str
-    created_at: str
-    last_used_at: str | None
+    created_at: TimeText
+    last_used_at: TimeText | None
 
 
 class PasskeyList(TypedDict):

@@ -6,17 +6,18 @@ from typing_extensions import TypedDict
 from shared import sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
+from shared.formats import TimeText, UuidText
 from shared.http_function import http_function
 from shared.tables import session
 
 
 class LiveSession(TypedDict):
-    id: str
+    id: UuidText
     device: str
     address: str
     methods: list[str]
-    created_at: str
-    last_used_at: str
+    created_at: TimeText
+    last_used_at: TimeText
     current: bool
 
 

@@ -14,6 +14,7 @@ from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
 from shared.events import PasskeyRegistered, announce
 from shared.fields import Name, RequestBody
+from shared.formats import TimeText, UuidText
 from shared.http_function import http_function
 from shared.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
 from shared.problems import Problem
@@ -53,9 +54,9 @@ class PasskeyRegistration(RequestBody):
 
 
 class RegisteredPasskey(TypedDict):
-    id: str
+    id: UuidText
     name: str
-    created_at: str
+    created_at: TimeText
 
 
 class PasskeyNotVerified(Problem):

@@ -33,6 +33,7 @@ def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
     for function in sorted(operations, key=lambda function: (function.path, function.method)):
         paths.setdefault(function.path, {})[function.method.lower()] = _operation(function, schemas)
     schemas["ProblemDetails"] = _schema(ProblemDetails, schemas)
+    schemas["ProblemDetails"]["properties"]["type"]["enum"] = _problem_types(operations)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -45,6 +46,8 @@ def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
                 "as they are. After a 401 refresh the access token once, then log in; after a 429 or 503 wait for "
                 "`Retry-After`."
             ),
+            "contact": contact(url),
+            "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": url}],
         "externalDocs": {
@@ -58,6 +61,11 @@ def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
             "securitySchemes": {"access_token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
+
+
+def contact(url: str) -> dict[str, str]:
+    """Whom readers of this document, and of that of the events, can ask."""
+    return {"name": "Aegis user service", "url": url, "email": "support@aegis.example.com"}
 
 
 def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +187,18 @@ def _result(function: HttpFunction) -> Any:
     return next((each for each in alternatives if each not in (bytes, type(None))), None)
 
 
-def _problem_responses(function: HttpFunction) -> dict[str, Any]:
+_ANYWHERE = (problems.NotFound, problems.MethodNotAllowed, problems.MalformedRequest, problems.InternalError)
+"""What any request may meet, so that no operation lists it."""
+
+
+def _problem_types(functions: Iterable[HttpFunction]) -> list[str]:
+    """The type of every problem that a caller may get."""
+    kinds: set[type[Problem]] = {*_ANYWHERE, *(kind for function in functions for kind in _problems(function))}
+    return sorted(kind.type_uri() for kind in kinds)
+
+
+def _problems(function: HttpFunction) -> list[type[Problem]]:
+    """The problems that the document lists for an operation, by status."""
     kinds: list[type[Problem]] = [*function.problems, problems.TooManyRequests, problems.ServiceUnavailable]
     kinds.extend((problems.RequestTimeout, problems.HeadersTooLarge))
     if function.authenticated:
@@ -198,8 +217,12 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
         kinds.append(problems.PreconditionFailed)
     if function.keeps_answers:
         kinds.extend(idempotency.PROBLEMS)
+    return sorted(dict.fromkeys(kinds), key=lambda kind: kind.status)
+
+
+def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for kind in sorted(dict.fromkeys(kinds), key=lambda kind: kind.status):
+    for kind in _problems(function):
         response = responses.setdefault(
             str(kind.status),
             {
@@ -215,17 +238,8 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     return responses
 
 
-_FORMATS = (("_at", "date-time"), ("_on", "date"))
-"""What the name of a member says of its text."""
-
-
 def _schema(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     schema = TypeAdapter(model).json_schema(ref_template=_SCHEMAS)
-    for part in (schema, *schema.get("$defs", {}).values()):
-        for name, property_ in part.get("properties", {}).items():
-            for text in (property_, *property_.get("anyOf", ())):
-                if text.get("type") == "string":
-                    text.update(next(({"format": form} for end, form in _FORMATS if name.endswith(end)), {}))
     _add(schemas, schema.pop("$defs", {}))
     return schema
 

@@ -62,7 +62,10 @@ class PageQuery(QueryParameters):
         Field(description="Where the page begins: from the header Link of the page before."),
     ] = None
     limit: Annotated[
-        int, BeforeValidator(_decimal), Field(ge=1, le=100, description="So many at most; 50 when it is not given.")
+        # The bounds come first: behind the validator, the schema would not have them as minimum and maximum.
+        int,
+        Field(ge=1, le=100, description="So many at most; 50 when it is not given."),
+        BeforeValidator(_decimal),
     ] = 50
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from typing_extensions import TypedDict
 
 from shared import cache
+from shared.formats import TimeText, UuidText
 from shared.request import json_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def business_state(number: str | None, status: Any, reason: str | None) -> Busin
 
 
 class Profile(TypedDict):
-    id: str
+    id: UuidText
     email: str
     new_email: str | None
     name: str | None
@@ -41,7 +42,7 @@ class Profile(TypedDict):
     roles: list[str]
     second_factor: bool
     business: BusinessState | None
-    created_at: str
+    created_at: TimeText
 
 
 def key(user_id: UUID) -> str:

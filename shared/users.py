@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 from typing_extensions import TypedDict
 
 from shared import sessions
+from shared.formats import DateText, TimeText, UuidText
 from shared.profiles import BusinessState, business_state
 from shared.request import etag, json_bytes
 from shared.tables import account, business, passkey, session, totp
@@ -15,15 +16,15 @@ Status = Literal["pending", "active", "suspended", "withdrawn"]
 
 
 class _User(TypedDict):
-    id: str
+    id: UuidText
     email: str
     name: str | None
     phone: str | None
     status: Status
     roles: list[str]
     locale: Literal["ko", "en"]
-    created_at: str
-    withdrawn_at: str | None
+    created_at: TimeText
+    withdrawn_at: TimeText | None
 
 
 class ListedUser(_User):
@@ -35,16 +36,16 @@ class ListedUser(_User):
 class BusinessRecord(BusinessState):
     """A business registration in full."""
 
-    opened_on: str
+    opened_on: DateText
     representative: str
-    submitted_at: str
-    checked_at: str | None
+    submitted_at: TimeText
+    checked_at: TimeText | None
 
 
 class UserDetails(_User):
     """A user in full, without what is secret."""
 
-    email_verified_at: str | None
+    email_verified_at: TimeText | None
     second_factor: bool
     passkeys: int
     sessions: int

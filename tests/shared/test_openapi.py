@@ -1,5 +1,6 @@
 """The OpenAPI document against the functions: no operation is left out, and each is described."""
 
+import inspect
 import json
 import os
 import re
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from shared import openapi
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared import openapi, problems
+from shared.problems import Problem
+from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,61 @@ def test_no_schema_has_a_property_of_its_own_name(document: Any) -> None:
 
 def test_what_a_request_requires_is_no_option_in_a_go_client(document: Any) -> None:
     assert "writeOnly" not in json.dumps(document)
+
+
+def test_the_members_that_every_error_has_are_required(document: Any) -> None:
+    schema = document["components"]["schemas"]["ProblemDetails"]
+    assert set(schema["required"]) == {"type", "title", "status", "detail"}
+    assert schema["properties"]["request_id"]["type"] == "string"
+
+
+def test_the_types_of_errors_are_listed_and_those_that_no_caller_gets_are_not(document: Any) -> None:
+    listed = document["components"]["schemas"]["ProblemDetails"]["properties"]["type"]["enum"]
+    shown = {
+        example["value"]["type"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for response in operation["responses"].values()
+        for example in response.get("content", {}).get("application/problem+json", {}).get("examples", {}).values()
+    }
+    anywhere = {kind.type_uri() for _, kind in inspect.getmembers(problems, is_problem)}
+    assert listed == sorted(shown | anywhere)
+    of_providers = {
+        kind.type_uri()
+        for function in EVENT_FUNCTIONS.values()
+        for _, kind in inspect.getmembers(inspect.getmodule(function.handler), is_problem)
+    }
+    assert "urn:aegis:problem:text-refused" in of_providers
+    assert (of_providers - anywhere).isdisjoint(listed)
+
+
+def is_problem(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Problem) and value is not Problem
+
+
+def test_an_id_is_said_to_be_a_uuid_unless_another_standard_makes_it(document: Any) -> None:
+    ids = {
+        name: schema["properties"]["id"].get("format")
+        for name, schema in document["components"]["schemas"].items()
+        if "id" in schema.get("properties", {})
+    }
+    of_webauthn = {"CredentialDescriptor", "NewCredential", "RelyingParty", "UsedCredential", "UserEntity"}
+    assert {name for name, format_ in ids.items() if format_ != "uuid"} == of_webauthn
+
+
+def test_a_time_and_a_day_have_their_format(document: Any) -> None:
+    for schema in document["components"]["schemas"].values():
+        for name, property_ in schema.get("properties", {}).items():
+            wanted = "date-time" if name.endswith("_at") else "date" if name.endswith("_on") else None
+            assert wanted in (None, *(each.get("format") for each in [property_, *property_.get("anyOf", ())])), name
+
+
+def test_the_document_says_whom_to_ask_and_on_what_terms_it_may_be_used(document: Any) -> None:
+    assert document["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
+    assert document["info"]["contact"].keys() == {"name", "url", "email"}
+
+
+def test_the_length_of_a_page_has_its_bounds(document: Any) -> None:
+    parameters = document["paths"]["/api/v1/users"]["get"]["parameters"]
+    (schema,) = [parameter["schema"] for parameter in parameters if parameter["name"] == "limit"]
+    assert (schema["minimum"], schema["maximum"]) == (1, 100)
