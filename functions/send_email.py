@@ -79,7 +79,11 @@ MAILS = (
 
 @event_function(*dict.fromkeys(mail.event for mail in MAILS), uses=["email"])
 def send_email(event: Event) -> None:
-    """Send the mail that an event calls for, in the user's language."""
+    """Send the mail that an event calls for, in the user's language.
+
+    Where a mail has a link, its token is made here and stored as a hash, so that no event holds it. Nothing is sent
+    when the account is gone or its status has changed so that the mail no longer applies.
+    """
     link = ""
     with transaction() as connection:
         # Locked: who changes an address or a password meanwhile waits, and then voids the token made here.

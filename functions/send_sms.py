@@ -39,7 +39,11 @@ class TextRefused(Problem):
 
 @event_function(PhoneCodeRequested, uses=["sms", "encryption"])
 def send_sms(event: PhoneCodeRequested) -> None:
-    """Send the code that verifies a phone number, in the user's language."""
+    """Send the code that verifies a phone number, in the user's language.
+
+    The code is made here and stored as a hash, so that no event holds it. Nothing is sent when the account is not
+    active or the number is no longer waiting for a code.
+    """
     code = f"{secrets.randbelow(1_000_000):06}"
     make = (
         update(phone_verification)

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0 document, made from the events, and from what the decorators of the functions state of them."""
+"""The AsyncAPI 3.1 document, made from the events, and from what the decorators of the functions state of them."""
 
 import inspect
 from collections.abc import Iterable
@@ -7,14 +7,15 @@ from typing import Any
 from shared import kafka
 from shared.events import ALL_EVENTS, SOURCE, Event
 from shared.events.contract import schema_of
+from shared.openapi import contact
 from shared.registry import EventFunction
 
 CHANNEL = "events"
 KAFKA_BINDINGS = "0.5.0"
 
 
-def document(functions: Iterable[EventFunction]) -> dict[str, Any]:
-    """The document for all events and for the functions that take them, as a JSON object."""
+def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
+    """The document for all events and for the functions that take them, served at a URL, as a JSON object."""
     announce = {
         "action": "send",
         "summary": "Announce what has changed",
@@ -22,7 +23,7 @@ def document(functions: Iterable[EventFunction]) -> dict[str, Any]:
         **_operation("announced", [event.type for event in ALL_EVENTS]),
     }
     return {
-        "asyncapi": "3.0.0",
+        "asyncapi": "3.1.0",
         "info": {
             "title": "Aegis user service: events",
             "version": "1.0.0",
@@ -31,6 +32,8 @@ def document(functions: Iterable[EventFunction]) -> dict[str, Any]:
                 "secret. What the schema of a type says of a field stays so; new fields may come, so ignore those that "
                 "you do not know; anything else is a new type, with the next version at its end."
             ),
+            "contact": contact(url),
+            "license": {"name": "MIT", "url": "https://spdx.org/licenses/MIT.html"},
             "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         },
         "defaultContentType": kafka.CONTENT_TYPE,

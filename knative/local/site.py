@@ -163,7 +163,7 @@ def openapi_document() -> dict[str, Any]:
 def asyncapi_document() -> dict[str, Any]:
     """The AsyncAPI document of all events."""
     load_all()
-    return asyncapi.document(EVENT_FUNCTIONS.values())
+    return asyncapi.document(EVENT_FUNCTIONS.values(), settings().public_url)
 
 
 def main() -> None:

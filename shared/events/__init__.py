@@ -39,7 +39,7 @@ class UserRegistered(Event):
     """An account waits for its address to be verified; again for each registration until it is."""
 
     type = "com.aegis.user.registered.v1"
-    locale: Literal["ko", "en"]
+    locale: Annotated[Literal["ko", "en"], Field(title="Locale")]
 
 
 class RegistrationRepeated(Event):
