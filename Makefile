@@ -49,11 +49,12 @@ bench-scale: setup  ## measure what a million accounts cost beside a thousand: t
 bench-cluster: setup  ## on a cluster: measure the way from zero pods, and what a pod of each function takes (JSON= WHAT=zero)
 	@$(BIN)/python -m tests.bench.cluster $(WHAT)
 
-check: setup  ## lint, check format and types, render and validate the manifests
+check: setup  ## lint code and API documents, check format and types, render and validate the manifests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m knative.check
+	@$(BIN)/python -m tests.documents
 
 schemas: setup  ## write the JSON Schemas of the events anew; refuses what breaks a consumer
 	@$(BIN)/python -m shared.events.contract
