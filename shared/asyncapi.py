@@ -34,13 +34,14 @@ def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
             ),
             "contact": contact(url),
             "license": {"name": "MIT", "url": "https://spdx.org/licenses/MIT.html"},
-            "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
+            "tags": [_tag(name) for name in TAGS],
         },
         "defaultContentType": kafka.CONTENT_TYPE,
         "servers": {
             "kafka": {
                 "host": "{bootstrap}",
                 "protocol": "kafka",
+                "description": "Kafka asks for no credentials. On a cluster, network policies say who can connect.",
                 "variables": {
                     "bootstrap": {
                         "default": "localhost:9092",
@@ -77,6 +78,7 @@ def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
         "components": {
             "messages": {event.type: _message(event) for event in ALL_EVENTS},
             "schemas": {"CloudEvent": _HEADERS},
+            "tags": {name: {"name": name, "description": description} for name, description in TAGS.items()},
         },
     }
 
@@ -97,8 +99,12 @@ def _operation(tag: str, types: list[str]) -> dict[str, Any]:
     return {
         "channel": {"$ref": f"#/channels/{CHANNEL}"},
         "messages": [{"$ref": f"#/channels/{CHANNEL}/messages/{type_}"} for type_ in types],
-        "tags": [{"name": tag}],
+        "tags": [_tag(tag)],
     }
+
+
+def _tag(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/tags/{name}"}
 
 
 def _message(event: type[Event]) -> dict[str, Any]:

@@ -234,7 +234,10 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
         problem = kind()
         response["description"] += f"{' or ' if response['description'] else ''}{kind.title}"
         response["headers"] |= {name: {"schema": {"type": "string"}} for name in problem.headers}
-        response["content"]["application/problem+json"]["examples"][kind.__name__] = {"value": problem.body("…")}
+        shown = problem.body("…")
+        if kind is problems.HeadersTooLarge:
+            del shown["request_id"]  # the router has read no header
+        response["content"]["application/problem+json"]["examples"][kind.__name__] = {"value": shown}
     return responses
 
 

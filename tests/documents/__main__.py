@@ -59,10 +59,11 @@ def write_documents() -> None:
 
 def lint() -> None:
     """Ends with what the linters have found."""
+    documents = ("openapi.json", "asyncapi.json")
     started = [
-        run("node_modules/.bin/redocly", "lint", "--config", HERE / "redocly.yaml", "openapi.json"),
+        run("node_modules/.bin/redocly", "lint", "--config", HERE / "redocly.yaml", *documents),
         run("node_modules/.bin/spectral", "lint", "--ruleset", HERE / "spectral.yaml", "--fail-severity", "hint",
-            "openapi.json", "asyncapi.json"),
+            *documents),
     ]  # fmt: skip
     if said := "".join(map(said_by, started)):
         sys.exit(said)
