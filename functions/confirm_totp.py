@@ -12,7 +12,7 @@ from shared.database import transaction
 from shared.events import TotpEnabled, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
-from shared.problems import FieldError, InvalidRequest, Problem
+from shared.problems import FieldError, InvalidRequest, Problem, ReauthenticationRequired
 from shared.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
 from shared.tables import totp
 
@@ -37,7 +37,7 @@ class NoTotpEnrolment(Problem):
     "POST",
     "/api/v1/users/me/totp/confirm",
     limits={"address": "60/minute", "account": "20/minute"},
-    problems=[NoTotpEnrolment],
+    problems=[NoTotpEnrolment, ReauthenticationRequired],
 )
 def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     """Confirm the authenticator app.

@@ -187,17 +187,22 @@ def _result(function: HttpFunction) -> Any:
     return next((each for each in alternatives if each not in (bytes, type(None))), None)
 
 
-_ANYWHERE = (problems.NotFound, problems.MethodNotAllowed, problems.MalformedRequest, problems.InternalError)
+ANYWHERE: tuple[type[Problem], ...] = (
+    problems.NotFound,
+    problems.MethodNotAllowed,
+    problems.MalformedRequest,
+    problems.InternalError,
+)
 """What any request may meet, so that no operation lists it."""
 
 
 def _problem_types(functions: Iterable[HttpFunction]) -> list[str]:
     """The type of every problem that a caller may get."""
-    kinds: set[type[Problem]] = {*_ANYWHERE, *(kind for function in functions for kind in _problems(function))}
+    kinds = {*ANYWHERE, *(kind for function in functions for kind in problems_of(function))}
     return sorted(kind.type_uri() for kind in kinds)
 
 
-def _problems(function: HttpFunction) -> list[type[Problem]]:
+def problems_of(function: HttpFunction) -> list[type[Problem]]:
     """The problems that the document lists for an operation, by status."""
     kinds: list[type[Problem]] = [*function.problems, problems.TooManyRequests, problems.ServiceUnavailable]
     kinds.extend((problems.RequestTimeout, problems.HeadersTooLarge))
@@ -222,7 +227,7 @@ def _problems(function: HttpFunction) -> list[type[Problem]]:
 
 def _problem_responses(function: HttpFunction) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for kind in _problems(function):
+    for kind in problems_of(function):
         response = responses.setdefault(
             str(kind.status),
             {

@@ -33,6 +33,7 @@ class ProblemExtensions(TypedDict, total=False):
 class ProblemDetails(ProblemExtensions):
     """The body of every error (RFC 9457, 3.1), as application/problem+json.
 
+    Tell errors apart by type. Later versions may have more types: treat one that you do not know by its status.
     request_id is absent when the router could not read the request's headers. challenge and methods are those of
     second-factor-required, reason is that of reauthentication-required.
     """

@@ -29,6 +29,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, Table, text
 
+from shared import openapi
 from shared.database import transaction
 from shared.registry import HTTP_FUNCTIONS
 
@@ -200,13 +201,17 @@ def call(
     """
     client_ = client(function)
     operation = HTTP_FUNCTIONS[function]
-    return client_.open(
+    response: Any = client_.open(
         operation.path.format(**ids),
         method=operation.method,
         json=body,
         query_string=query,
         headers={**(bearer(tokens) if tokens else {}), **(headers or {}), "X-Forwarded-For": address},
     )
+    if response.mimetype == "application/problem+json":
+        documented = {problem.type_uri() for problem in (*openapi.ANYWHERE, *openapi.problems_of(operation))}
+        assert response.json["type"] in documented, f"{function} answers what its documentation does not list"
+    return response
 
 
 def envelope(type_: str, **attributes: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 
 from shared.database import transaction
 from shared.tables import account, credential, recovery_code, totp
-from tests.authenticator import App, second_factor_challenge, with_totp
+from tests.authenticator import App, second_factor_challenge, with_passkey, with_totp
 from tests.conftest import User, call, events_of, log_in, session_of, somebody_waits_for, strong_session_of, wait_for
 
 
@@ -127,6 +127,16 @@ def test_a_log_in_under_way_does_not_slip_through_by_the_password_alone(active_u
                 connection.execute(new.values(password_hash="another"))
         assert log_in_under_way.result().status_code == 401
     assert events_of(active_user) == []
+
+
+def test_who_has_a_passkey_by_now_confirms_in_a_session_with_it(active_user: User) -> None:
+    tokens = log_in(active_user)
+    app = enroll(tokens)
+    with_passkey(active_user)
+    weak = session_of(active_user)
+    response = call("confirm_totp", weak, {"code": app.code()})
+    assert (response.status_code, response.json["reason"]) == (401, "second-factor-missing")
+    assert call("confirm_totp", strong_session_of(active_user), {"code": app.code()}).status_code == 200
 
 
 def test_without_an_enrolment_there_is_nothing_to_confirm(active_user: User) -> None:
