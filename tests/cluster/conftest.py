@@ -41,7 +41,7 @@ USERS = "/api/v1/users"
 MONITORING = ["knative/components/monitoring"] if PROMETHEUS_URL and ENVIRONMENT == "development" else []
 """Development itself has none."""
 SCALED_DOWN = {
-    "development": [],
+    "development": ["tests/cluster/to_zero"],
     "staging": ["tests/cluster/small"],
     "production": ["tests/cluster/production", "tests/cluster/small"],
 }[ENVIRONMENT]
