@@ -15,7 +15,7 @@ from knative.release.refused import Refused
 SERVING = "serving.knative.dev/v1"
 START_SECONDS = 300.0
 """For the first pod of each new revision, and for servers; nodes may have to be added first."""
-STARTING_AT_ONCE = 6
+STARTING_AT_ONCE = 12
 """So many pods at once leave a small node enough for those that serve, and do not all come to the database together."""
 TRAFFIC_SECONDS = 120.0
 POLL_SECONDS = 1.0

@@ -275,7 +275,7 @@ def test_scaling_is_stated_for_every_function_and_within_reason(objects: Objects
             "scale-down-delay",
             "panic-window-percentage",
             "panic-threshold-percentage",
-        }
+        } | ({"scale-to-zero-pod-retention-period"} if environment == "development" else set())
         name, spec = service["metadata"]["name"], service["spec"]["template"]["spec"]
         assert int(stated["min-scale"]) <= int(stated["max-scale"])
         assert int(stated["target"]) <= spec["containerConcurrency"]
