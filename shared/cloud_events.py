@@ -22,7 +22,7 @@ _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def fault(attributes: Mapping[str, object]) -> str:
-    """What keeps these from being the attributes of an event; empty where nothing does."""
+    """Why these are not valid attributes of an event; empty if they are."""
     if attributes.get("specversion") != "1.0":
         return "The event is not of version 1.0 of CloudEvents."
     for name in REQUIRED:

@@ -29,9 +29,9 @@ class Position(NamedTuple):
     group: str
     partition: int
     offset: int
-    """Of the next record that it has not settled."""
+    """Offset of the next record that the group has not settled."""
     lag: int
-    """Records from there to the end."""
+    """Number of records from there to the end of the partition."""
 
 
 def read() -> list[Position]:

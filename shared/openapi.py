@@ -193,7 +193,7 @@ ANYWHERE: tuple[type[Problem], ...] = (
     problems.MalformedRequest,
     problems.InternalError,
 )
-"""What any request may meet, so that no operation lists it."""
+"""Problems that any operation may answer with, so no operation lists them itself."""
 
 
 def _problem_types(functions: Iterable[HttpFunction]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the stand-ins for providers were given to send, and the check of who gave it.
+"""The messages that the sandbox took in place of the providers, and the check of its callers' credentials.
 
 Messages live in DATA_DIR/inbox.sqlite3. Nothing leaves this machine.
 """

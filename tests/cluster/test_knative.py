@@ -140,7 +140,7 @@ def test_a_client_of_http_1_0_that_names_no_host_is_served() -> None:
 
 
 def test_a_body_that_does_not_arrive_is_a_problem() -> None:
-    """Of the function, or of the gateway where that is still starting."""
+    """The function answers, or the gateway if the function is still starting."""
     with contextlib.closing(connect()) as connection:
         connection.putrequest("POST", f"{USERS}/login", skip_host=True)
         for name, value in {"Host": HOST, "Content-Type": "application/json", "Content-Length": "100"}.items():

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 INSTALLED = HERE.parents[1] / ".local" / "documents"
 DONE = INSTALLED / "installed"
 URL = "https://api.aegis.test"
-"""Of no server: linters refuse localhost and example.com."""
+"""A made-up host: the linters refuse localhost and example.com."""
 
 
 def main() -> None:
