@@ -9,11 +9,10 @@ from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, 
 from kafka.net.compat import KafkaNetClient
 
 from shared import cloud_events
+from shared.manifests import NAMESPACE
 from shared.settings import settings
 
 EVENTS = "aegis.user.events"
-NAMESPACE = "aegis-user-service"
-"""Of the Triggers on a cluster."""
 PARTITIONS = 6
 """Of EVENTS: so many users' events are handled side by side by one event function."""
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import yaml
 
 MANIFESTS = Path(__file__).parents[1] / "knative" / "functions"
+NAMESPACE = "aegis-user-service"
+"""Of the functions, and of all that belongs to them, on a cluster."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Iterator
 
 from knative.release import inside, jobs
-from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected, in_parallel, named
+from knative.release.cluster import Cluster, Object, Rejected, in_parallel, named
 from knative.release.gate import Gate
 from knative.release.overlays import Environment
 from knative.release.progress import Progress
+from shared.manifests import NAMESPACE
 
 KNATIVE = (1, 21)
 SERVING = "knative-serving"

@@ -16,8 +16,8 @@ from kubernetes import config
 from kubernetes.config.config_exception import ConfigException
 
 from knative.release.refused import Refused
+from shared.manifests import NAMESPACE
 
-NAMESPACE = "aegis-user-service"
 FIELD_MANAGER = "aegis"
 TIMEOUT_SECONDS = 30.0
 AT_ONCE = 8

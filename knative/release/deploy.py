@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from knative.release import checks, gateway, jobs, records, rollout
-from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected
+from knative.release.cluster import Cluster, Object, Rejected
 from knative.release.gate import Gate
 from knative.release.lease import Lease
 from knative.release.overlays import Environment
@@ -15,7 +15,7 @@ from knative.release.progress import Progress
 from knative.release.records import Release
 from knative.release.refused import Refused
 from knative.release.rollout import Check
-from shared.manifests import function_name
+from shared.manifests import NAMESPACE, function_name
 
 SHARES = (10, 50, 100)
 LOOK_SECONDS = 5.0

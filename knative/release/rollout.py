@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from knative.release import jobs
-from knative.release.cluster import NAMESPACE, Cluster, Key, Object, Rejected, condition, in_parallel, key, named
+from knative.release.cluster import Cluster, Key, Object, Rejected, condition, in_parallel, key, named
 from knative.release.overlays import is_function, revision
 from knative.release.progress import Progress
 from knative.release.records import LABEL, Release
 from knative.release.refused import Refused
+from shared.manifests import NAMESPACE
 
 SERVING = "serving.knative.dev/v1"
 START_SECONDS = 300.0

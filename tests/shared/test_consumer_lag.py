@@ -12,7 +12,7 @@ from kafka.structs import OffsetAndMetadata
 from knative.local.supervisor import Process, Supervisor
 from shared import kafka
 from shared.consumer_lag import LagCollector
-from shared.manifests import triggers
+from shared.manifests import NAMESPACE, triggers
 from shared.settings import settings
 from tests.conftest import ROOT, wait_for
 from tests.servers import kill, start_again
@@ -142,4 +142,4 @@ def test_a_broker_that_says_nothing_keeps_no_scrape_waiting(monkeypatch: pytest.
 def test_triggers_are_in_the_namespace_that_knative_names_the_groups_after() -> None:
     broker = ROOT / "knative" / "components" / "eventing" / "broker.yaml"
     namespaces = {one["metadata"]["namespace"] for one in yaml.safe_load_all(broker.read_text("utf-8"))}
-    assert namespaces == {kafka.NAMESPACE}
+    assert namespaces == {NAMESPACE}

@@ -4,9 +4,10 @@ import copy
 from datetime import UTC, datetime
 
 from knative.release import jobs
-from knative.release.cluster import NAMESPACE, Cluster, Object, Rejected
+from knative.release.cluster import Cluster, Object, Rejected
 from knative.release.progress import Progress
 from knative.release.refused import Refused
+from shared.manifests import NAMESPACE
 
 NAME = "backup"
 KEPT_SECONDS = 86_400

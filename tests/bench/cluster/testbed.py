@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from knative.release.cluster import NAMESPACE, Object
+from knative.release.cluster import Object
 from knative.release.overlays import KUBECTL, OVERLAYS, is_function, render
 from knative.release.refused import Refused
+from shared.manifests import NAMESPACE
 
 ROOT = Path(__file__).parents[3]
 NAME = "bench"
