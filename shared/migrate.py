@@ -6,7 +6,6 @@ Waits for a database that is starting, and for tables that others use: each time
 wait behind it. Two at once do no harm: the second waits and finds nothing to do.
 """
 
-import json
 import logging
 import logging.config
 import os
@@ -71,6 +70,8 @@ def main() -> None:
         logging.config.dictConfig(logs.configuration(load(os.environ, ["database"])))
     except InvalidSettings as error:
         sys.exit("\n".join(["the migration cannot start with these settings:", *error.problems]))
+    # Whatever LOG_LEVEL says: the release command reads the last line.
+    log.setLevel(logging.INFO)
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
@@ -93,8 +94,7 @@ def main() -> None:
                 sys.exit(os.EX_TEMPFAIL if is_over else 1)
             log.warning("waiting", extra={"reason": reason})
             time.sleep(LOCK_PAUSE_SECONDS if _is_locked(error) else PAUSE_SECONDS)
-    # At any log level, as the release command reads it.
-    print(json.dumps({"message": "done", "schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()}))
+    log.info("done", extra={"schema": ScriptDirectory(str(MIGRATIONS)).get_current_head()})
 
 
 def _is_locked(error: Exception) -> bool:

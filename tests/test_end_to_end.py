@@ -21,7 +21,7 @@ from sqlalchemy import select, update
 from shared.database import transaction
 from shared.tables import account, dead_letter
 from tests.browser import PHONE, needs_chromium
-from tests.conftest import PASSWORD, ROOT, inbox, mailed_token, wait_for
+from tests.conftest import DATA, PASSWORD, ROOT, inbox, mailed_token, wait_for
 
 
 def call(method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
@@ -313,3 +313,15 @@ def test_the_documentation_shows_every_operation_and_asks_nobody_else(page: Page
 def test_the_start_page_leads_to_the_documentation(page: Page) -> None:
     page.goto(os.environ["PUBLIC_URL"])
     wait_for(lambda: page.url.endswith("/docs/"))
+
+
+def test_every_log_line_has_time_level_and_environment() -> None:
+    lines = [
+        (log.name, json.loads(line))
+        for log in (DATA / "logs").glob("*.log")
+        for line in log.read_text("utf-8", "replace").splitlines()[:100]
+        if line.startswith("{")
+    ]
+    assert {name for name, _ in lines} >= {"migrate.log", "register.log", "relay.log"}
+    expected = {"time", "level", "environment", "message"}
+    assert [(name, line) for name, line in lines if not expected <= line.keys()] == []
