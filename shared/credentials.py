@@ -8,12 +8,18 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import sessions, verifications
+from shared import rate_limits, sessions, verifications
 from shared.database import transaction
 from shared.events import PasswordChanged, announce
 from shared.passwords import verify_password
-from shared.problems import Problem
+from shared.problems import Problem, ServiceUnavailable
 from shared.tables import account, challenge, credential
+
+GUESSES = {"account": "10/minute;20/hour"}
+"""Wrong passwords of all who hold a session or a link of one account, at all operations that ask for its password.
+
+Log-ins of strangers have counts of their own: what they spend does not keep the owner from a new password.
+"""
 
 
 class WrongPassword(Problem):
@@ -27,21 +33,32 @@ class WrongPassword(Problem):
 def require_password(user_id: UUID, password: SecretStr) -> Row[Any]:
     """Checks a user's current password, outside of any transaction, as it takes some 35 ms.
 
+    Wrong ones count, until a right one comes.
+
     Returns password_hash, which it was checked against, for `replace_password`; email and name, which the next
     password must not be made of.
 
     Raises:
         WrongPassword: also for an account that has no password yet.
+        TooManyRequests: too many were wrong; this one was not looked at.
         ServiceUnavailable: too many passwords are being checked or hashed already.
     """
-    with transaction() as connection:
-        found = connection.execute(
-            select(credential.c.password_hash, *account.c["email", "name"])
-            .join(account)
-            .where(credential.c.account_id == user_id)
-        ).first()
-    if not verify_password(found.password_hash if found else None, password.get_secret_value()) or found is None:
+    counted = ("password", GUESSES, {"account": str(user_id)})
+    rate_limits.enforce(*counted)
+    try:
+        with transaction() as connection:
+            found = connection.execute(
+                select(credential.c.password_hash, *account.c["email", "name"])
+                .join(account)
+                .where(credential.c.account_id == user_id)
+            ).first()
+        is_right = verify_password(found.password_hash if found else None, password.get_secret_value())
+    except ServiceUnavailable:
+        rate_limits.take_back(*counted)  # nobody looked at it
+        raise
+    if not is_right or found is None:
         raise WrongPassword
+    rate_limits.forgive(*counted)
     return found
 
 
