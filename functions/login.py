@@ -1,5 +1,6 @@
 """Log in with an e-mail address and a password."""
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, select
@@ -7,17 +8,15 @@ from sqlalchemy import Connection, bindparam, select
 from shared import challenges, sessions
 from shared.challenges import SECOND_FACTOR
 from shared.clients import Client
+from shared.credentials import GUESSES
 from shared.database import prepared, transaction
 from shared.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import verify_password
 from shared.problems import Problem, ProblemExtensions
-from shared.rate_limits import address_subject, forgive
+from shared.rate_limits import forgive
 from shared.sessions import TokenPair
 from shared.tables import account, credential, totp
-
-GUESSES = {"email+address": "10/minute;20/hour", "email": "100/hour"}
-"""Whoever guesses from one address is stopped soon; from many, before NIST's 100 (SP 800-63B-4, 3.2.2) in an hour."""
 
 # Made once, as to compose a statement takes longer than to execute it.
 BY_EMAIL = prepared(
@@ -66,13 +65,14 @@ class SecondFactorRequired(Problem):
     uses=["access_tokens", "refresh_tokens"],
     problems=[InvalidCredentials, SecondFactorRequired],
 )
-def login(body: Credentials, client: Client) -> TokenPair:
+def login(body: Credentials, client: Client, subjects: Mapping[str, str]) -> TokenPair:
     """Log in.
 
     Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
     An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
     Guesses at a password are counted, until one is right: ten a minute and twenty an hour from one address, a
-    hundred an hour from all.
+    hundred an hour from all. A device that logged in before sends its `device_token` in the header Device-Token:
+    then only its own guesses count, ten a minute and twenty an hour, and nobody else's keep it out.
     An account with an authenticator app gets no tokens for its password, but the problem `second-factor-required`,
     whose member `challenge` goes with a code to /api/v1/users/login/second-factor.
     """
@@ -83,7 +83,7 @@ def login(body: Credentials, client: Client) -> TokenPair:
     # A pending account is refused alike: whoever registers an address could else learn whether it was free.
     if not found or not is_right or found.status not in sessions.MAY_LOG_IN:
         raise InvalidCredentials
-    forgive("login", GUESSES, {"email": canonical_email(body.email), "address": address_subject(client.address)})
+    forgive("login", GUESSES, subjects)
     if found.confirmed_at:
         with transaction() as connection:
             challenge = challenges.create(connection, SECOND_FACTOR, found.id)

@@ -3,9 +3,9 @@
 from typing import Annotated, Any
 
 from pydantic import Field, SecretStr
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, select
 
-from shared import challenges, sessions
+from shared import challenges, known_devices, sessions
 from shared.challenges import SECOND_FACTOR
 from shared.clients import Client
 from shared.database import transaction
@@ -16,12 +16,15 @@ from shared.problems import Problem
 from shared.rate_limits import enforce, forgive
 from shared.second_factors import METHODS, recovery_code_hash, step_of, use_recovery_code, use_step
 from shared.sessions import TokenPair
-from shared.tables import challenge, totp
+from shared.tables import account, challenge, totp
 
 MAX_TRIES = 5
 """Of one challenge."""
-LIMITS_OF_ACCOUNT = {"account": "20/hour"}
-"""Over all challenges: who has stolen the password may ask for as many of those as the log-in allows."""
+GUESSES = {"account": "20/hour", "device": "20/hour"}
+"""Over all challenges: who has stolen the password may ask for as many of those as the log-in allows.
+
+The owner, on a known device, is not kept out by that.
+"""
 
 
 class SecondFactor(RequestBody):
@@ -58,23 +61,30 @@ class ChallengeOver(Problem):
     uses=["access_tokens", "refresh_tokens"],
     problems=[InvalidSecondFactor, ChallengeOver],
 )
-def login_with_second_factor(body: SecondFactor, client: Client) -> TokenPair:
+def login_with_second_factor(body: SecondFactor, client: Client, device_token: str | None) -> TokenPair:
     """Log in with the second factor.
 
     Takes the `challenge` of the log-in that answered `second-factor-required`, within five minutes and in at most
     five tries, and a code: the app's current one, which is good once, or a recovery code, which is then used up.
-    Starts a session as the log-in does. An account has 20 tries in an hour; a right code starts anew.
+    Starts a session as the log-in does. An account has 20 tries in an hour, and so has each device that sends the
+    Device-Token of an earlier log-in; a right code starts anew.
     """
     token, code = body.challenge.get_secret_value(), body.code.get_secret_value()
+    waiting: Select[Any] = (
+        select(*totp.c["account_id", "secret"], account.c.canonical_email)
+        .select_from(account.join(totp).join(challenge, challenge.c.account_id == account.c.id))
+        .where(challenges.is_live(token, SECOND_FACTOR), totp.c.confirmed_at.is_not(None))
+    )
     with transaction() as connection:
-        found = connection.execute(
-            select(*totp.c["account_id", "secret"])
-            .join(challenge, challenge.c.account_id == totp.c.account_id)
-            .where(challenges.is_live(token, SECOND_FACTOR), totp.c.confirmed_at.is_not(None))
-        ).first()
+        found = connection.execute(waiting).first()
     if found is None:
         raise ChallengeOver
-    counted = ("login_with_second_factor", LIMITS_OF_ACCOUNT, {"account": str(found.account_id)})
+    device = known_devices.recognize(device_token, found.canonical_email) if device_token else None
+    counted = (
+        "login_with_second_factor",
+        GUESSES,
+        {"device": device} if device else {"account": str(found.account_id)},
+    )
     enforce(*counted)
 
     tokens = None

@@ -12,7 +12,7 @@ from shared.fields import OpaqueToken, RequestBody
 from shared.http_function import http_function
 from shared.problems import Problem
 from shared.sessions import TokenPair
-from shared.tables import account, session
+from shared.tables import account, credential, session
 from shared.tables import refresh_token as tokens
 
 GRACE = timedelta(seconds=10)
@@ -28,10 +28,12 @@ LOCKED = prepared(
         session.c.account_id,
         session.c.amr,
         session.c.authenticated_at,
-        account.c.roles,
+        *account.c["roles", "canonical_email"],
+        credential.c.password_hash,
     )
     .join(session, session.c.id == tokens.c.session_id)
     .join(account, account.c.id == session.c.account_id)
+    .outerjoin(credential, credential.c.account_id == account.c.id)
     .where(_IS_TOKEN, sessions.is_live(), account.c.status == "active")
     .with_for_update(of=[tokens, session])
 )
@@ -97,4 +99,4 @@ def refresh_token(body: Refresh) -> TokenPair:
     if reused:
         authentication.refuse_tokens_of(caller.user_id, caller.session_id)
         raise InvalidRefreshToken
-    return sessions.token_pair(caller, successor)
+    return sessions.token_pair(caller, successor, found)

@@ -18,14 +18,15 @@ class ForgottenPassword(RequestBody):
     "POST",
     "/api/v1/users/password/forgot",
     status=202,
-    limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour"},
+    limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour", "device": "3/hour"},
 )
 def request_password_reset(body: ForgottenPassword) -> None:
     """Ask for a link to set a new password.
 
     The answer is the same whether or not the address has an account. The owner of one gets a mail with a link that
     works once, within 30 minutes; also who has withdrawn and may still come back. An address that was never verified
-    gets none: register it again, with another password.
+    gets none: register it again, with another password. A device that logged in before has three requests an hour of
+    its own, with its token in the header Device-Token, whatever others have asked for.
     """
     by_email = select(account.c.id).where(account.c.canonical_email == canonical_email(body.email))
     with transaction() as connection:

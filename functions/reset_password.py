@@ -2,10 +2,10 @@
 
 from sqlalchemy import delete, select
 
-from shared import authentication, credentials, profiles
+from shared import authentication, credentials, profiles, rate_limits
 from shared.database import transaction
 from shared.events import PasskeyRemoved, announce
-from shared.fields import NewPassword, OpaqueToken, RequestBody
+from shared.fields import NewPassword, OpaqueToken, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import check_acceptable, hash_password
 from shared.tables import account, passkey
@@ -50,4 +50,6 @@ def reset_password(body: PasswordReset) -> None:
         announce(connection, *(PasskeyRemoved(user_id=user_id, passkey_id=passkey_id) for passkey_id in removed))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
+    # Those were guesses at another password, and would keep its owner out.
+    rate_limits.forgive("login", credentials.GUESSES, {"email": canonical_email(owner.email)})
     profiles.put(profile)

@@ -6,7 +6,7 @@ from shared.settings import settings
 
 MAX_AGE_SECONDS = 600
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
+_REQUEST_HEADERS = "Authorization, Content-Type, Device-Token, Idempotency-Key, If-Match, If-None-Match, X-Request-Id"
 RESPONSE_HEADERS = (
     "ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, "
     "X-Request-Id"

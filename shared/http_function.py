@@ -10,6 +10,8 @@ what it takes:
     client: Client            the address and the device that the request comes from
     if_match: str | None      the header If-Match, for `require_match`
     cached: bytes | None      with `cached=`, an entry of the cache read in the same round trip as the session
+    subjects: Mapping         what its limits are counted for, for `rate_limits.forgive`
+    device_token: str | None  the header Device-Token, for `known_devices.recognize`
     request: flask.Request    the request as it came, for the function that answers at any path ("/*")
 
 It returns a TypedDict (or JSON bytes from the cache), which becomes the body; a `Reply` where headers go with it; or
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="BaseModel")
 
-GIVEN = frozenset({"body", "query", "caller", "client", "if_match", "cached", "request"})
+GIVEN = frozenset({"body", "query", "caller", "client", "if_match", "cached", "subjects", "device_token", "request"})
 MAX_FAULTS = 20
 RECENT_SECONDS = 600
 JSON = "application/json"
@@ -90,6 +92,7 @@ def http_function(
         role: that the caller must have, in a session with a second factor.
         recent_login: whether the caller must have logged in within the last ten minutes, with their second factor.
         limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "email+address".
+            One for each "device" counts in place of those of "email" where a known device sends its token.
         uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
             case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
         problems: the errors that are the operation's own, for the documentation.
@@ -157,6 +160,7 @@ def _perform(
     """Checks a request step by step and hands it to the handler. `headers` go with the answer, whatever it is."""
     client = client_of(request)
     given: dict[str, Any] = {"request": request, "client": client, "if_match": request.headers.get("If-Match")}
+    given["device_token"] = request.headers.get("Device-Token")
     if operation.path != "/*":
         given |= _path_parameters(operation, template, request)
 
@@ -170,9 +174,9 @@ def _perform(
     except Problem as problem:
         refusal = problem  # for who is within the limits, and has a session
 
-    subjects = {"address": address_subject(client.address)}
+    subjects = given["subjects"] = {"address": address_subject(client.address)}
     if not refusal:
-        subjects |= _subjects(given)
+        subjects |= _subjects(operation, given)
     # A HEAD has the limits of the GET, but uses none of its requests up.
     counted_as = f"{operation.name}:head" if request.method == "HEAD" else operation.name
     count = Count(counted_as, operation.limits, subjects)
@@ -228,15 +232,25 @@ def _parts(operation: HttpFunction, request: Request, body: bytes) -> dict[str, 
     return parts
 
 
-def _subjects(given: Mapping[str, Any]) -> dict[str, str]:
-    """What is counted of a sound request beside its address: its caller's account, the address in its body."""
+def _subjects(operation: HttpFunction, given: Mapping[str, Any]) -> dict[str, str]:
+    """What is counted of a sound request beside its address: its caller's account, the address in its body.
+
+    In place of the latter its device, where that is a known one: what strangers spend is not the owner's.
+    """
     subjects: dict[str, str] = {}
     if "caller" in given:
         subjects["account"] = str(given["caller"].user_id)
     if email := getattr(given.get("body"), "email", None):
         from shared.fields import canonical_email
 
-        subjects["email"] = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
+        address = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
+        if "device" in operation.limits and (token := given["device_token"]):
+            # Imported for those who have one.
+            from shared import known_devices
+
+            if device := known_devices.recognize(token, address):
+                return {"device": device}
+        subjects["email"] = address
     return subjects
 
 

@@ -172,6 +172,18 @@ def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
             "schema": {"type": "string", "pattern": '^"[ !#-\\[\\]-~]{16,255}"$'},
             "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
         }
+    if function.knows_devices:
+        yield {
+            "name": "Device-Token",
+            "in": "header",
+            "description": (
+                "The newest `device_token` that a log-in or a refresh gave to this device, kept beside the refresh "
+                "token, and after a log-out too. With it the limits of this device count in place of the account's, "
+                "which strangers may have used up. Good for 90 days, until the password or the address changes; one "
+                "that is not good is ignored."
+            ),
+            "schema": {"type": "string"},
+        }
     if "if_match" in function.takes:
         yield {
             "name": "If-Match",

@@ -44,6 +44,11 @@ class HttpFunction:
         return "caller" in self.takes
 
     @property
+    def knows_devices(self) -> bool:
+        """Whether it takes a Device-Token."""
+        return "device" in self.limits or "device_token" in self.takes
+
+    @property
     def keeps_answers(self) -> bool:
         """Whether it takes an Idempotency-Key: the other methods are idempotent by themselves."""
         return self.method == "POST"

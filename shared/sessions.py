@@ -8,18 +8,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, insert, select, update
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import access_tokens, authentication, withdrawals
+from shared import access_tokens, authentication, known_devices, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
 from shared.database import prepared, together
 from shared.events import ANNOUNCEMENT, LoggedIn, UserRestored, announce, announced
 from shared.problems import Unauthenticated
 from shared.settings import settings
-from shared.tables import account, refresh_token, session
+from shared.tables import account, credential, refresh_token, session
 from shared.tokens import encode, new_token
 
 LIFETIME = timedelta(days=30)
@@ -41,10 +41,11 @@ def is_live() -> ColumnElement[bool]:
 
 
 # Made once, as to compose a statement takes longer than to execute it.
-_MAY_LOG_IN = prepared(
-    select(*account.c["id", "status", "roles"])
+_MAY_LOG_IN: Select[Any] = prepared(
+    select(*account.c["id", "status", "roles", "canonical_email"], credential.c.password_hash)
+    .outerjoin(credential)
     .where(account.c.id == bindparam("user_id"), account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
-    .with_for_update(key_share=True)
+    .with_for_update(of=account, key_share=True)
 )
 _GOES_ON = prepared(
     select(session.c.id)
@@ -91,14 +92,22 @@ class TokenPair(TypedDict):
     refresh_token: str
     token_type: str
     expires_in: int
+    device_token: str
+    """For the header Device-Token of later log-ins from this device; see `known_devices`."""
 
 
-def token_pair(caller: Caller, refresh: str) -> TokenPair:
+def token_pair(caller: Caller, refresh: str, found: Row[Any]) -> TokenPair:
+    """The answer to who logs in or refreshes.
+
+    Args:
+        found: the account's canonical_email and password_hash.
+    """
     return TokenPair(
         access_token=access_tokens.issue(caller),
         refresh_token=refresh,
         token_type="Bearer",  # noqa: S106
         expires_in=access_tokens.LIFETIME_SECONDS,
+        device_token=known_devices.new_token(found.canonical_email, found.password_hash),
     )
 
 
@@ -136,11 +145,11 @@ def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: C
     surplus = connection.scalars(_STARTED, parameters).all()
     # Before the commit: were it to fail, a session that goes on would only have to log in again.
     authentication.refuse_tokens_of(user_id, *surplus)
-    return token_pair(caller, token)
+    return token_pair(caller, token, found)
 
 
 def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
-    """Id, status and roles of an account that may log in, locked; None for one that may not.
+    """An account that may log in, locked, with what `start` takes of it; None for one that may not.
 
     Whoever suspends the account at this moment, or changes how its user logs in, waits, and then ends the session
     that is about to start as well.

@@ -52,7 +52,7 @@ def test_a_browser_may_call_from_a_named_origin(app_origin: str) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-Id"],
+    ["Authorization", "Content-Type", "Device-Token", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-Id"],
 )
 def test_a_page_may_send_every_header_that_the_api_reads(app_origin: str, header: str) -> None:
     assert header in preflight("/api/v1/users/login", app_origin)["Access-Control-Allow-Headers"].split(", ")

@@ -14,7 +14,7 @@ PATH = "/api/v1/users/login"
 
 def test_the_answer_is_an_access_token_response(active_user: User) -> None:
     tokens = log_in(active_user)
-    assert tokens.keys() == {"access_token", "refresh_token", "token_type", "expires_in"}
+    assert tokens.keys() == {"access_token", "refresh_token", "token_type", "expires_in", "device_token"}
     assert (tokens["token_type"], tokens["expires_in"]) == ("Bearer", 600)
     assert len(tokens["refresh_token"]) == 43
 

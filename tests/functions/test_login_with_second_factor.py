@@ -34,7 +34,7 @@ def test_password_and_code_start_a_session_with_two_factors(active_user: User) -
     app, _ = with_totp(active_user)
     response = answer(second_factor_challenge(active_user), app.code())
     assert response.status_code == 200
-    assert response.json.keys() == {"access_token", "refresh_token", "token_type", "expires_in"}
+    assert response.json.keys() == {"access_token", "refresh_token", "token_type", "expires_in", "device_token"}
     claims = jwt.decode(response.json["access_token"], options={"verify_signature": False})
     assert claims["amr"] == ["pwd", "otp", "mfa"]
     assert call("get_profile", response.json).status_code == 200
