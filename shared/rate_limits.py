@@ -25,8 +25,13 @@ Limits = Mapping[str, str]
 SUBJECTS = frozenset({"address", "account", "email", "device"})
 MAX_LOCAL_KEYS = 10_000
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-_IPV6_NETWORK_BITS = 64
-"""A subscriber has a network of so many bits, and may call from any address in it."""
+_IPV6_DIGITS = 64 // 4
+"""A subscriber has at least a network of 64 bits, written in so many hexadecimal digits, and all addresses in it."""
+_WIDER_IPV6 = ((56 // 4, 2), (48 // 4, 4))
+"""Digits of a /56 and a /48, which households and sites get (RFC 6177), and how many times a limit may be spent there.
+
+More than once, as a mobile network gives each of its subscribers one /64 of them.
+"""
 
 
 class Standing(NamedTuple):
@@ -141,8 +146,7 @@ def address_subject(address: str) -> str:
         return ""
     if parsed.version == 4:
         return str(parsed)
-    shift = parsed.max_prefixlen - _IPV6_NETWORK_BITS
-    return f"{int(parsed) >> shift:x}"
+    return parsed.exploded.replace(":", "")[:_IPV6_DIGITS]
 
 
 @lru_cache(maxsize=256)
@@ -164,14 +168,25 @@ class _Window(NamedTuple):
 def _windows(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list[_Window]:
     windows: list[_Window] = []
     for whose, rates in limits.items():
-        values = [subjects.get(name) or "" for name in whose.split("+")]
-        if all(values):
+        names = whose.split("+")
+        if not all(subjects.get(name) for name in names):
+            continue
+        for network, times in _networks(subjects["address"]) if "address" in names else [("", 1)]:
+            values = [network if name == "address" else subjects[name] for name in names]
             # The braces keep what is counted together in one slot of a cluster. No address of a person stands in a key.
             subject = hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]
             for rate in rates.split(";"):
+                amount, seconds = rate_policy(rate)
                 key = f"aegis:limit:{{{operation}}}:{whose}:{rate}:{subject}"
-                windows.append(_Window(whose, *rate_policy(rate), key))
+                windows.append(_Window(whose, amount * times, seconds, key))
     return windows
+
+
+def _networks(subject: str) -> list[tuple[str, int]]:
+    """What a request counts against of an `address_subject`, and how often its limit may be spent there."""
+    if not re.fullmatch(f"[0-9a-f]{{{_IPV6_DIGITS}}}", subject):
+        return [(subject, 1)]
+    return [(subject, 1), *((subject[:digits], times) for digits, times in _WIDER_IPV6)]
 
 
 # Counts a request in all windows, and takes it back when one of them is full. Answers for each window how many there

@@ -227,6 +227,31 @@ def test_the_addresses_of_one_subscriber_are_one(one: str, other: str, is_one: b
     assert (address_subject(one) == address_subject(other)) == is_one
 
 
+def subscribers(site: str, count: int) -> list[str]:
+    """An address in each of so many /64 of a site's network, spread over its /56."""
+    return [f"{site}:{number * 0x0101:x}::1" for number in range(1, count + 1)]
+
+
+def test_a_site_with_many_ipv6_networks_has_a_few_times_the_limit_and_no_more(serve: Serve, address: str) -> None:
+    client, site = limited(serve, address="3/hour"), f"2001:db8:{secrets.randbelow(65536):x}"
+    statuses = [put(client, address, one).status_code for one in subscribers(site, 40)]
+    assert statuses == [204] * 12 + [429] * 28
+    assert put(client, address, f"2001:db9:{secrets.randbelow(65536):x}::1").status_code == 204
+
+
+def test_a_household_with_many_ipv6_networks_has_twice_the_limit(serve: Serve, address: str) -> None:
+    client, site = limited(serve, address="3/hour"), f"2001:db8:{secrets.randbelow(65536):x}"
+    household = [f"{site}:12{number:02x}::1" for number in range(10)]
+    assert [put(client, address, one).status_code for one in household] == [204] * 6 + [429] * 4
+    assert put(client, address, f"{site}:1300::1").status_code == 204
+
+
+def test_guesses_from_many_ipv6_networks_of_one_site_are_those_of_one_guesser(serve: Serve, address: str) -> None:
+    client, site = limited(serve, email_and_address="3/hour"), f"2001:db8:{secrets.randbelow(65536):x}"
+    statuses = [put(client, address, one).status_code for one in subscribers(site, 20)]
+    assert statuses == [204] * 12 + [429] * 8
+
+
 def test_exempt_networks_are_those_that_the_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE_LIMIT_EXEMPT_NETWORKS", "10.1.0.0/16, 2001:db8:7::/48")
     settings.cache_clear()
