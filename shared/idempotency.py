@@ -1,26 +1,29 @@
 """Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): a request that is sent again takes effect once.
 
 The answer is stored in the transaction of the change, sealed, for a day. So whoever lost an answer may send the
-request again, and gets that answer byte for byte.
+request again, and gets that answer byte for byte. Only tokens are not given out again once they would not be given
+anew: then the request is performed as a new one.
 """
 
 import contextlib
 import json
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from flask import Response
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import cache
+from shared import cache, sessions
 from shared.database import last_transaction_open, transaction
 from shared.encryption import keyed_hash, seal, unseal
 from shared.problems import Problem, ServiceUnavailable
 from shared.request import ProblemResponse
-from shared.tables import stored_answer
+from shared.tables import account, credential, session, stored_answer, totp
+from shared.tokens import decode
 
 LIFETIME = timedelta(hours=24)
 CLAIM_LIFETIME = timedelta(seconds=30)
@@ -81,7 +84,15 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
             raise IdempotencyKeyReused
         if found.answer is None:
             raise RequestInProgress
-        return _response(unseal(_PURPOSE, found.answer, id_))
+        response = _response(unseal(_PURPOSE, found.answer, id_))
+        if _may_come_again(response, found.claimed_at):
+            return response
+        outdated = (stored_answer.c.id == id_, stored_answer.c.claimed_at == found.claimed_at)
+        with transaction() as connection:
+            connection.execute(delete(stored_answer).where(*outdated))
+        claimed_at, found = _claim(id_, fingerprint)
+        if found:
+            raise RequestInProgress
 
     this = (stored_answer.c.id == id_, stored_answer.c.claimed_at == claimed_at)
     try:
@@ -145,11 +156,40 @@ def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:
         if claimed_at := connection.scalar(claim):
             return claimed_at, None
         found = connection.execute(
-            select(stored_answer.c.fingerprint, stored_answer.c.answer).where(stored_answer.c.id == id_)
+            select(*stored_answer.c["fingerprint", "answer", "claimed_at"]).where(stored_answer.c.id == id_)
         ).first()
     if found is None:
         raise RequestInProgress  # given back this moment
     return None, found
+
+
+def _may_come_again(response: Response, answered_at: datetime) -> bool:
+    """Whether tokens in an answer, if any, are still their caller's.
+
+    Their session must go on, and neither the password nor the authenticator app be newer: whoever knows the old
+    password, and the key, would else get into the session in which its owner has changed it.
+    """
+    body = response.get_json(silent=True)
+    if not isinstance(body, dict) or "access_token" not in body:
+        return True
+    claims = json.loads(decode(body["access_token"].split(".")[1]))
+    same_factors = (
+        select(session.c.id)
+        .select_from(
+            account.join(session)
+            .outerjoin(credential, credential.c.account_id == account.c.id)
+            .outerjoin(totp, totp.c.account_id == account.c.id)
+        )
+        .where(
+            session.c.id == UUID(claims["sid"]),
+            sessions.is_live(),
+            account.c.status == "active",
+            func.coalesce(credential.c.changed_at <= answered_at, true()),
+            func.coalesce(totp.c.confirmed_at <= answered_at, true()),
+        )
+    )
+    with transaction() as connection:
+        return connection.execute(same_factors).first() is not None
 
 
 def _record(response: Response) -> bytes:

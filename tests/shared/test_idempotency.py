@@ -33,7 +33,8 @@ from shared.problems import (
     Unauthenticated,
 )
 from shared.request import Reply
-from shared.tables import processed_event, session, stored_answer
+from shared.tables import account, processed_event, session, stored_answer
+from tests.authenticator import with_totp
 from tests.conftest import PASSWORD, User, bearer, call, create_user, events_of, log_in, session_of, wait_for
 from tests.servers import Serve, kill, start_again
 
@@ -104,6 +105,41 @@ def test_a_log_in_that_is_sent_again_gets_the_same_tokens_and_starts_no_other_se
     assert second.headers["X-Request-Id"] != first.headers["X-Request-Id"]
     assert sessions(active_user) == 1
     assert events_of(active_user) == ["logged_in"]
+
+
+def change_the_password(user: User, tokens: dict[str, Any]) -> None:
+    new = {"current_password": PASSWORD, "new_password": "another fine horse battery"}
+    assert call("change_password", tokens, new).status_code == 204
+
+
+def log_out(_: User, tokens: dict[str, Any]) -> None:
+    assert call("logout", tokens).status_code == 204
+
+
+def set_up_an_app(user: User, _: dict[str, Any]) -> None:
+    with_totp(user)
+
+
+def suspend(user: User, _: dict[str, Any]) -> None:
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == user.id).values(status="suspended"))
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [(change_the_password, 401), (suspend, 401), (set_up_an_app, 401), (log_out, 200)]
+)
+def test_tokens_do_not_come_again_once_a_new_log_in_would_not_get_them(
+    active_user: User, change: Callable[[User, dict[str, Any]], None], status: int
+) -> None:
+    key = a_key()
+    first = call("login", body=credentials(active_user), headers=key)
+    change(active_user, first.json)
+    again = call("login", body=credentials(active_user), headers=key)
+    assert again.status_code == status
+    assert "Idempotency-Replayed" not in again.headers
+    assert again.json.get("access_token") != first.json["access_token"]
+    if status == 200:  # a session of its own, and its answer comes again like any
+        assert call("login", body=credentials(active_user), headers=key).data == again.data
 
 
 def test_status_and_headers_of_the_answer_come_again(serve: Serve, address: str) -> None:
