@@ -21,7 +21,7 @@ from locust.exception import StopUser
 
 from loadtests.alerts import CannotJudge
 
-PASSWORD = "correct horse battery staple"  # noqa: S105
+PASSWORD = "copper lantern drifts north"  # noqa: S105
 USERS = "/api/v1/users"
 MAIL_TRIES = 100
 TRIES = 10

@@ -171,7 +171,7 @@ Locale = Annotated[
     Field(description="The language of mails to the user: ko or en, also as in en-US.", examples=["ko"]),
 ]
 Password = Annotated[
-    SecretStr, _on_text(_composed), Field(min_length=1, max_length=256, examples=["correct horse battery staple"])
+    SecretStr, _on_text(_composed), Field(min_length=1, max_length=256, examples=["copper lantern drifts north"])
 ]
 NewPassword = Annotated[
     SecretStr,
@@ -180,7 +180,7 @@ NewPassword = Annotated[
         min_length=1,  # `check_acceptable` counts characters after normalization, and says what is wrong
         max_length=256,
         description="Any Unicode characters, at least 15 (NIST SP 800-63B-4); verified as a whole.",
-        examples=["correct horse battery staple"],
+        examples=["copper lantern drifts north"],
     ),
 ]
 OpaqueToken = Annotated[SecretStr, Field(min_length=43, max_length=43, examples=["A" * 43])]

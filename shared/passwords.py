@@ -17,6 +17,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from shared import deadline, metrics
+from shared.guessable import remainder
 from shared.once import once
 from shared.problems import FieldError, InvalidRequest, ServiceUnavailable
 from shared.settings import settings
@@ -69,9 +70,8 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
             errors=[_fault(pointer, "password_too_short", f"A password has at least {MIN_LENGTH} characters.")]
         )
 
-    guessable = [part for text in known if text for part in (text, text.partition("@")[0])]
     with _slot():
-        is_strong = _is_strong(password[:_JUDGED_LENGTH], ["aegis", *guessable])
+        is_strong = _is_strong(remainder(password[:_JUDGED_LENGTH], *known))
     if not is_strong:
         raise InvalidRequest(
             errors=[
@@ -90,7 +90,7 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
         )
 
 
-def _is_strong(password: str, guessable: list[str]) -> bool:
+def _is_strong(password: str) -> bool:
     """Whether any part of a password is hard to guess: then the whole is, whatever stands before and after it."""
     from zxcvbn import zxcvbn
 
@@ -99,9 +99,7 @@ def _is_strong(password: str, guessable: list[str]) -> bool:
     last = max(0, len(password) - _WINDOW)
     # They overlap, as a part that is hard to guess may lie across a border.
     windows = dict.fromkeys(password[start : start + _WINDOW] for start in [*range(0, last, _WINDOW // 2), last])
-    return any(
-        zxcvbn(window, user_inputs=guessable, max_length=_WINDOW)["score"] >= _MIN_STRENGTH for window in windows
-    )
+    return any(zxcvbn(window, max_length=_WINDOW)["score"] >= _MIN_STRENGTH for window in windows if window)
 
 
 def hash_password(password: str) -> str:

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".local" / "tests"
-PASSWORD = "correct horse battery staple"
+PASSWORD = "copper lantern drifts north"
 START_SECONDS = 180.0
 MAX_LOG_LINES = 100
 

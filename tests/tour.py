@@ -30,8 +30,8 @@ T = TypeVar("T")
 URL = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
-PASSWORD = "correct horse battery staple"
-NEW_PASSWORD = "a staple for every battery horse"
+PASSWORD = "copper lantern drifts north"
+NEW_PASSWORD = "a lantern for every northern pier"
 PATIENCE_SECONDS = 60.0
 
 http = urllib3.PoolManager(timeout=35.0, retries=False)

@@ -283,7 +283,7 @@ def answers(url: str) -> bool:
 def greet(port: int, data: Path, seconds: float) -> None:
     base = f"http://{LOOPBACK}:{port}"
     folder = "" if data == ROOT / ".local" else f"DATA_DIR={data} "
-    body = json.dumps({"email": "kim@example.com", "password": "correct horse battery staple", "name": "Kim"})
+    body = json.dumps({"email": "kim@example.com", "password": "copper lantern drifts north", "name": "Kim"})
     say(
         f"""
 ready after {seconds:.1f} s

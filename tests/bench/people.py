@@ -16,7 +16,7 @@ from shared.passwords import hash_password
 from shared.tables import account, credential, refresh_token, session
 from shared.tokens import new_token
 
-PASSWORD = "correct horse battery staple"
+PASSWORD = "copper lantern drifts north"
 _numbers = itertools.count(1)
 
 

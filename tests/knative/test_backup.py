@@ -489,7 +489,7 @@ def test_sessions_and_links_of_a_backup_are_void_and_the_password_is_not(
     backup(url, vault)
     bring_back(vault, url, force=True)
     assert call("refresh_token", body={"refresh_token": tokens["refresh_token"]}).status_code == 401
-    renewed = {"token": link, "password": "another long password"}
+    renewed = {"token": link, "password": "a wholly new choice of words"}
     assert call("reset_password", body=renewed).status_code == 400
     assert call("get_profile", log_in(user)).status_code == 200
 

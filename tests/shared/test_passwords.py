@@ -1,10 +1,13 @@
 """Password hashes and their bounds, and the passwords that are refused."""
 
 import hashlib
+import re
+import string
 import threading
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -96,7 +99,7 @@ def test_a_breached_password_is_refused_and_only_five_digits_of_its_hash_are_tol
         "0123456789" * 3 + "01 violet harbour tram 7421 pine",
         "a" * 200 + " violet harbour tram 7421 pine",
         "violet harbour tram 7421 pine" + "0123456789" * 20,
-        "a" * 28 + "k9#fQ2!x" + "a" * 28,
+        "a" * 28 + "k9#fQ2!xT7m" + "a" * 28,
     ],
 )
 def test_one_part_that_is_hard_to_guess_is_enough_wherever_it_stands(password: str) -> None:
@@ -114,6 +117,67 @@ def test_a_common_pattern_stays_one_however_often_it_is_repeated(pattern: str, t
 @given(st.text("0a", max_size=110), st.text("0a", max_size=110))
 def test_no_beginning_and_no_end_makes_a_good_password_bad(before: str, after: str) -> None:
     check_acceptable(before + "violet harbour tram 7421" + after)
+
+
+OWNER = "jiwoo.park@hanbit-trade.co.kr"
+WORDS = re.findall(
+    r"\w+",
+    "acorn bramble canyon drizzle ember falcon glacier hazel ivory jigsaw kettle lagoon meadow nutmeg orchard pebble "
+    "quartz raven saddle thimble umbrella velvet walnut yonder zephyr anchor basil cobalt dune easel",
+)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "jiwoo.park2026!!",
+        "J1w00.P4rk.2026!!",
+        "krap.oowij.2026!",
+        "parkjiwoo-hanbit",
+        "hanbit-trade-2026",
+        "김지우김지우김지우김지우김지우2026",
+        "aegis-user-service",
+        "A3g1s_Us3r_S3rv1ce",
+        "Password123456789!",
+        "P-a-s-s-w-o-r-d-2-0-2-6",
+        "P@$$w0rd!P@$$w0rd!",
+        "!!!Welcome2026!!!",
+        "iloveyou.iloveyou.1",
+        "비밀번호비밀번호비밀번호1234",
+        "1q2w3e4r5t6y7u8i9o0p",
+        "qwertyuiop!asdfghjkl",
+        "1qaz2wsx3edc4rfv",
+        "zyxwvutsrqponmlkj",
+        "abcd1234efgh5678",
+        "correcthorsebatterystaple",
+        "Correct Horse Battery Staple",
+        "correct-horse-battery-staple-1",
+        "aaaabbbbccccdddd1111",
+    ],
+)
+def test_a_password_that_is_guessed_first_is_refused_however_it_is_written(password: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_acceptable(password, OWNER, "김지우")
+    assert [error["code"] for error in refused.value.errors] == ["password_common"]
+
+
+@settings_of_hypothesis(max_examples=25)
+@given(
+    st.lists(st.sampled_from(WORDS), min_size=4, max_size=6, unique=True),
+    st.sampled_from(["", " ", "-", ".", "_"]),
+)
+def test_a_phrase_of_four_random_words_is_accepted(words: list[str], separator: str) -> None:
+    check_acceptable(separator.join(words), OWNER, "김지우")
+
+
+@settings_of_hypothesis(max_examples=25)
+@given(st.integers(0, 10**9), st.sampled_from([string.printable[:94], string.ascii_letters]))
+def test_fifteen_random_characters_are_accepted(seed: int, alphabet: str) -> None:
+    check_acceptable("".join(Random(seed).choices(alphabet, k=15)), OWNER, "김지우")  # noqa: S311  # repeatable
+
+
+def test_the_name_of_the_user_spoils_no_phrase_that_is_long_enough_without_it() -> None:
+    check_acceptable("park bench under violet harbour trams", OWNER, "김지우")
 
 
 def test_a_password_that_nobody_stole_passes(range_api: Provider) -> None:
