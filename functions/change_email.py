@@ -30,7 +30,7 @@ class SameAddress(Problem):
     "/api/v1/users/me/email",
     status=202,
     recent_login=True,
-    limits={"address": "60/minute", "account": "10/hour", "email": "5/hour"},
+    limits={"address": "60/minute", "account": "10/hour", "mailbox": "5/hour"},
     problems=[WrongPassword, SameAddress],
 )
 def change_email(body: EmailChange, caller: Caller) -> None:

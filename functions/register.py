@@ -23,7 +23,7 @@ class Registration(RequestBody):
     "POST",
     "/api/v1/users",
     status=202,
-    limits={"address": "60/minute", "email+address": "5/hour", "email": "20/hour"},
+    limits={"address": "60/minute", "mailbox+address": "5/hour", "mailbox": "20/hour"},
 )
 def register(body: Registration) -> None:
     """Register a user.

@@ -18,7 +18,7 @@ class UnverifiedAddress(RequestBody):
     "POST",
     "/api/v1/users/email/resend",
     status=202,
-    limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour"},
+    limits={"address": "30/hour", "mailbox+address": "3/hour", "mailbox": "10/hour"},
 )
 def request_email_verification(body: UnverifiedAddress) -> None:
     """Ask for another link to verify an e-mail address.

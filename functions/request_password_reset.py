@@ -18,7 +18,7 @@ class ForgottenPassword(RequestBody):
     "POST",
     "/api/v1/users/password/forgot",
     status=202,
-    limits={"address": "30/hour", "email+address": "3/hour", "email": "10/hour", "device": "3/hour"},
+    limits={"address": "30/hour", "mailbox+address": "3/hour", "mailbox": "10/hour", "device": "3/hour"},
 )
 def request_password_reset(body: ForgottenPassword) -> None:
     """Ask for a link to set a new password.

@@ -3,13 +3,13 @@
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import sessions
+from shared import sending, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import PhoneCodeRequested, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
-from shared.phone_numbers import PhoneNumber
+from shared.phone_numbers import TextablePhoneNumber
 from shared.problems import TooManyRequests
 from shared.rate_limits import enforce
 from shared.tables import phone_verification
@@ -21,7 +21,7 @@ FIRST_OF_ACCOUNT = {"account+phone": "1/day", "phone": "40/day"}
 
 
 class NewPhone(RequestBody):
-    phone: PhoneNumber
+    phone: TextablePhoneNumber
 
 
 @http_function(
@@ -38,9 +38,10 @@ def request_phone_code(body: NewPhone, caller: Caller) -> None:
     A new request replaces the one before. The verified number of the account stays until the new one is verified.
     The number may be written in E.164 or as in Korea, and must be one that gets texts. An account may ask five
     times an hour and ten times a day, and a number is texted ten times a day; beyond that, once a day for
-    each account, fifty times in all at the most.
+    each account, fifty times in all at the most. Only numbers of some regions are taken, by default those of Korea.
     """
     _count(str(caller.user_id), body.phone)
+    sending.count_text()
     row = {"phone": body.phone, "code_hash": None, "tries": 0, "requested_at": func.now(), "expires_at": None}
     with transaction() as connection:
         sessions.lock(connection, caller)

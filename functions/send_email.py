@@ -1,11 +1,12 @@
 """Send the mail that an event calls for."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import select
 
-from shared import events
+from shared import events, sending
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import Event
@@ -35,6 +36,11 @@ class Mail:
     states: frozenset[str]
     link: Link | None = None
     to_new_address: bool = False
+
+    @property
+    def is_to_unverified(self) -> bool:
+        """Whether anybody can have it sent to anybody."""
+        return self.to_new_address or self.states == PENDING
 
 
 PENDING, ACTIVE, SUSPENDED, WITHDRAWN = (
@@ -77,13 +83,19 @@ MAILS = (
 )
 
 
-@event_function(*dict.fromkeys(mail.event for mail in MAILS), uses=["email"])
+@event_function(*dict.fromkeys(mail.event for mail in MAILS), uses=["email", "cache"])
 def send_email(event: Event) -> None:
     """Send the mail that an event calls for, in the user's language.
 
     Where a mail has a link, its token is made here and stored as a hash, so that no event holds it. Nothing is sent
-    when the account is gone or its status has changed so that the mail no longer applies.
+    when the account is gone or its status has changed so that the mail no longer applies, nor to an address that nobody
+    has verified once its mailbox or the whole service has had as many of these as it may.
     """
+    with ExitStack() as within:
+        _send(event, within)
+
+
+def _send(event: Event, within: ExitStack) -> None:
     link = ""
     with transaction() as connection:
         # Locked: who changes an address or a password meanwhile waits, and then voids the token made here.
@@ -98,6 +110,8 @@ def send_email(event: Event) -> None:
         address = recipient.new_email if mail.to_new_address else recipient.email
         if address is None:
             return  # the change was cancelled
+        if mail.is_to_unverified and not within.enter_context(sending.mail_to_unverified(address)):
+            return
         if mail.link:
             token = create(connection, event.user_id, mail.link.purpose, mail.link.lifetime)
             # In the fragment, which browsers keep to themselves: no server's log holds the token.

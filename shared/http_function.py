@@ -91,8 +91,9 @@ def http_function(
         status: of a success.
         role: that the caller must have, in a session with a second factor.
         recent_login: whether the caller must have logged in within the last ten minutes, with their second factor.
-        limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "email+address".
-            One for each "device" counts in place of those of "email" where a known device sends its token.
+        limits: how many requests for each "address", "account" (the caller's), "email" (the body's),
+            "mailbox" (the same without what its provider overlooks), "mailbox+address". One for each "device" counts in place of
+            those of "email" and "mailbox" where a known device sends its token.
         uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
             case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
         problems: the errors that are the operation's own, for the documentation.
@@ -242,6 +243,7 @@ def _subjects(operation: HttpFunction, given: Mapping[str, Any]) -> dict[str, st
         subjects["account"] = str(given["caller"].user_id)
     if email := getattr(given.get("body"), "email", None):
         from shared.fields import canonical_email
+        from shared.mailboxes import counted_mailbox
 
         address = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
         if "device" in operation.limits and (token := given["device_token"]):
@@ -251,6 +253,7 @@ def _subjects(operation: HttpFunction, given: Mapping[str, Any]) -> dict[str, st
             if device := known_devices.recognize(token, address):
                 return {"device": device}
         subjects["email"] = address
+        subjects["mailbox"] = counted_mailbox(email)
     return subjects
 
 

@@ -119,6 +119,9 @@ HASHES_SHED = Metric("Counter", "password_hashes_shed_total", "Passwords refused
 BREACHED_CHECKS = Metric(
     "Counter", "breached_password_checks_total", "Passwords looked up among the breached ones.", ("outcome",)
 )
+MESSAGES_WITHHELD = Metric(
+    "Counter", "messages_withheld_total", "Mails and texts not sent, as a limit was reached.", ("channel", "limit")
+)
 EVENT_OUTCOMES = Metric("Counter", "event_outcomes_total", "Deliveries of events.", ("type", "outcome"))
 PROVIDER_REQUESTS = Metric("Counter", "provider_requests_total", "Requests to a provider.", ("provider", "outcome"))
 PROVIDER_DURATIONS = Metric(

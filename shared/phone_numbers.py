@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from shared.encryption import keyed_hash
+from shared.settings import settings
 from shared.text import plain
 
 DEFAULT_REGION = "KR"
@@ -44,6 +45,19 @@ def normalize_phone_number(text: str) -> str:
     return format_number(number, PhoneNumberFormat.E164)
 
 
+def check_region(number: str) -> str:
+    """The number, where texts go to its region. The numbers of satellites are of none.
+
+    Raises:
+        ValueError: SMS_REGIONS does not name its region.
+    """
+    from phonenumbers import parse, region_code_for_number
+
+    if region_code_for_number(parse(number)) not in settings().sms_regions:
+        raise PydanticCustomError("phone_region", "Text messages are not sent to numbers of this country or region.")
+    return number
+
+
 def hash_phone_code(user_id: UUID, code: str) -> bytes:
     """What is stored of a code."""
     return keyed_hash("phone code", user_id.bytes + code.encode())
@@ -55,3 +69,5 @@ PhoneNumber = Annotated[
     AfterValidator(normalize_phone_number),
     Field(description="In E.164, or as it is written in Korea.", examples=["010-1234-5678", "+821012345678"]),
 ]
+TextablePhoneNumber = Annotated[PhoneNumber, AfterValidator(check_region)]
+"""Of a region that texts are sent to."""

@@ -22,7 +22,7 @@ from shared.settings import settings
 Limits = Mapping[str, str]
 """Whose requests are counted, and how many may come: {"address": "60/minute", "account": "5/hour;10/day"}."""
 
-SUBJECTS = frozenset({"address", "account", "email", "device"})
+SUBJECTS = frozenset({"address", "account", "email", "mailbox", "device"})
 MAX_LOCAL_KEYS = 10_000
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _IPV6_DIGITS = 64 // 4

@@ -119,6 +119,12 @@ class Settings:
     sms_api_key: str
     """Account SID and auth token, as SID:TOKEN."""
     sms_from: str
+    sms_regions: frozenset[str]
+    """Where numbers may be of that get texts (ISO 3166-1, two letters): each text costs, and some regions pay fraud."""
+    texts_per_hour: int
+    """Of the whole service."""
+    unverified_mails_per_hour: int
+    """Of the whole service, to addresses that nobody has verified: what strangers can make it send."""
     business_registry_api_url: str
     business_registry_api_key: str
     backup_store: str
@@ -237,6 +243,9 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         sms_service_url=url("SMS_SERVICE_URL", "http", "https"),
         sms_api_key=values.get("SMS_API_KEY", ""),
         sms_from=values.get("SMS_FROM", ""),
+        sms_regions=_regions("SMS_REGIONS", values.get("SMS_REGIONS", "KR"), problems),
+        texts_per_hour=number("TEXTS_PER_HOUR", 1000, 1, 10_000_000),
+        unverified_mails_per_hour=number("UNVERIFIED_MAILS_PER_HOUR", 10_000, 1, 10_000_000),
         # The guide (4.2) writes /api at the end of the host, others leave it out.
         business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https").removesuffix("/api"),
         business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
@@ -288,6 +297,13 @@ def _choice(name: str, value: str, choices: Collection[str], problems: list[str]
     if value not in choices:
         problems.append(f"{name} is none of {', '.join(choices)}")
     return value
+
+
+def _regions(name: str, text: str, problems: list[str]) -> frozenset[str]:
+    regions = frozenset(region.strip() for region in text.split(","))
+    if not all(re.fullmatch("[A-Z]{2}", region) for region in regions):
+        problems.append(f"{name} is not a list of regions of two letters such as KR,JP")
+    return regions
 
 
 def _unsupported(url: SplitResult) -> str:

@@ -10,8 +10,9 @@ import pytest
 from functions import request_phone_code
 from shared.problems import TooManyRequests
 from shared.rate_limits import enforce
+from shared.settings import settings
 from shared.tables import phone_verification
-from tests.conftest import User, call, create_user, events_of, inbox, log_in, row_of, session_of, wait_for
+from tests.conftest import User, call, counted, create_user, events_of, inbox, log_in, row_of, session_of, wait_for
 
 
 def ask(tokens: dict[str, Any] | None, phone: Any, **headers: str) -> Any:
@@ -54,6 +55,43 @@ def test_a_number_that_gets_no_texts_is_a_422_that_names_the_field(active_user: 
     assert response.status_code == 422
     assert [error["pointer"] for error in response.json["errors"]] == ["/phone"]
     assert row_of(active_user, phone_verification) is None
+
+
+@pytest.mark.parametrize(
+    "given", ["+1 201 555 0123", "+81 90-1234-5678", "+8816 2345 6789", "+870 773 111 632", "+882 16 1234567"]
+)
+def test_a_number_of_another_region_or_of_a_satellite_is_a_422_and_no_text(active_user: User, given: str) -> None:
+    response = ask(log_in(active_user), given)
+    assert response.status_code == 422
+    assert [error["pointer"] for error in response.json["errors"]] == ["/phone"]
+    assert row_of(active_user, phone_verification) is None
+
+
+def test_an_operator_may_name_other_regions(active_user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMS_REGIONS", "KR, JP")
+    settings.cache_clear()
+    try:
+        answers = [ask(log_in(active_user), given).status_code for given in ("+819012345678", "+12015550123")]
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert answers == [202, 422]
+
+
+def test_the_texts_of_an_hour_are_bounded_for_the_whole_service(
+    active_user: User, phone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, before = log_in(active_user), counted("messages_withheld_total", channel="text", limit="service")
+    monkeypatch.setenv("TEXTS_PER_HOUR", "1")
+    settings.cache_clear()
+    try:
+        answers = [ask(tokens, phone) for _ in range(2)]
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert answers[-1].status_code == 429
+    assert int(answers[-1].headers["Retry-After"]) > 0
+    assert counted("messages_withheld_total", channel="text", limit="service") > before
 
 
 def test_without_a_token_it_is_a_401(phone: str) -> None:

@@ -21,7 +21,7 @@ from shared.database import transaction
 from shared.event_function import CLAIM_LIFETIME
 from shared.events import Event
 from shared.tables import account, processed_event, verification
-from tests.conftest import User, create_user, envelope, inbox, post, somebody_waits_for, wait_for
+from tests.conftest import User, counted, create_user, envelope, inbox, post, somebody_waits_for, wait_for
 from tests.providers import Answer, Provider, serving
 from tests.servers import function_process, kill, post_event, start_again
 
@@ -53,6 +53,44 @@ def test_the_mail_has_the_providers_shape(address: str, provider: Provider) -> N
     assert [content["type"] for content in mail["content"]] == ["text/plain", "text/html"]
     assert mail["tracking_settings"]["click_tracking"]["enable"] is False
     assert provider.asked[0].headers["authorization"] == f"Bearer {settings_module.settings().email_api_key}"
+
+
+def test_a_mailbox_gets_ten_mails_an_hour_that_strangers_cause_and_its_owner_goes_on_getting_theirs(
+    provider: Provider,
+) -> None:
+    name = uuid.uuid4().hex[:12]
+    addresses = [f"{name[:split]}.{name[split:]}+{split}@gmail.com" for split in range(1, 12)]
+    users = [create_user(address, "pending") for address in addresses]
+    before = counted("messages_withheld_total", channel="mail", limit="mailbox")
+    assert [deliver(user).status_code for user in users] == [204] * 11
+    assert len(provider.asked) == 10
+    assert counted("messages_withheld_total", channel="mail", limit="mailbox") == before + 1
+    owner = create_user(f"{name}@googlemail.com")
+    assert deliver(owner, "com.aegis.user.password_reset_requested.v1").status_code == 204
+    assert len(provider.asked) == 11
+
+
+def test_at_the_limit_of_the_service_only_verified_addresses_get_mail(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers = [create_user(f"{uuid.uuid4().hex[:12]}@example.com", "pending") for _ in range(2)]
+    owner = create_user(f"{uuid.uuid4().hex[:12]}@example.com")
+    monkeypatch.setenv("UNVERIFIED_MAILS_PER_HOUR", "1")
+    settings_module.settings.cache_clear()
+    before = counted("messages_withheld_total", channel="mail", limit="service")
+    for user in strangers:
+        deliver(user)
+    deliver(owner, "com.aegis.user.password_reset_requested.v1")
+    assert mails_to(provider)[-1]["personalizations"] == [{"to": [{"email": owner.email}]}]
+    assert len(provider.asked) <= 2
+    assert counted("messages_withheld_total", channel="mail", limit="service") > before
+
+
+def test_a_mail_that_the_provider_did_not_take_counts_once_it_does(address: str, provider: Provider) -> None:
+    user = create_user(address, "pending")
+    provider.answers = [Answer(503) for _ in range(12)] + [Answer(202)]
+    event = envelope(REGISTERED)
+    assert [deliver(user, headers=event).status_code for _ in range(13)] == [503] * 12 + [204]
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])

@@ -154,6 +154,18 @@ def lag(values: str, pod: str = "a") -> Series:
     return [own("replication_lag_seconds", values, replica="b", pod=pod)]
 
 
+def withheld(function: str, channel: str, limit: str) -> Series:
+    return [own("messages_withheld_total", "0+3x30", function=function, channel=channel, limit=limit)]
+
+
+def look_ups(clean: str, unavailable: str) -> Series:
+    name, function = "breached_password_checks_total", "register"
+    return [
+        own(name, clean, function=function, outcome="clean"),
+        own(name, unavailable, function=function, outcome="unavailable"),
+    ]
+
+
 def available(values: str) -> Series:
     labels = {"namespace": "aegis-user-service", "deployment": "relay"}
     return [series("kube_deployment_status_replicas_available", values, **labels)]
@@ -189,6 +201,7 @@ OUTBOX, LEADER, RELAY = "UserServiceOutboxWaits", "UserServiceRelayWithoutLeader
 DISPATCHER, LATE = "UserServiceDispatcherStandsStill", "UserServiceEventsAreLate"
 POOL, REDIS, REPLICA = "UserServicePoolExhausted", "UserServiceRedisAway", "UserServiceReplicaLags"
 BACKUP, DRILL = "UserServiceBackupTooOld", "UserServiceDrillFailed"
+SENDS, UNCHECKED = "UserServiceSendsTooMuch", "UserServiceBreachedPasswordsUnchecked"
 CERTIFICATE = "UserServiceCertificateExpires"
 MAX, DOWN, WORKER = "UserServiceScaledToMax", "UserServiceFunctionDown", "UserServiceWorkerDown"
 COLD = "UserServiceColdStartsOverBudget"
@@ -445,6 +458,13 @@ CASES = [
     Case(REDIS, "nearly nobody reads", cache_reads("100x30", "0+1x30"), set()),
     Case(REDIS, "another node took over", cache_reads("0+50x15 765x1 0+50x20", "0x16 50x20"), set()),
     Case(REDIS, "no series", [], set()),
+    Case(SENDS, "mails are withheld", withheld("send_email", "mail", "service"), {"send_email"}),
+    Case(SENDS, "texts are withheld", withheld("request_phone_code", "text", "service"), {"request_phone_code"}),
+    Case(SENDS, "one mailbox has had enough", withheld("send_email", "mail", "mailbox"), set()),
+    Case(SENDS, "nothing is withheld", [], set()),
+    Case(UNCHECKED, "the list is away", look_ups("0+1x40", "0+4x40"), {"register"}, minutes=30),
+    Case(UNCHECKED, "it misses a few", look_ups("0+9x40", "0+1x40"), set(), minutes=30),
+    Case(UNCHECKED, "no list is asked", [], set(), minutes=30),
     Case(
         REPLICA,
         "a replica is behind",

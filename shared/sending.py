@@ -1,0 +1,53 @@
+"""How many mails and texts strangers can make the service send: to one mailbox, and in all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared import metrics
+from shared.mailboxes import counted_mailbox
+from shared.problems import ServiceUnavailable, TooManyRequests
+from shared.rate_limits import enforce, take_back
+from shared.settings import settings
+
+PER_MAILBOX = "10/hour;30/day"
+"""Mails to addresses that nobody has verified, whatever function sends them."""
+
+
+def count_text() -> None:
+    """Counts one text of the whole service.
+
+    Raises:
+        TooManyRequests: TEXTS_PER_HOUR were sent.
+    """
+    try:
+        enforce("texts", {"service": f"{settings().texts_per_hour}/hour"}, {"service": "all"})
+    except TooManyRequests:
+        metrics.MESSAGES_WITHHELD.inc("text", "service")
+        raise
+
+
+@contextmanager
+def mail_to_unverified(address: str) -> Iterator[bool]:
+    """Whether a mail may go to an address that nobody has verified; it counts unless the block finds us not available.
+
+    Verified addresses are not asked about: at the limit their owners go on getting mail.
+    """
+    mailbox = {"mailbox": PER_MAILBOX}, {"mailbox": counted_mailbox(address)}
+    service = {"service": f"{settings().unverified_mails_per_hour}/hour"}, {"service": "all"}
+    counted: list[tuple[dict[str, str], dict[str, str]]] = []
+    for whose, (limits, subjects) in {"mailbox": mailbox, "service": service}.items():
+        try:
+            enforce("mails", limits, subjects)
+        except TooManyRequests:
+            metrics.MESSAGES_WITHHELD.inc("mail", whose)
+            for limit in counted:
+                take_back("mails", *limit)
+            yield False
+            return
+        counted.append((limits, subjects))
+    try:
+        yield True
+    except ServiceUnavailable:  # the event comes again
+        for limit in counted:
+            take_back("mails", *limit)
+        raise
