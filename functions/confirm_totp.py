@@ -6,13 +6,13 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from sqlalchemy import func, select, update
 
-from shared import authentication, profiles, second_factors, sessions
+from shared import authentication, profiles, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import TotpEnabled, announce
 from shared.fields import RequestBody
 from shared.http_function import http_function
-from shared.problems import FieldError, InvalidRequest, Problem, ReauthenticationRequired
+from shared.problems import FieldError, InvalidRequest, Problem
 from shared.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
 from shared.tables import totp
 
@@ -37,7 +37,8 @@ class NoTotpEnrolment(Problem):
     "POST",
     "/api/v1/users/me/totp/confirm",
     limits={"address": "60/minute", "account": "20/minute"},
-    problems=[NoTotpEnrolment, ReauthenticationRequired],
+    strongest_factor=True,
+    problems=[NoTotpEnrolment],
 )
 def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     """Confirm the authenticator app.
@@ -53,7 +54,6 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     with transaction() as connection:
         # No log-in slips through by the password alone while this takes effect.
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         secret = connection.scalar(waiting)
         if secret is None:
             raise NoTotpEnrolment

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 
-from shared import second_factors, sessions
+from shared import sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.http_function import http_function
@@ -57,7 +57,6 @@ def enroll_totp(caller: Caller) -> TotpEnrolment:
     )
     with transaction() as connection:
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         email = connection.scalar(replace_unconfirmed)
     if email is None:
         raise TotpAlreadyEnabled

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import challenges, passkeys, second_factors, sessions, tokens
+from shared import challenges, passkeys, sessions, tokens
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
@@ -96,7 +96,6 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
     )
     with transaction() as connection:
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         if not challenges.spend(connection, challenge, PASSKEY_REGISTRATION, user_id):
             raise PasskeyNotVerified
         count = select(func.count()).select_from(passkey).where(passkey.c.account_id == user_id)

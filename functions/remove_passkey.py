@@ -4,7 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import delete
 
-from shared import second_factors, sessions
+from shared import sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import PasskeyRemoved, announce
@@ -27,7 +27,6 @@ def remove_passkey(passkey_id: UUID, caller: Caller) -> None:
     """
     with transaction() as connection:
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         removed = connection.execute(
             delete(passkey).where(passkey.c.id == passkey_id, passkey.c.account_id == caller.user_id)
         )

@@ -21,7 +21,6 @@ def remove_totp(caller: Caller) -> None:
     """
     with transaction() as connection:
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         if not second_factors.remove(connection, caller.user_id):
             raise NoSuchItem
         profile = profiles.read(connection, caller.user_id)

@@ -2,7 +2,7 @@
 
 from sqlalchemy import select
 
-from shared import second_factors, sessions
+from shared import sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import RecoveryCodesRenewed, announce
@@ -22,7 +22,6 @@ def renew_recovery_codes(caller: Caller) -> NewRecoveryCodes:
     has_app = select(totp.c.account_id).where(totp.c.account_id == caller.user_id, totp.c.confirmed_at.is_not(None))
     with transaction() as connection:
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         if connection.scalar(has_app) is None:
             raise NoSuchItem
         codes = replace_recovery_codes(connection, caller.user_id)

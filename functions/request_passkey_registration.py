@@ -5,7 +5,7 @@ from typing import Literal
 from sqlalchemy import select
 from typing_extensions import TypedDict
 
-from shared import challenges, passkeys, second_factors, sessions, tokens
+from shared import challenges, passkeys, sessions, tokens
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
@@ -70,7 +70,6 @@ def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
     )
     with transaction() as connection:
         sessions.lock(connection, caller)
-        second_factors.require(connection, caller)
         rows = connection.execute(with_passkeys).all()
         known = [row.credential_id for row in rows if row.credential_id]
         if len(known) >= passkeys.MAX_PASSKEYS:

@@ -1,14 +1,13 @@
 """Set a new password with the token from the mail."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from shared import authentication, credentials, profiles, rate_limits
 from shared.database import transaction
-from shared.events import PasskeyRemoved, announce
 from shared.fields import NewPassword, OpaqueToken, RequestBody, canonical_email
 from shared.http_function import http_function
 from shared.passwords import check_acceptable, hash_password
-from shared.tables import account, passkey
+from shared.tables import account
 from shared.verifications import RESET_PASSWORD, InvalidLink, find, spend
 
 
@@ -22,8 +21,8 @@ def reset_password(body: PasswordReset) -> None:
     """Set a new password.
 
     Takes the token from the mail, once and within 30 minutes; a password that is refused does not spend it. All
-    sessions end, a waiting change of the e-mail address is cancelled, passkeys are removed, as whoever knew the old
-    password may have added one, and the owner is told by mail. The authenticator app is still asked for.
+    sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. Authenticator app
+    and passkeys stay: a mailbox alone gets around neither. Who has lost them all needs an administrator.
     """
     token, password = body.token.get_secret_value(), body.password.get_secret_value()
     with transaction() as connection:
@@ -46,8 +45,6 @@ def reset_password(body: PasswordReset) -> None:
         if user_id is None:
             raise InvalidLink
         ended = credentials.replace_password(connection, user_id, password_hash)
-        removed = connection.scalars(delete(passkey).where(passkey.c.account_id == user_id).returning(passkey.c.id))
-        announce(connection, *(PasskeyRemoved(user_id=user_id, passkey_id=passkey_id) for passkey_id in removed))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
     # Those were guesses at another password, and would keep its owner out.

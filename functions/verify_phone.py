@@ -49,6 +49,7 @@ class InvalidPhoneCode(Problem):
     "POST",
     "/api/v1/users/me/phone/verify",
     status=204,
+    strongest_factor=True,
     problems=[InvalidPhoneCode],
 )
 def verify_phone(body: PhoneCode, caller: Caller) -> None:

@@ -33,6 +33,8 @@ class InvalidAccessToken(Exception):
 
 MULTI_FACTOR = "mfa"
 """Among a session's methods when the user proved more than one factor (RFC 8176, 2)."""
+PASSKEY = "pop"
+"""Among a session's methods when the user proved possession of a key (RFC 8176, 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

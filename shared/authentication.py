@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from shared import access_tokens, cache, own_writes
-from shared.access_tokens import Caller, InvalidAccessToken
-from shared.problems import Unauthenticated
+from shared.access_tokens import MULTI_FACTOR, PASSKEY, Caller, InvalidAccessToken
+from shared.problems import ReauthenticationRequired, Unauthenticated
 from shared.settings import Dependency
 
 if TYPE_CHECKING:
-    from sqlalchemy import Select
+    from sqlalchemy import Row, Select
 
 USES: frozenset[Dependency] = frozenset({"access_tokens", "database", "cache"})
 
@@ -58,6 +58,32 @@ def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:
     cache.put(*(state_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)
 
 
+def require_strongest_factor(caller: Caller) -> None:
+    """Makes sure that a session has passed the strongest factor of its account: a passkey, else an authenticator app.
+
+    Raises:
+        ReauthenticationRequired: the account has a stronger one than the session has passed.
+    """
+    if PASSKEY in caller.amr:
+        return
+    factors = _factors_of(caller.user_id)
+    if factors.has_passkey:
+        raise ReauthenticationRequired("passkey-missing", "The account has a passkey: log in with it for this.")
+    if factors.has_app and MULTI_FACTOR not in caller.amr:
+        raise ReauthenticationRequired(
+            "second-factor-missing", "The account has an authenticator app: log in with a code of it for this."
+        )
+
+
+def _factors_of(user_id: UUID) -> "Row[tuple[bool, bool]]":
+    """Whether an account has a passkey, and an app; never of the replica, which may not know it yet."""
+    # Imported when it is asked: a read of one's own profile never meets the database.
+    from shared.database import transaction
+
+    with transaction() as connection:
+        return connection.execute(_factors(), {"user_id": user_id}).one()
+
+
 def _is_active_in_database(caller: Caller) -> bool:
     # Imported on a miss: a warm read never meets the database.
     from shared.database import transaction
@@ -83,5 +109,21 @@ def _live_session() -> "Select[tuple[UUID]]":
             session.c.account_id == bindparam("user_id"),
             sessions.is_live(),
             account.c.status == "active",
+        )
+    )
+
+
+@functools.cache
+def _factors() -> "Select[tuple[bool, bool]]":
+    from sqlalchemy import bindparam, exists, select
+
+    from shared.database import prepared
+    from shared.tables import passkey, totp
+
+    user_id = bindparam("user_id")
+    return prepared(
+        select(
+            exists().where(passkey.c.account_id == user_id).label("has_passkey"),
+            exists().where(totp.c.account_id == user_id, totp.c.confirmed_at.is_not(None)).label("has_app"),
         )
     )

@@ -78,6 +78,7 @@ def http_function(
     status: int = 200,
     role: Literal["admin"] | None = None,
     recent_login: bool = False,
+    strongest_factor: bool = False,
     limits: Mapping[str, str] | None = None,
     uses: Collection[Dependency] = (),
     problems: Collection[type[Problem]] = (),
@@ -90,10 +91,12 @@ def http_function(
         method, path: the route; it answers HEAD where it answers GET.
         status: of a success.
         role: that the caller must have, in a session with a second factor.
-        recent_login: whether the caller must have logged in within the last ten minutes, with their second factor.
-        limits: how many requests for each "address", "account" (the caller's), "email" (the body's),
-            "mailbox" (the same without what its provider overlooks), "mailbox+address". One for each "device" counts in place of
-            those of "email" and "mailbox" where a known device sends its token.
+        recent_login: whether the caller must have logged in within the last ten minutes.
+        strongest_factor: whether their session must have passed the strongest factor that the account has; so in any
+            case with a role or a recent log-in.
+        limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "mailbox" (the same
+            without what its provider overlooks), "email+address", "mailbox+address". One for each "device" counts in
+            place of those of "email" and "mailbox" where a known device sends its token.
         uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
             case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
         problems: the errors that are the operation's own, for the documentation.
@@ -127,6 +130,7 @@ def http_function(
             returns=hints["return"],
             role=role,
             recent_login=recent_login,
+            strongest_factor=bool(strongest_factor or role or recent_login),
             limits=(PER_ACCOUNT if "caller" in takes else PER_ADDRESS) if limits is None else limits,
             cached=cached,
             may_lag=may_lag,
@@ -206,6 +210,8 @@ def _perform(
             own_writes.add(caller.user_id)
         # Where Redis tells nothing of the session, it tells nothing of what was written, either.
         own_writes.may_lag.set(operation.may_lag and values[0] is not None and values[-1] is None)
+        if caller and operation.strongest_factor:
+            authentication.require_strongest_factor(caller)
         if key is None:
             return perform()
         # Imported for those who ask for it.

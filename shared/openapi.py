@@ -121,6 +121,8 @@ def _conditions(function: HttpFunction) -> Iterator[str]:
         yield "**For administrators, in a session with a second factor.**"
     if function.recent_login:
         yield "**Takes a log-in of the last ten minutes** (RFC 9470): else log in again, which starts another session."
+    if function.strongest_factor:
+        yield "**Takes a session with the strongest factor of the account**: a passkey, else the authenticator app."
 
 
 TAGS = {
@@ -222,7 +224,7 @@ def problems_of(function: HttpFunction) -> list[type[Problem]]:
         kinds.append(problems.Unauthenticated)
     if function.role:
         kinds.append(problems.Forbidden)
-    if function.role or function.recent_login:
+    if function.strongest_factor:
         kinds.append(problems.ReauthenticationRequired)
     if function.body:
         kinds.extend(_BODY_PROBLEMS)

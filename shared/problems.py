@@ -10,6 +10,10 @@ REQUEST_SECONDS = 10
 """So long the gateway waits for a request to arrive in full."""
 
 
+ReauthenticationReason = Literal["login-too-old", "second-factor-missing", "passkey-missing"]
+"""What the next log-in must bring: a newer one, a code of the authenticator app, a passkey."""
+
+
 class FieldError(TypedDict):
     """One fault in a request: where it is (JSON pointer, RFC 6901, into the body or the query) and what it is.
 
@@ -27,7 +31,7 @@ class ProblemExtensions(TypedDict, total=False):
     errors: list[FieldError]
     challenge: str
     methods: list[str]
-    reason: Literal["login-too-old", "second-factor-missing"]
+    reason: ReauthenticationReason
 
 
 class ProblemDetails(ProblemExtensions):
@@ -105,11 +109,11 @@ class ReauthenticationRequired(Problem):
 
     status = 401
     title = "Log in again for this"
-    detail = "It takes an access token of a log-in in the last ten minutes, with the second factor if there is one."
+    detail = "It takes an access token of a log-in in the last ten minutes, with the strongest factor of the account."
 
     def __init__(
         self,
-        reason: Literal["login-too-old", "second-factor-missing"] = "login-too-old",
+        reason: ReauthenticationReason = "login-too-old",
         detail: str = "",
         *,
         max_age: int | None = None,

@@ -33,6 +33,7 @@ class HttpFunction:
     returns: Any
     role: str | None
     recent_login: bool
+    strongest_factor: bool
     limits: Mapping[str, str]
     cached: "Callable[[Caller], str] | None"
     may_lag: bool

@@ -6,14 +6,12 @@ import secrets
 import time
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, update
 from typing_extensions import TypedDict
 
-from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.encryption import keyed_hash, seal, unseal
 from shared.events import TotpRemoved, announce
-from shared.problems import ReauthenticationRequired
-from shared.tables import passkey, recovery_code, totp
+from shared.tables import recovery_code, totp
 from shared.text import plain
 
 SECRET_BYTES = 20
@@ -97,22 +95,6 @@ def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -
         delete(recovery_code).where(recovery_code.c.account_id == user_id, recovery_code.c.code_hash == code_hash)
     )
     return used.rowcount > 0
-
-
-def require(connection: Connection, caller: Caller) -> None:
-    """Makes sure that a session has passed a second factor, if its user has one: only then may it touch any of them.
-
-    Raises:
-        ReauthenticationRequired: the user has an authenticator app or a passkey, and logged in without.
-    """
-    if MULTI_FACTOR in caller.amr:
-        return
-    app = select(totp.c.account_id).where(totp.c.account_id == caller.user_id, totp.c.confirmed_at.is_not(None))
-    key = select(passkey.c.account_id).where(passkey.c.account_id == caller.user_id)
-    if connection.scalar(select(app.exists() | key.exists())):
-        raise ReauthenticationRequired(
-            "second-factor-missing", "This takes a session with the second factor: log in with it."
-        )
 
 
 def remove(connection: Connection, user_id: UUID, *, actor_id: UUID | None = None) -> bool:

@@ -19,7 +19,7 @@ from shared.database import transaction
 from shared.second_factors import new_recovery_codes, recovery_code_hash, seal_secret
 from shared.settings import settings
 from shared.tables import passkey, recovery_code, totp
-from tests.conftest import User, call, strong_session_of
+from tests.conftest import User, call, passkey_session_of
 
 USER_PRESENT, USER_VERIFIED, BACKUP_ELIGIBLE, BACKED_UP, ATTESTED = 0x01, 0x04, 0x08, 0x10, 0x40
 
@@ -144,7 +144,7 @@ class Authenticator:
 
 def with_passkey(user: User, flags: int = USER_PRESENT | USER_VERIFIED) -> Authenticator:
     """A passkey that the user has registered, by requests."""
-    tokens, authenticator = strong_session_of(user), Authenticator(user.id.bytes, flags=flags)
+    tokens, authenticator = passkey_session_of(user), Authenticator(user.id.bytes, flags=flags)
     options = call("request_passkey_registration", tokens).json
     body = {"name": "Phone", "credential": authenticator.register(options)}
     response = call("register_passkey", tokens, body)

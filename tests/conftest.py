@@ -253,6 +253,11 @@ def strong_session_of(user: User) -> dict[str, Any]:
     return session_of(user, amr=["pwd", "otp", "mfa"])
 
 
+def passkey_session_of(user: User) -> dict[str, Any]:
+    """The tokens of a session that has passed a passkey."""
+    return session_of(user, amr=["pop", "user", "mfa"])
+
+
 def id_of(tokens: dict[str, Any]) -> str:
     """The id of the session that has these tokens."""
     from shared import access_tokens
@@ -391,10 +396,14 @@ def scrape(process: str) -> list[Metric]:
         return list(text_string_to_metric_families(response.read().decode()))
 
 
-def mailed_token(address: str) -> str:
-    """The token in the newest mail to an address, once there is one."""
-    text: str = wait_for(lambda: inbox(address))[0]["text"]
-    return text.partition("#token=")[2].strip()
+def mailed_token(address: str, subject: str = "") -> str:
+    """The token in the newest mail to an address, once there is one; of those with these words in their subject."""
+
+    def mails() -> list[dict[str, Any]]:
+        return [mail for mail in inbox(address) if subject in mail.get("subject", "")]
+
+    text: str = wait_for(mails)[0]["text"]
+    return text.partition("#token=")[2].split()[0]
 
 
 @pytest.fixture

@@ -12,7 +12,17 @@ from sqlalchemy import func, select, update
 from shared.database import transaction
 from shared.tables import account, credential, recovery_code, totp
 from tests.authenticator import App, second_factor_challenge, with_passkey, with_totp
-from tests.conftest import User, call, events_of, log_in, session_of, somebody_waits_for, strong_session_of, wait_for
+from tests.conftest import (
+    User,
+    call,
+    events_of,
+    log_in,
+    passkey_session_of,
+    session_of,
+    somebody_waits_for,
+    strong_session_of,
+    wait_for,
+)
 
 
 def enroll(tokens: dict[str, Any]) -> App:
@@ -135,8 +145,8 @@ def test_who_has_a_passkey_by_now_confirms_in_a_session_with_it(active_user: Use
     with_passkey(active_user)
     weak = session_of(active_user)
     response = call("confirm_totp", weak, {"code": app.code()})
-    assert (response.status_code, response.json["reason"]) == (401, "second-factor-missing")
-    assert call("confirm_totp", strong_session_of(active_user), {"code": app.code()}).status_code == 200
+    assert (response.status_code, response.json["reason"]) == (401, "passkey-missing")
+    assert call("confirm_totp", passkey_session_of(active_user), {"code": app.code()}).status_code == 200
 
 
 def test_without_an_enrolment_there_is_nothing_to_confirm(active_user: User) -> None:

@@ -28,7 +28,7 @@ from shared.tables import (
     totp,
     verification,
 )
-from tests.conftest import User, bearer, call, client, create_user, events_of, session_of
+from tests.conftest import User, bearer, call, client, create_user, events_of, passkey_session_of, session_of
 
 pytestmark = pytest.mark.usefixtures("alone")  # what is exported here has long expired
 
@@ -156,7 +156,7 @@ def test_every_table_and_column_is_exported_or_left_out_for_a_reason() -> None:
 
 def test_all_that_is_stored_is_in_the_document(active_user: User) -> None:
     fill(active_user)
-    tokens = session_of(active_user)
+    tokens = passkey_session_of(active_user)
     response = call("export_data", tokens)
     assert response.status_code == 200
     document = response.json
@@ -184,7 +184,7 @@ def test_all_that_is_stored_is_in_the_document(active_user: User) -> None:
 
 def test_secrets_are_said_to_be_there_and_not_shown(active_user: User) -> None:
     fill(active_user)
-    tokens = session_of(active_user)
+    tokens = passkey_session_of(active_user)
     response = call("export_data", tokens)
     secrets = response.json["secrets"]
     assert secrets.pop("password_changed_at").endswith("+00:00")

@@ -25,7 +25,7 @@ from tests.authenticator import (
     with_passkey,
     with_totp,
 )
-from tests.conftest import User, call, events_of, sessions_of, strong_session_of
+from tests.conftest import User, call, events_of, passkey_session_of, sessions_of
 
 
 def answer(credential: Any) -> Any:
@@ -125,7 +125,7 @@ def test_a_challenge_that_we_did_not_give_is_refused(active_user: User) -> None:
 
 def test_a_challenge_for_a_registration_is_refused(active_user: User) -> None:
     authenticator = with_passkey(active_user)
-    options = call("request_passkey_registration", strong_session_of(active_user)).json
+    options = call("request_passkey_registration", passkey_session_of(active_user)).json
     assert answer(authenticator.log_in(options)).status_code == 401
 
 

@@ -15,7 +15,7 @@ from shared import sessions
 from shared.database import transaction
 from shared.tables import challenge, passkey
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_passkeys
-from tests.conftest import User, call, create_user, events_of, log_in, session_of, strong_session_of
+from tests.conftest import User, call, create_user, events_of, log_in, passkey_session_of, session_of
 
 GARBAGE = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 """For one user of a test: fewer requests than an account may make in a minute."""
@@ -91,7 +91,7 @@ def test_another_credential_than_the_browser_says_is_refused(active_user: User) 
 
 
 def test_a_challenge_is_good_once(active_user: User) -> None:
-    tokens = strong_session_of(active_user)
+    tokens = passkey_session_of(active_user)
     options = options_for(tokens)
     credentials = [Authenticator(active_user.id.bytes).register(options) for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -124,14 +124,14 @@ def test_a_challenge_lives_five_minutes(active_user: User) -> None:
 
 
 def test_a_passkey_is_registered_once(active_user: User) -> None:
-    authenticator, tokens = with_passkey(active_user), strong_session_of(active_user)
+    authenticator, tokens = with_passkey(active_user), passkey_session_of(active_user)
     response = register(tokens, authenticator.register(options_for(tokens)))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:passkey-already-registered")
     assert len(passkeys_of(active_user)) == 1
 
 
 def test_an_account_has_twenty_at_most_however_many_come_at_once(active_user: User) -> None:
-    tokens = strong_session_of(active_user)
+    tokens = passkey_session_of(active_user)
     with_passkeys(active_user, 18)
     credentials = [Authenticator(active_user.id.bytes).register(options_for(tokens)) for _ in range(6)]
     with ThreadPoolExecutor(4) as pool:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.authenticator import with_passkey
-from tests.conftest import User, call, create_user, events_of, session_of, strong_session_of
+from tests.conftest import User, call, create_user, events_of, passkey_session_of, session_of, strong_session_of
 
 
 def only_passkey(tokens: dict[str, Any]) -> str:
@@ -15,7 +15,7 @@ def only_passkey(tokens: dict[str, Any]) -> str:
 
 
 def test_nobody_logs_in_with_it_any_more(active_user: User) -> None:
-    authenticator, tokens = with_passkey(active_user), strong_session_of(active_user)
+    authenticator, tokens = with_passkey(active_user), passkey_session_of(active_user)
     response = call("remove_passkey", tokens, passkey_id=only_passkey(tokens))
     assert (response.status_code, response.data) == (204, b"")
     assert events_of(active_user)[-1] == "passkey_removed"

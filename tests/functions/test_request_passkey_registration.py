@@ -8,7 +8,7 @@ from sqlalchemy import select
 from shared.database import transaction
 from shared.tables import challenge
 from tests.authenticator import encode, with_passkey, with_passkeys
-from tests.conftest import User, call, log_in, session_of, strong_session_of
+from tests.conftest import User, call, log_in, passkey_session_of, session_of
 
 
 def test_the_options_ask_for_a_discoverable_credential_that_verifies_its_user(active_user: User) -> None:
@@ -33,7 +33,7 @@ def test_the_options_ask_for_a_discoverable_credential_that_verifies_its_user(ac
 
 def test_passkeys_that_the_account_has_are_excluded(active_user: User) -> None:
     authenticator = with_passkey(active_user)
-    options = call("request_passkey_registration", strong_session_of(active_user)).json
+    options = call("request_passkey_registration", passkey_session_of(active_user)).json
     assert options["excludeCredentials"] == [{"type": "public-key", "id": encode(authenticator.credential_id)}]
 
 
@@ -49,7 +49,7 @@ def test_the_challenge_is_stored_hashed(active_user: User) -> None:
 
 def test_an_account_with_twenty_gets_no_more(active_user: User) -> None:
     with_passkeys(active_user, 20)
-    response = call("request_passkey_registration", strong_session_of(active_user))
+    response = call("request_passkey_registration", passkey_session_of(active_user))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:too-many-passkeys")
 
 

@@ -1,5 +1,6 @@
 """What a session may do is decided when it is done: not when the request came in."""
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,17 @@ from shared.clients import Client
 from shared.database import transaction
 from shared.registry import HTTP_FUNCTIONS, load_all
 from shared.tables import account
-from tests.conftest import PASSWORD, User, call, session_of, somebody_waits_for, wait_for
+from tests.authenticator import with_passkey, with_totp
+from tests.conftest import (
+    PASSWORD,
+    User,
+    call,
+    create_admin,
+    passkey_session_of,
+    session_of,
+    somebody_waits_for,
+    wait_for,
+)
 
 NEW_PASSWORD = "a wholly new choice of words"
 CHANGES: dict[str, Any] = {
@@ -56,6 +67,63 @@ def test_what_matters_takes_a_recent_log_in(active_user: User) -> None:
             assert 'max_age="600"' in response.headers["WWW-Authenticate"]
             assert response.json["reason"] == "login-too-old", name
     assert not {"verify_phone", "submit_business"} & {name for name in CHANGES if HTTP_FUNCTIONS[name].recent_login}
+
+
+MATTERS: dict[str, Any] = {
+    "export_data": None,
+    "change_email": {"email": "thief@example.com", "password": PASSWORD},
+    "change_password": {"current_password": PASSWORD, "new_password": NEW_PASSWORD},
+    "withdraw": {"password": PASSWORD},
+    "enroll_totp": None,
+    "confirm_totp": {"code": "123456"},
+    "remove_totp": None,
+    "renew_recovery_codes": None,
+    "request_passkey_registration": None,
+    "request_phone_code": {"phone": "010-1234-5678"},
+    "verify_phone": {"code": "123456"},
+    "remove_phone": None,
+    "revoke_other_sessions": None,
+}
+"""What could remove, replace or get around a factor, or matters as much (ASVS 5.0, 6.3.4, 7.5.1)."""
+
+
+@pytest.mark.parametrize(
+    ("factors", "amr", "reason"),
+    [
+        ([with_passkey], ["pwd"], "passkey-missing"),
+        ([with_totp], ["pwd"], "second-factor-missing"),
+        ([with_passkey, with_totp], ["pwd", "otp", "mfa"], "passkey-missing"),
+    ],
+    ids=["passkey by password", "app by password", "passkey by app"],
+)
+def test_what_matters_takes_the_strongest_factor_that_the_account_has(
+    active_user: User, factors: Any, amr: list[str], reason: str
+) -> None:
+    for set_up in factors:
+        set_up(active_user)
+    tokens = session_of(active_user, amr=amr)
+    some_id = uuid.uuid4()
+    requests = {**MATTERS, "remove_passkey": {"passkey_id": some_id}, "revoke_session": {"session_id": some_id}}
+    for name, given in requests.items():
+        ids: dict[str, Any] = {} if name in MATTERS else given
+        response = call(name, tokens, given if name in MATTERS else None, **ids)
+        assert (response.status_code, response.json.get("reason")) == (401, reason), name
+        assert "insufficient_user_authentication" in response.headers["WWW-Authenticate"]
+    assert call("get_profile", tokens).status_code == 200
+
+
+def test_every_operation_of_administrators_takes_their_strongest_factor(address: str) -> None:
+    load_all()
+    admin, tokens = create_admin(address)
+    with_passkey(admin)
+    of_administrators = [operation for operation in HTTP_FUNCTIONS.values() if operation.role]
+    assert of_administrators
+    for operation in of_administrators:
+        body = {} if operation.body else None
+        ids: dict[str, Any] = {"user_id": uuid.uuid4()} if "{user_id}" in operation.path else {}
+        response = call(operation.name, tokens, body, **ids)
+        assert (response.status_code, response.json.get("reason")) == (401, "passkey-missing"), operation.name
+    assert call("list_users", passkey_session_of(admin)).status_code == 200
 
 
 def test_the_session_that_ends_for_the_fifty_first_is_refused_at_once(active_user: User) -> None:
