@@ -28,6 +28,7 @@ def end_user_sessions(user_id: UUID, caller: Caller) -> None:
     latest after a minute, should Redis just then not take the news). Logging in starts a new session.
     """
     with transaction() as connection:
+        sessions.lock(connection, caller, user_id)
         ended = sessions.end_all(connection, user_id)
         if connection.execute(select(account.c.id).where(account.c.id == user_id)).first() is None:
             raise NoSuchItem

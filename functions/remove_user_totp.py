@@ -24,6 +24,7 @@ def remove_user_totp(user_id: UUID, caller: Caller) -> None:
     lost. The recovery codes go with it, all sessions end, and the owner is told by mail.
     """
     with transaction() as connection:
+        sessions.lock(connection, caller, user_id)
         ended = sessions.end_all(connection, user_id)
         if not second_factors.remove(connection, user_id, actor_id=caller.user_id):
             raise NoSuchItem

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import update
 
-from shared import profiles
+from shared import profiles, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import ProfileUpdated, announce
@@ -33,7 +33,8 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
     """
     given: dict[str, Any] = body.model_dump(exclude_unset=True)
     with transaction() as connection:
-        before = profiles.read(connection, caller.user_id, lock=True)
+        sessions.lock(connection, caller)
+        before = profiles.read(connection, caller.user_id)
         if before is None:
             raise Unauthenticated
         require_match(if_match, etag(json_bytes(before)))

@@ -5,20 +5,19 @@ from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, update
 
-from shared import authentication, profiles, sessions, users
+from shared import administrators, authentication, profiles, sessions, users
 from shared.access_tokens import Caller
+from shared.administrators import ADMIN
 from shared.database import transaction
 from shared.events import RolesChanged, UserReinstated, UserSuspended, announce
 from shared.fields import ABSENT, RequestBody
 from shared.http_function import http_function
-from shared.problems import FieldError, Forbidden, InvalidRequest, NoSuchItem, Problem
+from shared.problems import FieldError, InvalidRequest, NoSuchItem, Problem
 from shared.request import Reply, require_match
 from shared.tables import account
 from shared.users import UserDetails
-
-ADMIN: Literal["admin"] = "admin"
 
 
 class UserUpdate(RequestBody):
@@ -48,7 +47,8 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
     """
     ended: Sequence[UUID] = ()
     with transaction() as connection:
-        _lock(connection, caller, user_id)
+        administrators.lock(connection)
+        sessions.lock(connection, caller, user_id)
         user = users.read(connection, user_id)
         if user is None:
             raise NoSuchItem
@@ -67,22 +67,6 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
     profiles.put(profile)
     authentication.refuse_tokens_of(user_id, *ended)
     return Reply(user, {"ETag": users.version(user)})
-
-
-def _lock(connection: Connection, caller: Caller, user_id: UUID) -> None:
-    """Locks both accounts, in one order, so that of two administrators who disarm each other only one succeeds.
-
-    Raises:
-        Forbidden: the caller has been disarmed since the request began.
-    """
-    rows = connection.execute(
-        select(account.c.id, account.c.status, account.c.roles)
-        .where(account.c.id.in_([caller.user_id, user_id]))
-        .order_by(account.c.id)
-        .with_for_update()
-    )
-    if not any(row.id == caller.user_id and row.status == "active" and ADMIN in row.roles for row in rows):
-        raise Forbidden
 
 
 def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from sqlalchemy import func, update
 
-from shared import authentication, sessions
+from shared import administrators, authentication, sessions
 from shared.access_tokens import Caller
+from shared.administrators import ADMIN, LastAdministrator
 from shared.credentials import WrongPassword, require_password
 from shared.database import transaction
 from shared.events import UserWithdrawn, announce
@@ -22,18 +23,25 @@ class Withdrawal(RequestBody):
     status=204,
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
-    problems=[WrongPassword],
+    problems=[WrongPassword, LastAdministrator],
 )
 def withdraw(caller: Caller, body: Withdrawal) -> None:
     """Leave the service.
 
     Takes the current password. All sessions end at once. For 30 days, or as many as the service is set to, logging
-    in restores the account as it was; after that, all personal data is deleted for good.
+    in restores the account as it was; after that, all personal data is deleted for good. The last administrator with a
+    second factor cannot leave.
     """
     require_password(caller.user_id, body.password)
     leave = update(account).where(account.c.id == caller.user_id).values(status="withdrawn", withdrawn_at=func.now())
+    # As the token says: another role would have ended the session.
+    is_administrator = ADMIN in caller.roles
     with transaction() as connection:
+        if is_administrator:
+            administrators.lock(connection)
         sessions.lock(connection, caller)
+        if is_administrator:
+            administrators.require_another(connection, caller.user_id)
         connection.execute(leave)
         ended = sessions.end_all(connection, caller.user_id)
         announce(connection, UserWithdrawn(user_id=caller.user_id))

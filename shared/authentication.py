@@ -1,7 +1,7 @@
 """Who calls: the access token, and the session behind it, which may have ended since the token was issued."""
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from shared import access_tokens, cache, own_writes
@@ -75,7 +75,7 @@ def require_strongest_factor(caller: Caller) -> None:
         )
 
 
-def _factors_of(user_id: UUID) -> "Row[tuple[bool, bool]]":
+def _factors_of(user_id: UUID) -> "Row[Any]":
     """Whether an account has a passkey, and an app; never of the replica, which may not know it yet."""
     # Imported when it is asked: a read of one's own profile never meets the database.
     from shared.database import transaction
@@ -114,13 +114,13 @@ def _live_session() -> "Select[tuple[UUID]]":
 
 
 @functools.cache
-def _factors() -> "Select[tuple[bool, bool]]":
-    from sqlalchemy import bindparam, exists, select
+def _factors() -> "Select[Any]":
+    from sqlalchemy import BindParameter, bindparam, exists, select
 
     from shared.database import prepared
     from shared.tables import passkey, totp
 
-    user_id = bindparam("user_id")
+    user_id: BindParameter[UUID] = bindparam("user_id")
     return prepared(
         select(
             exists().where(passkey.c.account_id == user_id).label("has_passkey"),

@@ -157,8 +157,11 @@ def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
     return connection.execute(_MAY_LOG_IN, {"user_id": user_id}).first()
 
 
-def lock(connection: Connection, caller: Caller) -> None:
+def lock(connection: Connection, caller: Caller, *others: UUID) -> None:
     """Locks the caller's account until the transaction ends, and makes sure that their session still goes on.
+
+    Args:
+        others: accounts that are locked with it, in one order, so that no two lock each other's and wait for ever.
 
     What a session may do is decided here and not when the request came in: since then the owner may have set another
     password, or an administrator have ended it.
@@ -166,6 +169,9 @@ def lock(connection: Connection, caller: Caller) -> None:
     Raises:
         Unauthenticated: the session has ended, or the account is not active any more.
     """
+    if others:
+        accounts = select(account.c.id).where(account.c.id.in_([caller.user_id, *others])).order_by(account.c.id)
+        connection.execute(accounts.with_for_update(key_share=True))
     parameters = {"user_id": caller.user_id, "session_id": caller.session_id}
     if connection.execute(_GOES_ON, parameters).first() is None:
         raise Unauthenticated

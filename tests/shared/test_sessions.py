@@ -19,6 +19,7 @@ from tests.conftest import (
     User,
     call,
     create_admin,
+    events_of,
     passkey_session_of,
     session_of,
     somebody_waits_for,
@@ -37,6 +38,7 @@ CHANGES: dict[str, Any] = {
     "remove_phone": None,
     "submit_business": {"number": "124-81-00998", "opened_on": "2001-02-03", "representative": "김민준"},
     "revoke_other_sessions": None,
+    "update_profile": {"name": "Thief"},
 }
 
 
@@ -54,6 +56,29 @@ def test_a_session_that_ended_while_its_request_was_under_way_changes_nothing(ac
         assert connection.execute(select(account).where(account.c.id == active_user.id)).one() == before
 
 
+@pytest.mark.parametrize(
+    ("function", "body"),
+    [
+        ("update_user", {"status": "suspended"}),
+        ("update_user", {"roles": ["admin"]}),
+        ("end_user_sessions", None),
+        ("remove_user_totp", None),
+    ],
+)
+def test_an_administrator_whose_session_has_ended_changes_nobody(
+    active_user: User, address: str, function: str, body: Any
+) -> None:
+    """Though the cache has it as one that goes on, for a minute."""
+    admin, tokens = create_admin(f"admin-{address}")
+    with_totp(active_user)
+    assert call("get_user", tokens, user_id=active_user.id).status_code == 200
+    with transaction() as connection:
+        sessions.end_all(connection, admin.id)
+    response = call(function, tokens, body, user_id=active_user.id)
+    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:unauthenticated")
+    assert events_of(active_user) == []
+
+
 def test_what_matters_takes_a_recent_log_in(active_user: User) -> None:
     load_all()
     earlier = session_of(active_user, ago=timedelta(minutes=11))
@@ -66,7 +91,9 @@ def test_what_matters_takes_a_recent_log_in(active_user: User) -> None:
             ), name
             assert 'max_age="600"' in response.headers["WWW-Authenticate"]
             assert response.json["reason"] == "login-too-old", name
-    assert not {"verify_phone", "submit_business"} & {name for name in CHANGES if HTTP_FUNCTIONS[name].recent_login}
+    assert not {"verify_phone", "submit_business", "update_profile"} & {
+        name for name in CHANGES if HTTP_FUNCTIONS[name].recent_login
+    }
 
 
 MATTERS: dict[str, Any] = {
@@ -119,7 +146,7 @@ def test_every_operation_of_administrators_takes_their_strongest_factor(address:
     of_administrators = [operation for operation in HTTP_FUNCTIONS.values() if operation.role]
     assert of_administrators
     for operation in of_administrators:
-        body = {} if operation.body else None
+        body: Any = {} if operation.body else None
         ids: dict[str, Any] = {"user_id": uuid.uuid4()} if "{user_id}" in operation.path else {}
         response = call(operation.name, tokens, body, **ids)
         assert (response.status_code, response.json.get("reason")) == (401, "passkey-missing"), operation.name
