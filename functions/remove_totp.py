@@ -1,10 +1,14 @@
 """Remove the authenticator app."""
 
+from sqlalchemy import select
+
 from shared import profiles, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
+from shared.events import TotpRemoved, announce
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
+from shared.tables import totp
 
 
 @http_function(
@@ -21,7 +25,10 @@ def remove_totp(caller: Caller) -> None:
     """
     with transaction() as connection:
         sessions.lock(connection, caller)
+        was_confirmed = connection.scalar(select(totp.c.confirmed_at).where(totp.c.account_id == caller.user_id))
         if not second_factors.remove(connection, caller.user_id):
             raise NoSuchItem
+        if was_confirmed:
+            announce(connection, TotpRemoved(user_id=caller.user_id))
         profile = profiles.read(connection, caller.user_id)
     profiles.put(profile)

@@ -69,6 +69,7 @@ MAILS = (
     Mail(events.RecoveryCodesRenewed, "recovery_codes_renewed", VERIFIED),
     Mail(events.PasskeyRegistered, "passkey_registered", VERIFIED),
     Mail(events.PasskeyRemoved, "passkey_removed", VERIFIED),
+    Mail(events.FactorsRemoved, "factors_removed", VERIFIED),
     Mail(events.PhoneVerified, "phone_verified", VERIFIED),
     Mail(events.PhoneRemoved, "phone_removed", VERIFIED),
     Mail(events.BusinessVerified, "business_verified", ACTIVE),

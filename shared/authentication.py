@@ -121,9 +121,8 @@ def _factors() -> "Select[Any]":
     from shared.tables import passkey, totp
 
     user_id: BindParameter[UUID] = bindparam("user_id")
-    return prepared(
-        select(
-            exists().where(passkey.c.account_id == user_id).label("has_passkey"),
-            exists().where(totp.c.account_id == user_id, totp.c.confirmed_at.is_not(None)).label("has_app"),
-        )
-    )
+    columns: list[Any] = [
+        exists().where(passkey.c.account_id == user_id).label("has_passkey"),
+        exists().where(totp.c.account_id == user_id, totp.c.confirmed_at.is_not(None)).label("has_app"),
+    ]
+    return prepared(select(*columns))

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, delete, insert, update
 from typing_extensions import TypedDict
 
 from shared.encryption import keyed_hash, seal, unseal
-from shared.events import TotpRemoved, announce
 from shared.tables import recovery_code, totp
 from shared.text import plain
 
@@ -97,18 +96,8 @@ def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -
     return used.rowcount > 0
 
 
-def remove(connection: Connection, user_id: UUID, *, actor_id: UUID | None = None) -> bool:
-    """Removes the authenticator app and the recovery codes of a user; False when there is none.
-
-    Args:
-        actor_id: the administrator who does it.
-    """
-    removed = connection.execute(
-        delete(totp).where(totp.c.account_id == user_id).returning(totp.c.confirmed_at)
-    ).first()
-    if removed is None:
-        return False
+def remove(connection: Connection, user_id: UUID) -> bool:
+    """Removes the authenticator app, confirmed or not, and the recovery codes of a user; False when there is none."""
+    removed = connection.execute(delete(totp).where(totp.c.account_id == user_id)).rowcount > 0
     connection.execute(delete(recovery_code).where(recovery_code.c.account_id == user_id))
-    if removed.confirmed_at:
-        announce(connection, TotpRemoved(user_id=user_id, actor_id=actor_id))
-    return True
+    return removed

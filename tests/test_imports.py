@@ -36,7 +36,7 @@ GROUPS = {
     ),
     "operations of an administrator": (
         EVENTS,
-        ["end_user_sessions", "get_user", "list_users", "remove_user_totp", "update_user"],
+        ["end_user_sessions", "get_user", "list_users", "remove_user_factors", "update_user"],
     ),
     "what keeps records, or deletes them": (
         EVENTS,

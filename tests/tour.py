@@ -223,7 +223,7 @@ def administrator_looks_after(kim: Person) -> None:
     admin.does("end_user_sessions", user_id=found["id"])
     kim.logs_in()
     kim.does("enroll_totp")
-    admin.does("remove_user_totp", user_id=found["id"])
+    admin.does("remove_user_factors", user_id=found["id"])
     admin.does("update_user", {"status": "suspended"}, user_id=found["id"])
     kim.does("login", {"email": kim.email, "password": PASSWORD}, expect=401)
     admin.does("update_user", {"status": "active"}, user_id=found["id"])

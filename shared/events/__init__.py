@@ -175,6 +175,13 @@ class TotpRemoved(Event):
     actor_id: Annotated[Uuid | None, Field(description="The administrator, if it was one who called.")] = None
 
 
+class FactorsRemoved(Event):
+    """An administrator removed the authenticator app, the recovery codes and all passkeys of an account."""
+
+    type = "com.aegis.user.factors_removed.v1"
+    actor_id: Annotated[Uuid, Field(description="The administrator.")]
+
+
 class SessionsEnded(Event):
     """An administrator ended all sessions of an account."""
 

@@ -62,7 +62,7 @@ def test_a_session_that_ended_while_its_request_was_under_way_changes_nothing(ac
         ("update_user", {"status": "suspended"}),
         ("update_user", {"roles": ["admin"]}),
         ("end_user_sessions", None),
-        ("remove_user_totp", None),
+        ("remove_user_factors", None),
     ],
 )
 def test_an_administrator_whose_session_has_ended_changes_nobody(

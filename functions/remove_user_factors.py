@@ -1,0 +1,48 @@
+"""Remove all factors of a user beside the password, for administrators."""
+
+from uuid import UUID
+
+from sqlalchemy import delete
+
+from shared import administrators, authentication, profiles, second_factors, sessions
+from shared.access_tokens import Caller
+from shared.database import transaction
+from shared.events import FactorsRemoved, announce
+from shared.http_function import http_function
+from shared.problems import NoSuchItem, Problem
+from shared.tables import passkey
+
+
+class OwnFactors(Problem):
+    status = 409
+    title = "Administrators cannot remove their own factors here"
+    detail = "Nothing was changed. Remove them one by one, or ask another administrator."
+
+
+@http_function(
+    "DELETE",
+    "/api/v1/users/{user_id}/factors",
+    status=204,
+    role="admin",
+    recent_login=True,
+    problems=[NoSuchItem, OwnFactors],
+)
+def remove_user_factors(user_id: UUID, caller: Caller) -> None:
+    """Remove all factors of a user beside the password.
+
+    For administrators, who have made sure of the person by other means, when app, recovery codes and passkeys are
+    lost. Removes all of them. All sessions end, and the owner is told by mail.
+    """
+    if user_id == caller.user_id:
+        raise OwnFactors
+    with transaction() as connection:
+        administrators.lock(connection)
+        sessions.lock(connection, caller, user_id)
+        ended = sessions.end_all(connection, user_id)
+        removed = connection.execute(delete(passkey).where(passkey.c.account_id == user_id)).rowcount
+        if not second_factors.remove(connection, user_id) and not removed:
+            raise NoSuchItem
+        announce(connection, FactorsRemoved(user_id=user_id, actor_id=caller.user_id))
+        profile = profiles.read(connection, user_id)
+    authentication.refuse_tokens_of(user_id, *ended)
+    profiles.put(profile)

@@ -1,0 +1,58 @@
+"""Removing all factors of a user as an administrator."""
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from tests.authenticator import with_passkey, with_totp
+from tests.conftest import User, call, create_admin, events_of, log_in, session_of
+
+
+def test_the_password_alone_is_enough_again_and_the_owner_is_told(active_user: User, admin: dict[str, Any]) -> None:
+    with_totp(active_user)
+    assert call("remove_user_factors", admin, user_id=active_user.id).status_code == 204
+    assert events_of(active_user) == ["factors_removed"]
+    log_in(active_user)
+
+
+def test_passkeys_go_with_the_app_in_one_step(active_user: User, admin: dict[str, Any]) -> None:
+    passkey = with_passkey(active_user)
+    with_totp(active_user)
+    assert call("remove_user_factors", admin, user_id=active_user.id).status_code == 204
+    assert events_of(active_user)[-1] == "factors_removed"
+    answer = passkey.log_in(call("request_passkey_login").json)
+    assert call("login_with_passkey", body={"credential": answer}).status_code == 401
+    assert call("enroll_totp", log_in(active_user)).status_code == 201
+
+
+def test_administrators_keep_their_own(address: str) -> None:
+    admin, tokens = create_admin(f"admin-{address}")
+    with_totp(admin)
+    response = call("remove_user_factors", tokens, user_id=admin.id)
+    assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:own-factors")
+
+
+def test_all_sessions_of_the_user_end(active_user: User, admin: dict[str, Any]) -> None:
+    with_totp(active_user)
+    tokens = session_of(active_user)
+    assert call("get_profile", tokens).json["second_factor"] is True
+    assert call("remove_user_factors", admin, user_id=active_user.id).status_code == 204
+    assert call("get_profile", tokens).status_code == 401
+    assert call("get_profile", session_of(active_user)).json["second_factor"] is False
+
+
+def test_a_user_without_one_is_a_404(active_user: User, admin: dict[str, Any]) -> None:
+    for user_id in (active_user.id, uuid.uuid4()):
+        response = call("remove_user_factors", admin, user_id=user_id)
+        assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
+    assert events_of(active_user) == []
+
+
+def test_it_is_for_administrators_who_have_just_logged_in(active_user: User, address: str) -> None:
+    with_totp(active_user)
+    admin, _ = create_admin(f"admin-{address}")
+    earlier = session_of(admin, amr=["pwd", "otp", "mfa"], ago=timedelta(minutes=11))
+    assert call("remove_user_factors", session_of(active_user), user_id=active_user.id).status_code == 403
+    assert call("remove_user_factors", earlier, user_id=active_user.id).status_code == 401
+    assert call("remove_user_factors", session_of(admin), user_id=active_user.id).status_code == 401
+    assert call("get_profile", session_of(active_user)).json["second_factor"] is True
