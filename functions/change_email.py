@@ -1,8 +1,9 @@
 """Change one's e-mail address."""
 
 from sqlalchemy import select, update
+from uuid_utils.compat import uuid7
 
-from shared import credentials, profiles, sessions
+from shared import credentials, former_addresses, profiles, sessions
 from shared.access_tokens import Caller
 from shared.credentials import WrongPassword
 from shared.database import transaction
@@ -48,6 +49,8 @@ def change_email(body: EmailChange, caller: Caller) -> None:
     with transaction() as connection:
         sessions.lock(connection, caller)
         owner = connection.scalar(its_owner)
+        if owner is None and former_addresses.is_kept_for_another(connection, address, caller.user_id):
+            owner = uuid7()  # as good as taken; its event finds nobody to write to
         cancels = owner == caller.user_id
         waiting = select(account.c.new_email).where(account.c.id == caller.user_id)
         if cancels and connection.scalar(waiting) is None:

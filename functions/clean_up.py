@@ -18,6 +18,7 @@ from shared.tables import (
     challenge,
     credential,
     dead_letter,
+    former_email,
     phone_verification,
     processed_event,
     refresh_token,
@@ -62,6 +63,7 @@ def expired() -> Mapping[str, tuple[Table, ColumnElement[bool]]]:
     """What is deleted: the kind, its table, and the condition."""
     return {
         "verifications": (verification, verification.c.expires_at < func.now()),
+        "former addresses": (former_email, former_email.c.expires_at < func.now()),
         "challenges": (challenge, challenge.c.expires_at < func.now()),
         "phone codes": (
             phone_verification,

@@ -22,6 +22,7 @@ from shared.tables import (
     business,
     challenge,
     credential,
+    former_email,
     outbox,
     passkey,
     phone_verification,
@@ -51,6 +52,13 @@ class ExportedAccount(TypedDict):
     created_at: TimeText
     email_verified_at: TimeText | None
     withdrawn_at: TimeText | None
+
+
+class ExportedFormerEmail(TypedDict):
+    email: str
+    canonical_email: str
+    replaced_at: TimeText
+    expires_at: TimeText
 
 
 class ExportedSession(TypedDict):
@@ -120,6 +128,7 @@ class ExportedSecrets(TypedDict):
 class PersonalData(TypedDict):
     exported_at: TimeText
     account: ExportedAccount
+    former_emails: list[ExportedFormerEmail]
     waiting_phone: ExportedPhone | None
     business: ExportedBusiness | None
     second_factor: ExportedSecondFactor | None
@@ -180,6 +189,9 @@ def _personal_data(connection: Connection, user_id: UUID) -> PersonalData:
     return PersonalData(
         exported_at=datetime.now(UTC).isoformat(),
         account=found,
+        former_emails=newest(
+            _columns(ExportedFormerEmail, former_email).where(former_email.c.account_id == user_id), former_email.c.id
+        ),
         waiting_phone=one(ExportedPhone, phone_verification),
         business=one(ExportedBusiness, business),
         second_factor=one(ExportedSecondFactor, totp),
@@ -206,7 +218,7 @@ def _secrets(connection: Connection, user_id: UUID) -> ExportedSecrets:
         "recovery_codes": count(recovery_code),
         "passkey_public_keys": count(passkey),
         "refresh_tokens": any_of(session, refresh_token.c.session_id == session.c.id),
-        "mailed_links": any_of(verification),
+        "mailed_links": any_of(verification) | any_of(former_email, former_email.c.token_hash.is_not(None)),
         "texted_code": any_of(phone_verification, phone_verification.c.code_hash.is_not(None)),
         "unfinished_log_ins": any_of(challenge),
     }

@@ -4,6 +4,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
+from shared import former_addresses
 from shared.database import transaction
 from shared.events import RegistrationRepeated, UserRegistered, announce
 from shared.fields import EmailAddress, Locale, Name, NewPassword, RequestBody, canonical_email
@@ -45,7 +46,8 @@ def register(body: Registration) -> None:
         .returning(account.c.id)
     )
     with transaction() as connection:
-        user_id = connection.scalar(create_or_replace_pending)
+        is_kept = former_addresses.is_kept_for_another(connection, address)
+        user_id = None if is_kept else connection.scalar(create_or_replace_pending)
         if user_id:
             row = {"password_hash": password_hash, "changed_at": func.now()}
             connection.execute(
@@ -54,5 +56,7 @@ def register(body: Registration) -> None:
                 .on_conflict_do_update(index_elements=["account_id"], set_=row)
             )
             announce(connection, UserRegistered(user_id=user_id, locale=body.locale))
-        elif owner := connection.scalar(select(account.c.id).where(account.c.canonical_email == address)):
+        else:
+            # An address that is kept for an account is nobody's: its event finds nobody to write to.
+            owner = connection.scalar(select(account.c.id).where(account.c.canonical_email == address)) or uuid7()
             announce(connection, RegistrationRepeated(user_id=owner))

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import select
 
-from shared import events, sending
+from shared import events, former_addresses, sending
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import Event
@@ -60,6 +60,8 @@ MAILS = (
     Mail(events.EmailVerificationRequested, "new_email", ACTIVE, CHANGE, to_new_address=True),
     Mail(events.EmailChangeRequested, "email_change_requested", VERIFIED),
     Mail(events.EmailChanged, "email_changed", VERIFIED),
+    Mail(events.EmailReplaced, "email_replaced", VERIFIED),
+    Mail(events.EmailChangeUndone, "email_change_undone", VERIFIED),
     Mail(events.PasswordResetRequested, "password_reset_requested", ACTIVE | WITHDRAWN, RESET),
     Mail(events.PasswordChanged, "password_changed", VERIFIED),
     Mail(events.RefreshTokenReused, "refresh_token_reused", VERIFIED),
@@ -109,8 +111,12 @@ def _send(event: Event, within: ExitStack) -> None:
         if recipient is None or mail is None:
             return
         address = recipient.new_email if mail.to_new_address else recipient.email
+        if isinstance(event, events.EmailReplaced):
+            undo = former_addresses.offer_undo(connection, event.former_email_id)
+            address = undo and undo.address
+            link = f"{settings().public_url}/undo-email-change#token={undo.token}" if undo else ""
         if address is None:
-            return  # the change was cancelled
+            return  # the change was cancelled, or undone
         if mail.is_to_unverified and not within.enter_context(sending.mail_to_unverified(address)):
             return
         if mail.link:

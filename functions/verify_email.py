@@ -5,10 +5,10 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from shared import profiles, verifications
+from shared import former_addresses, profiles, verifications
 from shared.credentials import WrongPassword, require_password
 from shared.database import is_duplicate, transaction
-from shared.events import EmailChanged, EmailVerified, UserPurged, announce
+from shared.events import EmailChanged, EmailReplaced, EmailVerified, UserPurged, announce
 from shared.fields import OpaqueToken, Password, RequestBody
 from shared.http_function import http_function
 from shared.profiles import Profile
@@ -27,7 +27,7 @@ def verify_email(body: Verification) -> None:
 
     Takes the token from the mail, once and within 24 hours, and the account's password: the link shows whose the
     address is, and the password that they are who wants it for this account. A new account becomes active; the new
-    address of a user who changes theirs takes the place of the old one.
+    address of a user who changes theirs takes the place of the old one, which is told, and can undo it for seven days.
     """
     token = body.token.get_secret_value()
     with transaction() as connection:
@@ -69,7 +69,11 @@ def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
         InvalidLink: no change of address is waiting.
         DBAPIError: a duplicate, when the address is another account's.
     """
+    new_address = connection.scalar(select(account.c.new_canonical_email).where(account.c.id == user_id))
+    if new_address is None or former_addresses.is_kept_for_another(connection, new_address, user_id):
+        raise InvalidLink
     _give_way(connection, user_id)
+    former_id = former_addresses.keep(connection, user_id)
     replaced = connection.execute(
         update(account)
         .where(account.c.id == user_id, account.c.status == "active", account.c.new_email.is_not(None))
@@ -85,7 +89,8 @@ def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
         raise InvalidLink
     # Such a link would lie in the old mailbox.
     verifications.void(connection, user_id, RESET_PASSWORD)
-    announce(connection, EmailChanged(user_id=user_id))
+    former_addresses.forget(connection, user_id, new_address)
+    announce(connection, EmailChanged(user_id=user_id), EmailReplaced(user_id=user_id, former_email_id=former_id))
     return profiles.read(connection, user_id)
 
 

@@ -107,6 +107,20 @@ verification = Table(
 )
 Index("verification_expires_at", verification.c.expires_at)
 
+former_email = Table(
+    "former_email",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("email", Text, nullable=False),
+    Column("canonical_email", Text, nullable=False, unique=True),
+    Column("token_hash", LargeBinary, unique=True),  # once the mail to it was made
+    Column("replaced_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+)
+Index("former_email_account_id", former_email.c.account_id)
+Index("former_email_expires_at", former_email.c.expires_at)
+
 session = Table(
     "session",
     metadata,

@@ -31,7 +31,14 @@ GROUPS = {
             *("login_with_second_factor", "logout", "refresh_token", "register_passkey", "remove_passkey"),
             *("remove_phone", "remove_totp", "renew_recovery_codes", "request_email_verification"),
             *("request_passkey_registration", "request_password_reset", "request_phone_code"),
-            *("revoke_other_sessions", "revoke_session", "submit_business", "update_profile", "verify_phone"),
+            *(
+                "revoke_other_sessions",
+                "revoke_session",
+                "submit_business",
+                "undo_email_change",
+                "update_profile",
+                "verify_phone",
+            ),
         ],
     ),
     "operations of an administrator": (

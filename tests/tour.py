@@ -159,6 +159,18 @@ def changes_password_and_address(kim: Person) -> None:
     kim.does("change_email", {"email": new_email, "password": PASSWORD})
     kim.email = new_email
     kim.does("verify_email", {"token": kim.mailed_token("onfirm"), "password": PASSWORD})
+    takes_a_change_of_address_back(kim)
+
+
+def takes_a_change_of_address_back(kim: Person) -> None:
+    here, elsewhere = kim.email, f"elsewhere-{kim.email}"
+    kim.logs_in()
+    kim.does("change_email", {"email": elsewhere, "password": PASSWORD})
+    kim.email = elsewhere
+    kim.does("verify_email", {"token": kim.mailed_token("onfirm"), "password": PASSWORD})
+    kim.email = here
+    kim.does("undo_email_change", {"token": kim.mailed_token("has replaced this one")})
+    kim.logs_in()
 
 
 def verifies_phone_and_business(kim: Person) -> None:

@@ -16,7 +16,15 @@ from shared.manifests import MANIFESTS, Route, route_timeout_seconds, routes
 from shared.request import MAX_BODY_BYTES, SECURITY_HEADERS
 
 SITE = "site"
-DOCUMENT_PATHS = ("/docs", "/openapi.json", "/asyncapi.json", "/verify-email", "/reset-password", "/static")
+DOCUMENT_PATHS = (
+    "/docs",
+    "/openapi.json",
+    "/asyncapi.json",
+    "/verify-email",
+    "/reset-password",
+    "/undo-email-change",
+    "/static",
+)
 """Public documents and pages of the site: compressed on the way. Nothing else is, as the size of a compressed answer
 tells of the secrets in it (BREACH)."""
 INBOX_PATH = "/inbox"

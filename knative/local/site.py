@@ -81,6 +81,33 @@ RESET_PASSWORD_WORDS = {
     },
 }
 
+UNDO_EMAIL_CHANGE_WORDS = {
+    "en": {
+        "product": "Aegis",
+        "title": "Undo the change of your e-mail address",
+        "label": "Your account gets its old e-mail address back, and everybody is logged out.",
+        "send": "Undo the change",
+        "working": "Undoing the change …",
+        "done": "Your account has its old e-mail address again, and you are logged out on all devices. "
+        "Set a new password now.",
+        "incomplete": "This link is incomplete. Open it from the e-mail again, or copy all of it into the address bar.",
+        "invalid": "This link has been used or has expired.",
+        "unavailable": "The service cannot be reached right now. Try again in a moment.",
+    },
+    "ko": {
+        "product": "이지스",
+        "title": "이메일 주소 변경 취소",
+        "label": "계정의 이메일 주소를 이전 주소로 되돌리고 모든 기기에서 로그아웃합니다.",
+        "send": "변경 취소",
+        "working": "변경을 취소하고 있습니다 …",
+        "done": "이메일 주소가 이전 주소로 되돌아갔으며 모든 기기에서 로그아웃되었습니다. "
+        "지금 비밀번호를 새로 설정해 주세요.",
+        "incomplete": "링크가 완전하지 않습니다. 이메일에서 다시 열거나 링크 전체를 복사해 주소창에 붙여 넣어 주세요.",
+        "invalid": "이미 사용했거나 만료된 링크입니다.",
+        "unavailable": "지금은 서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.",
+    },
+}
+
 app = Flask(__name__)
 app.register_blueprint(sandbox)
 app.register_blueprint(
@@ -110,7 +137,13 @@ def show_reset_password() -> Response:
     return _password_form("/api/v1/users/password/reset", "new-password", RESET_PASSWORD_WORDS)
 
 
-def _password_form(path: str, autocomplete: str, words: dict[str, dict[str, str]]) -> Response:
+@app.get("/undo-email-change")
+def show_undo_email_change() -> Response:
+    """Posts the token from the link's fragment when its button is pressed, and says what came of it."""
+    return _password_form("/api/v1/users/email/undo", None, UNDO_EMAIL_CHANGE_WORDS)
+
+
+def _password_form(path: str, autocomplete: str | None, words: dict[str, dict[str, str]]) -> Response:
     language = request.accept_languages.best_match(list(words)) or "en"
     page = make_response(
         render_template(

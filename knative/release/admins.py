@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
 from knative.release.refused import Refused
-from shared import authentication, profiles, sessions
+from shared import authentication, former_addresses, profiles, sessions
 from shared.database import transaction
 from shared.events import PasswordResetRequested, RolesChanged, announce
 from shared.fields import canonical_email, normalize_email
@@ -44,6 +44,11 @@ def create(email: str, locale: str) -> str:
         ) from None
     new = {"email": email, "name": None, "locale": locale, "status": "active"}
     with transaction() as connection:
+        if former_addresses.is_kept_for_another(connection, address):
+            raise Refused(
+                f"Nothing was changed. {email} was the address of an account until lately, and is kept for it for "
+                f"{former_addresses.KEPT.days} days. Name another address."
+            )
         made = connection.scalar(
             insert(account)
             .values(id=uuid7(), canonical_email=address, **new)

@@ -72,6 +72,19 @@ class EmailChanged(Event):
     type = "com.aegis.user.email_changed.v1"
 
 
+class EmailReplaced(Event):
+    """An old address has been replaced, and can be taken back for seven days by a link in a mail to it."""
+
+    type = "com.aegis.user.email_replaced.v1"
+    former_email_id: Annotated[Uuid, Field(description="Of the old address, as the service keeps it.")]
+
+
+class EmailChangeUndone(Event):
+    """The old address is in force again; all sessions have ended."""
+
+    type = "com.aegis.user.email_change_undone.v1"
+
+
 class PasswordResetRequested(Event):
     """Somebody forgot a password. Also of nobody, where there is no account: so both cost the same time."""
 

@@ -49,7 +49,7 @@ def test_the_new_address_takes_over_when_it_is_verified(active_user: User) -> No
     log_in(User(active_user.id, new))
     assert call("login", body={"email": active_user.email, "password": PASSWORD}).status_code == 401
     told = [event for event in events_of(active_user) if event != "logged_in"]
-    assert told == ["email_change_requested", "email_verification_requested", "email_changed"]
+    assert told == ["email_change_requested", "email_verification_requested", "email_changed", "email_replaced"]
 
 
 def test_both_addresses_are_told(active_user: User) -> None:

@@ -17,6 +17,7 @@ from shared.tables import (
     challenge,
     credential,
     dead_letter,
+    former_email,
     metadata,
     outbox,
     passkey,
@@ -48,6 +49,12 @@ EXPORTED: dict[Table, dict[str, Any]] = {
         "roles": ["exported-role"],
         "phone": "+821012345678",
         "phone_verified_at": THEN + timedelta(2),
+    },
+    former_email: {
+        "email": "Former@example.com",
+        "canonical_email": "former@example.com",
+        "replaced_at": THEN,
+        "expires_at": THEN + timedelta(7),
     },
     phone_verification: {"phone": "+821087654321", "tries": 3, "requested_at": THEN, "expires_at": THEN},
     business: {
@@ -88,6 +95,7 @@ NOT_EXPORTED: dict[Table, dict[str, str]] = {
     challenge: dict.fromkeys(
         ("token_hash", "purpose", "tries", "created_at", "expires_at"), "secret of minutes: said to be there"
     ),
+    former_email: {"id": "of the row alone", "token_hash": "secret of days: said to be there"},
     refresh_token: dict.fromkeys(("token_hash", "used_at"), "secret: said to be there"),
     phone_verification: {"code_hash": "secret: said to be there"},
     totp: {"secret": "secret: said to be there", "last_step": "guards the secret"},
@@ -122,6 +130,7 @@ def fill(user: User) -> None:
     kept: dict[Table, dict[str, Any]] = {
         phone_verification: {"code_hash": SECRETS[1]},
         totp: {"secret": SECRETS[0]},
+        former_email: {"id": uuid7(), "canonical_email": f"former-{user.id}@example.com", "token_hash": user.id.bytes},
         passkey: {"id": uuid7(), "credential_id": SECRETS[3] + user.id.bytes, "public_key": SECRETS[2]},
         session: {"id": uuid7()},
         outbox: {"id": uuid7()},
@@ -162,6 +171,7 @@ def test_all_that_is_stored_is_in_the_document(active_user: User) -> None:
     document = response.json
     parts = {
         account: [document["account"]],
+        former_email: document["former_emails"],
         phone_verification: [document["waiting_phone"]],
         business: [document["business"]],
         totp: [document["second_factor"]],
@@ -175,7 +185,7 @@ def test_all_that_is_stored_is_in_the_document(active_user: User) -> None:
         expected = {
             column: value.isoformat() if isinstance(value, date) else value
             for column, value in row.items()
-            if column not in ("event_id", "email")
+            if column not in ("event_id", "email", "canonical_email")
         }
         assert any(expected.items() <= part.items() for part in parts[table]), (table.name, parts[table])
     assert document["account"] | {"id": str(active_user.id), "email": active_user.email} == document["account"]

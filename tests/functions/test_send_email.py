@@ -260,6 +260,7 @@ DATA = {
     "session_id": str(uuid.uuid4()),
     "passkey_id": str(uuid.uuid4()),
     "actor_id": str(uuid.uuid4()),
+    "former_email_id": str(uuid.uuid4()),
     "roles": ["admin"],
     "reason": "<b>said by somebody</b>",
 }
@@ -275,7 +276,9 @@ def test_each_event_leads_to_its_mail_in_the_states_that_get_one(
     with transaction() as connection:
         waiting = {"new_email": new, "new_canonical_email": new, "locale": "en"}
         connection.execute(update(account).where(account.c.id == user.id).values(waiting))
-    delivered = post("send_email", "/", DATA | {"user_id": str(user.id)}, **envelope(event.type))
+        former_id = former_addresses.keep(connection, user.id)
+    about = {"user_id": str(user.id), "former_email_id": str(former_id)}
+    delivered = post("send_email", "/", DATA | about, **envelope(event.type))
     assert delivered.status_code == 204
     expected = [mail for mail in MAILS if mail.event is event and status in mail.states]
     assert len(expected) <= 1

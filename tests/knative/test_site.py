@@ -9,7 +9,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-DOCUMENTS = ("/openapi.json", "/asyncapi.json", "/docs/", "/docs/swagger-ui.css", "/verify-email", "/reset-password")
+DOCUMENTS = (
+    "/openapi.json",
+    "/asyncapi.json",
+    "/docs/",
+    "/docs/swagger-ui.css",
+    "/verify-email",
+    "/reset-password",
+    "/undo-email-change",
+)
 LARGE = ("/openapi.json", "/asyncapi.json", "/docs/", "/docs/swagger-ui.css", "/static/page.css")
 
 

@@ -1,4 +1,4 @@
-// A form for a password, which is posted with the token from the fragment of the link that led here.
+// A form, for a password where it asks for one, which is posted with the token from the fragment of the link that led here.
 "use strict";
 
 const { path } = document.currentScript.dataset;
@@ -26,7 +26,7 @@ async function send() {
     const response = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ token, password: password.value }),
+      body: JSON.stringify({ token, password: password?.value }),
     });
     if (response.ok) return show("done");
     const errors = response.status === 422 ? (await response.json()).errors : [];
@@ -45,6 +45,6 @@ form.addEventListener("submit", (event) => {
 });
 if (!token) show("incomplete");
 
-document.getElementById("show").addEventListener("change", (event) => {
+document.getElementById("show")?.addEventListener("change", (event) => {
   password.type = event.target.checked ? "text" : "password";
 });

@@ -1,0 +1,67 @@
+"""Undo a change of the e-mail address, with the token from the mail to the old one."""
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import DBAPIError
+
+from shared import authentication, profiles, sessions
+from shared.database import is_duplicate, transaction
+from shared.events import EmailChangeUndone, UserPurged, announce
+from shared.fields import OpaqueToken, RequestBody
+from shared.http_function import http_function
+from shared.tables import account, challenge, former_email, phone_verification, verification
+from shared.tokens import hash_token
+from shared.verifications import InvalidLink
+
+
+class UndoneChange(RequestBody):
+    token: OpaqueToken
+
+
+@http_function("POST", "/api/v1/users/email/undo", status=204, problems=[InvalidLink])
+def undo_email_change(body: UndoneChange) -> None:
+    """Undo a change of the e-mail address.
+
+    Takes the token from the mail to the old address, once and within seven days of the change. The account has its old
+    address again, all sessions end, and open links and codes are void, also those that undo later changes. Password and
+    factors stay as they are, and no session starts: set a new password next.
+    """
+    of_link = (
+        select(*former_email.c["id", "account_id", "email", "canonical_email", "replaced_at"])
+        .select_from(account.join(former_email))
+        .where(
+            former_email.c.token_hash == hash_token(body.token.get_secret_value()),
+            former_email.c.expires_at > func.now(),
+        )
+        .with_for_update(of=account, key_share=True)
+    )
+    try:
+        with transaction() as connection:
+            found = connection.execute(of_link).first()
+            if found is None:
+                raise InvalidLink
+            user_id = found.account_id
+            these = (former_email.c.account_id == user_id, former_email.c.replaced_at >= found.replaced_at)
+            undone = connection.scalars(delete(former_email).where(*these).returning(former_email.c.id)).all()
+            if found.id not in undone:
+                raise InvalidLink  # it was used while this request waited
+            # Who registered the address meanwhile never verified it: its owner is here.
+            pending = delete(account).where(
+                account.c.canonical_email == found.canonical_email, account.c.status == "pending"
+            )
+            if removed := connection.scalar(pending.returning(account.c.id)):
+                announce(connection, UserPurged(user_id=removed))
+            old = {"email": found.email, "canonical_email": found.canonical_email}
+            connection.execute(
+                update(account).where(account.c.id == user_id).values(new_email=None, new_canonical_email=None, **old)
+            )
+            for table in (verification, challenge, phone_verification):
+                connection.execute(delete(table).where(table.c.account_id == user_id))
+            ended = sessions.end_all(connection, user_id)
+            announce(connection, EmailChangeUndone(user_id=user_id))
+            profile = profiles.read(connection, user_id)
+    except DBAPIError as error:
+        if is_duplicate(error):
+            raise InvalidLink from None
+        raise
+    authentication.refuse_tokens_of(user_id, *ended)
+    profiles.put(profile)
