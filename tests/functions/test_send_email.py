@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from functions.send_email import MAILS, Mail
 from knative.local.supervisor import Supervisor
-from shared import mail_provider, mails
+from shared import former_addresses, mail_provider, mails
 from shared import settings as settings_module
 from shared.database import transaction
 from shared.event_function import CLAIM_LIFETIME
