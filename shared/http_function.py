@@ -94,9 +94,9 @@ def http_function(
         recent_login: whether the caller must have logged in within the last ten minutes.
         strongest_factor: whether their session must have passed the strongest factor that the account has; so in any
             case with a role or a recent log-in.
-        limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "mailbox" (the same
-            without what its provider overlooks), "email+address", "mailbox+address". One for each "device" counts in
-            place of those of "email" and "mailbox" where a known device sends its token.
+        limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "mailbox" (the
+            email without what its provider overlooks), "email+address", "mailbox+address". One for each "device" counts
+            in place of those of "email" and "mailbox" where a known device sends its token.
         uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
             case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
         problems: the errors that are the operation's own, for the documentation.
