@@ -71,6 +71,13 @@ STATEMENTS = (
     INSERT INTO verification (account_id, purpose, token_hash, created_at, expires_at)
     SELECT id, 'verify_email', pg_temp.random_bytes(), at, at + interval '1 day' FROM made WHERE status = 'pending'
     """,
+    # One in fifty has changed the address within a week.
+    """
+    INSERT INTO former_email (id, account_id, email, canonical_email, token_hash, replaced_at, expires_at)
+    SELECT gen_random_uuid(), id, 'former-' || id || '@example.com', 'former-' || id || '@example.com',
+           pg_temp.random_bytes(), now(), now() + interval '7 days'
+    FROM made WHERE status = 'active' AND random() < 0.02
+    """,
     # One in fifty is in business.
     """
     INSERT INTO business (account_id, number, opened_on, representative, status, submitted_at, checked_at)

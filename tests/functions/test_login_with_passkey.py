@@ -39,7 +39,7 @@ def log_in_with(authenticator: Authenticator) -> Any:
 def test_a_passkey_starts_a_session_with_two_factors(active_user: User) -> None:
     response = log_in_with(with_passkey(active_user))
     assert response.status_code == 200, response.text
-    assert response.json.keys() == {"access_token", "refresh_token", "token_type", "expires_in"}
+    assert response.json.keys() == {"access_token", "refresh_token", "token_type", "expires_in", "device_token"}
     claims = jwt.decode(response.json["access_token"], options={"verify_signature": False})
     assert (claims["sub"], claims["amr"]) == (str(active_user.id), ["pop", "user", "mfa"])
     assert call("get_profile", response.json).json["email"] == active_user.email

@@ -34,7 +34,7 @@ def test_a_new_address_gets_a_link_that_works(active_user: User) -> None:
     wants(active_user, new)
     assert ask(new).status_code == 202
     assert call("verify_email", body={"token": mailed_token(new), "password": PASSWORD}).status_code == 204
-    assert events_of(active_user) == ["email_verification_requested", "email_changed"]
+    assert events_of(active_user) == ["email_verification_requested", "email_changed", "email_replaced"]
 
 
 @pytest.mark.parametrize("status", ["active", "suspended", "withdrawn"])

@@ -19,7 +19,7 @@ from shared import former_addresses, mail_provider, mails
 from shared import settings as settings_module
 from shared.database import transaction
 from shared.event_function import CLAIM_LIFETIME
-from shared.events import Event
+from shared.events import EmailReplaced, Event
 from shared.tables import account, processed_event, verification
 from tests.conftest import User, counted, create_user, envelope, inbox, post, somebody_waits_for, wait_for
 from tests.providers import Answer, Provider, serving
@@ -244,7 +244,9 @@ def test_every_mail_is_there_in_both_languages_and_sent() -> None:
 @pytest.mark.parametrize("mail", MAILS, ids=lambda mail: mail.section)
 def test_a_mail_has_a_link_where_it_asks_for_something_and_says_how_long_it_works(mail: Mail) -> None:
     for words in mails.texts()[mail.section].values():
-        assert ("action" in words) == (mail.link is not None)
+        assert ("action" in words) == (mail.link is not None or mail.event is EmailReplaced)
+        if mail.event is EmailReplaced:
+            assert re.search("7 days|7일", words["text"])
         if mail.link:
             hours, minutes = mail.link.lifetime.seconds // 3600 or 24, mail.link.lifetime.seconds // 60
             assert re.search(rf"{hours}( hours|시간)|{minutes}( minutes|분)", words["text"])

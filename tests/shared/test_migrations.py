@@ -158,6 +158,7 @@ def test_addresses_that_were_stored_before_they_were_folded_are_found(own_databa
     with engine().begin() as connection:
         # What the migrations from 0009 on have added.
         connection.execute(text("DROP INDEX account_folded_name_prefix"))
+        connection.execute(text("DROP TABLE former_email"))
         connection.execute(text("ALTER TABLE passkey DROP COLUMN backup_eligible"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0008'"))
         for email in stored:
