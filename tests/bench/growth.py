@@ -176,7 +176,7 @@ def _searches(queries: Sequence[dict[str, str]]) -> Prepare:
         administrators = """
             SELECT account_id, session.id FROM session JOIN account ON account.id = account_id WHERE roles <> '{}'
         """
-        tokens = [_token(row, ("admin",), ("pwd", "otp", "mfa")) for row in _rows(database, administrators)]
+        tokens = [_token(row, ("admin",)) for row in _rows(database, administrators)]
         deep = [{"cursor": pages.encode(last)} for (last,) in _rows(database, older)]
         wanted = [query for last in deep for query in (*queries, last)][:REQUESTS]
         return [
@@ -187,7 +187,7 @@ def _searches(queries: Sequence[dict[str, str]]) -> Prepare:
     return prepare
 
 
-def _token(session: Any, roles: tuple[str, ...] = (), amr: tuple[str, ...] = ("pwd",)) -> str:
+def _token(session: Any, roles: tuple[str, ...] = (), amr: tuple[str, ...] = ("pop", "user", "mfa")) -> str:
     now = int(time.time())
     return access_tokens.issue(
         Caller(user_id=session.account_id, session_id=session.id, roles=roles, amr=amr, authenticated_at=now)

@@ -56,8 +56,11 @@ def test_both_addresses_are_told(active_user: User) -> None:
     new = f"new-{active_user.email}"
     change(session_of(active_user), new)
     verify(mailed_token(new))
-    wait_for(lambda: len(inbox(new)) == 2)
-    assert subjects(active_user.email) == ["이메일 주소 변경 요청을 받았습니다"]
+    wait_for(lambda: len(inbox(new)) == len(inbox(active_user.email)) == 2)
+    assert subjects(active_user.email) == [
+        "이지스 계정의 이메일 주소가 다른 주소로 변경되었습니다",
+        "이메일 주소 변경 요청을 받았습니다",
+    ]
     assert subjects(new) == ["이메일 주소가 변경되었습니다", "새 이메일 주소를 확인해 주세요"]
     assert new not in inbox(active_user.email)[0]["text"]
 

@@ -163,7 +163,9 @@ def _export_data(count: int) -> list[bytes]:
             .limit(count)
         ).all()
         callers = [
-            Caller(user_id=user_id, session_id=uuid.uuid4(), amr=("pwd",), authenticated_at=now) for user_id in found
+            # By a passkey, as some have one.
+            Caller(user_id=user_id, session_id=uuid.uuid4(), amr=("pop", "user", "mfa"), authenticated_at=now)
+            for user_id in found
         ]
         connection.execute(
             insert(session).values(expires_at=func.now() + timedelta(days=30)),
