@@ -114,16 +114,20 @@ def _send(event: Event, within: ExitStack) -> None:
         if isinstance(event, events.EmailReplaced):
             undo = former_addresses.offer_undo(connection, event.former_email_id)
             address = undo and undo.address
-            link = f"{settings().public_url}/undo-email-change#token={undo.token}" if undo else ""
+            link = _link("undo-email-change", undo.token) if undo else ""
         if address is None:
             return  # the change was cancelled, or undone
         if mail.is_to_unverified and not within.enter_context(sending.mail_to_unverified(address)):
             return
         if mail.link:
             token = create(connection, event.user_id, mail.link.purpose, mail.link.lifetime)
-            # In the fragment, which browsers keep to themselves: no server's log holds the token.
-            link = f"{settings().public_url}/{mail.link.page}#token={token}"
+            link = _link(mail.link.page, token)
     send_mail(mailbox(address), *compose(mail.section, recipient.locale, link))
+
+
+def _link(page: str, token: str) -> str:
+    # In the fragment, which browsers keep to themselves: no server's log holds the token.
+    return f"{settings().public_url}/{page}#token={token}"
 
 
 def _mail(event: Event, status: str) -> Mail | None:

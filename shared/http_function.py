@@ -164,8 +164,12 @@ def _perform(
 ) -> Response:
     """Checks a request step by step and hands it to the handler. `headers` go with the answer, whatever it is."""
     client = client_of(request)
-    given: dict[str, Any] = {"request": request, "client": client, "if_match": request.headers.get("If-Match")}
-    given["device_token"] = request.headers.get("Device-Token")
+    given: dict[str, Any] = {
+        "request": request,
+        "client": client,
+        "if_match": request.headers.get("If-Match"),
+        "device_token": request.headers.get("Device-Token"),
+    }
     if operation.path != "/*":
         given |= _path_parameters(operation, template, request)
 

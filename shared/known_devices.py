@@ -17,7 +17,6 @@ from shared.encryption import keyed_hash
 from shared.tables import account, credential
 from shared.tokens import decode, encode
 
-HEADER = "Device-Token"
 LIFETIME = timedelta(days=90)
 """Each log-in and each refresh gives a new one."""
 

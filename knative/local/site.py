@@ -128,26 +128,26 @@ def show_asyncapi() -> Response:
 @app.get("/verify-email")
 def show_verify_email() -> Response:
     """Asks for the password, posts it with the token from the link's fragment, and says what came of it."""
-    return _password_form("/api/v1/users/email/verify", "current-password", VERIFY_EMAIL_WORDS)
+    return _link_form("/api/v1/users/email/verify", "current-password", VERIFY_EMAIL_WORDS)
 
 
 @app.get("/reset-password")
 def show_reset_password() -> Response:
     """Asks for a new password, posts it with the token from the link's fragment, and says what came of it."""
-    return _password_form("/api/v1/users/password/reset", "new-password", RESET_PASSWORD_WORDS)
+    return _link_form("/api/v1/users/password/reset", "new-password", RESET_PASSWORD_WORDS)
 
 
 @app.get("/undo-email-change")
 def show_undo_email_change() -> Response:
     """Posts the token from the link's fragment when its button is pressed, and says what came of it."""
-    return _password_form("/api/v1/users/email/undo", None, UNDO_EMAIL_CHANGE_WORDS)
+    return _link_form("/api/v1/users/email/undo", None, UNDO_EMAIL_CHANGE_WORDS)
 
 
-def _password_form(path: str, autocomplete: str | None, words: dict[str, dict[str, str]]) -> Response:
+def _link_form(path: str, autocomplete: str | None, words: dict[str, dict[str, str]]) -> Response:
     language = request.accept_languages.best_match(list(words)) or "en"
     page = make_response(
         render_template(
-            "password_form.html", path=path, autocomplete=autocomplete, language=language, words=words[language]
+            "link_form.html", path=path, autocomplete=autocomplete, language=language, words=words[language]
         )
     )
     page.content_language.add(language)

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 from redis import Redis
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from functions.login_with_passkey import AMR
 from knative.local.servers import LOOPBACK
 from shared import access_tokens, pages
 from shared.access_tokens import Caller
@@ -187,8 +188,8 @@ def _searches(queries: Sequence[dict[str, str]]) -> Prepare:
     return prepare
 
 
-def _token(session: Any, roles: tuple[str, ...] = (), amr: tuple[str, ...] = ("pop", "user", "mfa")) -> str:
+def _token(session: Any, roles: tuple[str, ...] = ()) -> str:
     now = int(time.time())
     return access_tokens.issue(
-        Caller(user_id=session.account_id, session_id=session.id, roles=roles, amr=amr, authenticated_at=now)
+        Caller(user_id=session.account_id, session_id=session.id, roles=roles, amr=tuple(AMR), authenticated_at=now)
     )

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pyotp
 from sqlalchemy import func, insert, select, update
 
+from functions.login_with_passkey import AMR
 from shared import access_tokens, authentication, challenges, profiles, verifications
 from shared.access_tokens import Caller
 from shared.database import transaction
@@ -164,7 +165,7 @@ def _export_data(count: int) -> list[bytes]:
         ).all()
         callers = [
             # By a passkey, as some have one.
-            Caller(user_id=user_id, session_id=uuid.uuid4(), amr=("pop", "user", "mfa"), authenticated_at=now)
+            Caller(user_id=user_id, session_id=uuid.uuid4(), amr=tuple(AMR), authenticated_at=now)
             for user_id in found
         ]
         connection.execute(

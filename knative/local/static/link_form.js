@@ -1,4 +1,4 @@
-// A form, for a password where it asks for one, which is posted with the token from the fragment of the link that led here.
+// The form of a mailed link: it posts the token from the fragment, with a password if the form asks for one.
 "use strict";
 
 const { path } = document.currentScript.dataset;
