@@ -21,8 +21,9 @@ def reset_password(body: PasswordReset) -> None:
     """Set a new password.
 
     Takes the token from the mail, once and within 30 minutes; a password that is refused does not spend it. All
-    sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. Authenticator app
-    and passkeys stay: a mailbox alone gets around neither. Who has lost them all needs an administrator.
+    sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. The
+    authenticator app and passkeys stay, so access to the mailbox alone is not enough to take over an account that has
+    them. A user who has lost all of them needs an administrator.
     """
     token, password = body.token.get_secret_value(), body.password.get_secret_value()
     with transaction() as connection:

@@ -34,7 +34,7 @@ def withdraw(caller: Caller, body: Withdrawal) -> None:
     """
     require_password(caller.user_id, body.password)
     leave = update(account).where(account.c.id == caller.user_id).values(status="withdrawn", withdrawn_at=func.now())
-    # As the token says: another role would have ended the session.
+    # The roles in the token are current: a change of roles ends all sessions.
     is_administrator = ADMIN in caller.roles
     with transaction() as connection:
         if is_administrator:

@@ -1,4 +1,4 @@
-"""Administrators: there is always one who can log in, and each has a factor beside the password."""
+"""Keeps at least one administrator who can log in with a second factor."""
 
 from typing import Literal
 from uuid import UUID
@@ -11,7 +11,7 @@ from shared.tables import account, passkey, totp
 ADMIN: Literal["admin"] = "admin"
 
 _LOCK = 7_105_141_302
-"""Of PostgreSQL's advisory locks, the one that whoever may leave the service without an administrator takes first."""
+"""PostgreSQL's advisory lock for changes that could leave the service without an administrator."""
 
 
 class LastAdministrator(Problem):

@@ -15,7 +15,7 @@ KEPT = timedelta(days=7)
 
 
 class Undo(NamedTuple):
-    """What the mail to a former address holds."""
+    """Where the mail that offers to undo a change goes, and the token in its link."""
 
     address: str
     token: str
@@ -49,14 +49,14 @@ def keep(connection: Connection, user_id: UUID) -> UUID:
 
 
 def forget(connection: Connection, user_id: UUID, address: str) -> None:
-    """Ends that an address is kept for an account which has it again."""
+    """Stops keeping an address for an account that uses it again."""
     connection.execute(
         delete(former_email).where(former_email.c.account_id == user_id, former_email.c.canonical_email == address)
     )
 
 
 def offer_undo(connection: Connection, former_id: UUID) -> Undo | None:
-    """A new token to undo a change; it replaces an earlier one. None where the change cannot be undone any more."""
+    """A new token to undo a change, which replaces any earlier one; None if the change can no longer be undone."""
     token = new_token()
     offered = (
         update(former_email)

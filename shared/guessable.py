@@ -1,4 +1,4 @@
-"""What attackers guess first: the parts of a password that add nothing to its strength (NIST SP 800-63B-4, 3.1.1.2)."""
+"""Finds what attackers guess first in a password: common ones, names, patterns (NIST SP 800-63B-4, 3.1.1.2)."""
 
 import re
 from collections.abc import Iterator
@@ -36,10 +36,10 @@ _DULL = re.compile(r"(.)\1{2,}|(?:19|20)[0-9]{2}")
 
 
 def remainder(password: str, *known: str | None) -> str:
-    """What is left of a password without the parts that attackers guess first, for the rest to be judged.
+    """Returns a password without the parts that attackers guess first. What remains must be strong by itself.
 
-    Left out are the words of the service, the most common passwords, walks over a keyboard, sequences, repeated
-    characters and years, and what is `known` about the user. Case, leetspeak and separators do not hide them.
+    Removes words of the service, the most common passwords, keyboard walks, sequences, repeated characters, years, and
+    what is `known` about the user, whatever their case, and also in leetspeak or with separators in between.
     """
     text = password.casefold()
     words = [*_common_words(), *_words_of(known)]

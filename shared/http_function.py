@@ -244,9 +244,9 @@ def _parts(operation: HttpFunction, request: Request, body: bytes) -> dict[str, 
 
 
 def _subjects(operation: HttpFunction, given: Mapping[str, Any]) -> dict[str, str]:
-    """What is counted of a sound request beside its address: its caller's account, the address in its body.
+    """What the limits of a valid request count, besides its IP address: the caller's account and the e-mail address.
 
-    In place of the latter its device, where that is a known one: what strangers spend is not the owner's.
+    A known device counts in place of the e-mail address, so requests of strangers do not use up the owner's limit.
     """
     subjects: dict[str, str] = {}
     if "caller" in given:

@@ -1,8 +1,8 @@
 """Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): a request that is sent again takes effect once.
 
 The answer is stored in the transaction of the change, sealed, for a day. So whoever lost an answer may send the
-request again, and gets that answer byte for byte. Only tokens are not given out again once they would not be given
-anew: then the request is performed as a new one.
+request again, and gets that answer byte for byte. An answer with tokens comes again only while a new log-in would get
+tokens too; after that, the request is performed as a new one.
 """
 
 import contextlib
@@ -164,10 +164,10 @@ def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:
 
 
 def _may_come_again(response: Response, answered_at: datetime) -> bool:
-    """Whether tokens in an answer, if any, are still their caller's.
+    """Whether an answer may be given again: always without tokens, else while they are still good.
 
-    Their session must go on, and neither the password nor the authenticator app be newer: whoever knows the old
-    password, and the key, would else get into the session in which its owner has changed it.
+    Their session must be live, and password and authenticator app no newer than the answer. Otherwise somebody with the
+    old password and the key would get into the session in which the owner changed it.
     """
     body = response.get_json(silent=True)
     if not isinstance(body, dict) or "access_token" not in body:

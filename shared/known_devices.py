@@ -1,8 +1,8 @@
-"""Known devices: whoever logged in once keeps an allowance of their own, whatever strangers spend on the account.
+"""Known devices: a device that has logged in before has rate limits of its own, which strangers cannot use up.
 
-Device cookies as OWASP describes them (Slow Down Online Guessing Attacks with Device Cookies), in a token that any
-client can keep. It is no factor and opens nothing: it only tells whose guesses are counted together. Nothing is
-stored; a new password, or another address, makes all tokens of the account worthless.
+These are OWASP's device cookies (Slow Down Online Guessing Attacks with Device Cookies), as a token that any client can
+keep. A token is not a factor: it only decides which limit a guess counts against. The service stores none of them. A
+change of the password or the e-mail address revokes all tokens of the account.
 """
 
 import hmac
@@ -68,5 +68,5 @@ def _signature(device: bytes, email: str) -> bytes:
 
 
 def _revocation(password_hash: str | None) -> bytes:
-    """What another password changes."""
+    """Differs once the account has another password, which revokes its tokens."""
     return keyed_hash(f"password of a {_PURPOSE}", (password_hash or "").encode())

@@ -9,7 +9,7 @@ _PROTON = frozenset({"proton.me", "protonmail.com", "pm.me"})
 
 
 def counted_mailbox(address: str) -> str:
-    """What is counted for a mailbox: its address without the tag (RFC 5233), and as its provider compares it.
+    """The mailbox that mail to an address reaches: without the tag (RFC 5233), in the form that its provider compares.
 
     Raises:
         ValueError: the text is no e-mail address.

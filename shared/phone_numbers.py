@@ -70,4 +70,4 @@ PhoneNumber = Annotated[
     Field(description="In E.164, or as it is written in Korea.", examples=["010-1234-5678", "+821012345678"]),
 ]
 TextablePhoneNumber = Annotated[PhoneNumber, AfterValidator(check_region)]
-"""Of a region that texts are sent to."""
+"""A phone number in one of the regions of SMS_REGIONS."""

@@ -28,9 +28,9 @@ def count_text() -> None:
 
 @contextmanager
 def mail_to_unverified(address: str) -> Iterator[bool]:
-    """Whether a mail may go to an address that nobody has verified; it counts unless the block finds us not available.
+    """Whether a mail may go to an unverified address. It counts, unless the block raises ServiceUnavailable.
 
-    Verified addresses are not asked about: at the limit their owners go on getting mail.
+    Mails to verified addresses do not count: their owners get them also when the limit is reached.
     """
     mailbox = {"mailbox": PER_MAILBOX}, {"mailbox": counted_mailbox(address)}
     service = {"service": f"{settings().unverified_mails_per_hour}/hour"}, {"service": "all"}

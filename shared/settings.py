@@ -120,7 +120,7 @@ class Settings:
     """Account SID and auth token, as SID:TOKEN."""
     sms_from: str
     sms_regions: frozenset[str]
-    """Where numbers may be of that get texts (ISO 3166-1, two letters): each text costs, and some regions pay fraud."""
+    """Regions whose numbers get texts (ISO 3166-1, two letters). In some, fraudsters earn on each text."""
     texts_per_hour: int
     """Of the whole service."""
     unverified_mails_per_hour: int
