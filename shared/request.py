@@ -18,8 +18,6 @@ from shared import cors, deadline, logs, metrics
 from shared.problems import BodyTooLarge, InternalError, MalformedRequest, PreconditionFailed, Problem
 
 MAX_BODY_BYTES = 64 * 1024
-BODY_SECONDS = 5.0
-"""How long to wait for the next part of a body: a caller that sends nothing must not hold a thread."""
 DISCARDED_BYTES = 16 * 1024 * 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -143,24 +141,21 @@ def _body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         RequestEntityTooLarge
-        MalformedRequest: it is cut off, malformed, or does not arrive.
+        RequestTimeout: it does not arrive in time, by the deadline of shared/server.py.
+        MalformedRequest: it is cut off or malformed.
     """
     if not request.content_length and "Transfer-Encoding" not in request.headers:
         return b""
-    client = request.environ.get("gunicorn.socket")
-    if client:
-        client.settimeout(BODY_SECONDS)
     try:
         if len(body := request.get_data()) > max_bytes:
             raise RequestEntityTooLarge
     except RequestEntityTooLarge:
         _discard_body(request)
         raise
+    except Problem:
+        raise
     except Exception as error:
         raise MalformedRequest("The body did not arrive in full.") from error
-    finally:
-        if client:
-            client.settimeout(None)
     return body
 
 

@@ -5,6 +5,7 @@ FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.server
 
 import contextlib
 import os
+import selectors
 import shutil
 import socket
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +22,15 @@ from urllib.parse import urlsplit
 import functions_framework
 from flask import Flask, Request, Response
 from gunicorn.app.base import BaseApplication
+from gunicorn.http import get_parser
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import ThreadWorker
 
 from shared import cache, database_url, deadline, logs, metrics
 from shared.database_url import Address
-from shared.problems import ServiceUnavailable
+from shared.problems import REQUEST_SECONDS, RequestTimeout, ServiceUnavailable
 from shared.registry import uses
-from shared.request import json_response
+from shared.request import SECURITY_HEADERS, ProblemResponse, json_response
 from shared.settings import Dependency, InvalidSettings, Settings, load
 
 if TYPE_CHECKING:
@@ -55,6 +59,9 @@ def database_is_up() -> bool:
 CHECKS: dict[Dependency, Callable[[], bool]] = {"database": database_is_up, "cache": cache.is_up}
 DISPENSABLE: frozenset[Dependency] = frozenset({"cache"})
 
+
+SEND_SECONDS = 30.0
+"""For so long a caller may take to read an answer: then its connection is closed."""
 
 OPEN_SECONDS = 5.0
 """For so long a new process waits for its server. NetworkPolicies let a pod through a moment after it has started."""
@@ -137,9 +144,78 @@ class Threads(ThreadPoolExecutor):
         return super().submit(work)
 
 
+class TimedUnreader(SocketUnreader):  # type: ignore[misc]
+    """Reads a connection until a deadline for the whole request, however its bytes are spread over that time.
+
+    gunicorn bounds no read of a request, and a limit for each read lets a byte every two seconds go on for ever.
+    """
+
+    def __init__(self, conn: Any) -> None:
+        super().__init__(conn.sock)
+        self.conn = conn
+        self.until = 0.0
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """The next bytes.
+
+        Raises:
+            RequestTimeout: the deadline has passed; the connection closes after the answer (RFC 9110, 15.5.9).
+        """
+        prior = self.sock.gettimeout()
+        try:
+            self.sock.settimeout(max(self.until - time.monotonic(), 0.001))
+            read: bytes = super().chunk(size_hint)
+        except TimeoutError:
+            if self.conn.parser.mesg:
+                self.conn.parser.mesg.force_close()
+            raise RequestTimeout from None
+        finally:
+            self.sock.settimeout(prior)
+        return read
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's, but slow callers hold no thread longer than REQUEST_SECONDS to send and SEND_SECONDS to read."""
+
     def get_thread_pool(self) -> Threads:
         return Threads(self.cfg.threads)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Hands a connection to a thread once it has sent something: gunicorn lets a thread wait for that."""
+        if conn.initialized or conn.data_ready:
+            super().enqueue_req(conn)
+            return
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def handle(self, conn: Any) -> Any:
+        if conn.parser is None:
+            conn.parser = get_parser(self.cfg, conn.sock, conn.client)
+            conn.parser.unreader = TimedUnreader(conn)
+        conn.parser.unreader.until = time.monotonic() + REQUEST_SECONDS
+        return super().handle(conn)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        conn.sock.settimeout(SEND_SECONDS)
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError:  # gunicorn would log it as an error of ours
+            return False
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Answers what went wrong before a function had the request: headers that come too slowly as a problem."""
+        if not isinstance(exc, RequestTimeout):
+            super().handle_error(req, client, addr, exc)
+            return
+        response = ProblemResponse(exc)
+        response.headers.extend(SECURITY_HEADERS)
+        head = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in response.headers.to_wsgi_list())
+        with contextlib.suppress(OSError):
+            client.settimeout(SEND_SECONDS)
+            client.sendall(f"{head}\r\n".encode() + response.get_data())
 
     def init_process(self) -> None:
         if self.age > self.cfg.workers:  # it takes the place of one that has ended

@@ -1,13 +1,18 @@
 """Health, metrics, and the stock functions-framework."""
 
+import contextlib
 import http.client
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,6 +94,65 @@ def test_a_body_that_is_too_large_and_never_ends_holds_no_thread() -> None:
                 stalled.sendall(head + b"x" * 70_000)
                 assert statuses_on_one_connection(port) == [404, 404]
                 assert stalled.recv(100).startswith(b"HTTP/1.1 413")
+        finally:
+            process.terminate()
+
+
+TRICKLING_REQUESTS = {
+    "headers": b"POST / HTTP/1.1\r\nHost: x\r\nX-Padding: ",
+    "body": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n",
+    "chunked body": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n",
+}
+
+
+def test_requests_that_trickle_in_are_ended_after_ten_seconds_and_free_their_threads() -> None:
+    with server_of("fallback", THREADS="3") as port, ThreadPoolExecutor() as pool:
+        trickling = list(pool.map(partial(trickle, port), TRICKLING_REQUESTS.values()))
+        for answer in trickling:
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 408")
+            assert b"connection: close" in head.lower()
+            assert json.loads(body)["type"] == "urn:aegis:problem:request-timeout"
+        assert statuses_on_one_connection(port) == [404, 404]
+
+
+def test_connections_that_send_nothing_hold_no_thread() -> None:
+    with server_of("fallback", THREADS="1") as port, contextlib.ExitStack() as silent:
+        for _ in range(20):
+            silent.enter_context(socket.create_connection((LOOPBACK, port)))
+        assert statuses_on_one_connection(port) == [
+            404,
+            404,
+        ]  # within its time-out of 20 s: a thread for each would take 100 s
+
+
+def trickle(port: int, start: bytes) -> bytes:
+    """All that the server answers to a request of which a byte comes every half second, until it closes."""
+    answer = b""
+    with socket.create_connection((LOOPBACK, port), timeout=0.5) as connection:
+        connection.sendall(start)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            try:
+                if not (part := connection.recv(65536)):
+                    return answer
+                answer += part
+            except TimeoutError:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"x")
+    raise AssertionError("the connection stays open")
+
+
+@contextlib.contextmanager
+def server_of(function: str, **variables: str) -> Iterator[int]:
+    """The port on which a server of a function answers for the block."""
+    port = free_port()
+    environment = {**os.environ, "FUNCTION_TARGET": function, "HOST": LOOPBACK, "PORT": str(port), **variables}
+    command = [sys.executable, "-m", "shared.server"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: is_listening(port), seconds=30)
+            yield port
         finally:
             process.terminate()
 
