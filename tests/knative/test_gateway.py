@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from shared.manifests import route_timeout_seconds
 from shared.problems import REQUEST_SECONDS, Problem, RequestTimeout, ServiceUnavailable
-from shared.request import SECURITY_HEADERS
+from shared.request import MAX_BODY_BYTES, SECURITY_HEADERS
 from tests.knative.environments import ENVIRONMENTS, objects_of
 
 REPLACED: dict[int, Problem] = {408: RequestTimeout(), 502: ServiceUnavailable(), 504: ServiceUnavailable()}
@@ -43,6 +44,13 @@ def test_errors_of_the_gateway_are_the_problems_that_functions_answer_with(envir
         assert headers == {"Cache-Control": SECURITY_HEADERS["Cache-Control"], **problem.headers}
 
 
-def test_the_gateway_waits_for_a_request_as_long_as_the_local_router(environment: str) -> None:
-    timeout = policy(environment, "ClientTrafficPolicy")["timeout"]
-    assert timeout == {"http": {"requestReceivedTimeout": f"{REQUEST_SECONDS}s"}}
+def test_a_slow_caller_holds_neither_a_pod_nor_the_gateway(environment: str) -> None:
+    client, backend = policy(environment, "ClientTrafficPolicy"), policy(environment, "BackendTrafficPolicy")
+    http = client["timeout"]["http"]
+    assert http["requestReceivedTimeout"] == f"{REQUEST_SECONDS}s"
+    assert backend["requestBuffer"] == {"limit": f"{2 * MAX_BODY_BYTES // 1024}Ki"}
+    limit = client["connection"]["connectionLimit"]
+    assert limit["value"] > 0
+    seconds = {name: int(value.removesuffix("s")) for name, value in (limit | http).items() if name != "value"}
+    assert route_timeout_seconds() < seconds["streamIdleTimeout"]  # or a function could not take its time
+    assert REQUEST_SECONDS + route_timeout_seconds() < seconds["maxStreamDuration"] <= 60
