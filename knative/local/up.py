@@ -78,6 +78,9 @@ def say(line: str) -> None:
 def lock(data: Path, port: int) -> IO[str]:
     """Holds the data folder until the process ends, however it ends."""
     data.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Its secrets stay out of git wherever it is. A folder with contents of somebody else is not ours to hide.
+    if not any(data.iterdir()) or (data / "secrets.json").exists():
+        (data / ".gitignore").write_text("*\n")
     file = (data / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

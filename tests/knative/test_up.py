@@ -22,7 +22,7 @@ import pytest
 from knative.local import servers
 from knative.local.servers import MAX_CONNECTIONS, free_port
 from knative.local.supervisor import Process
-from knative.local.up import containers, settings
+from knative.local.up import containers, lock, settings
 from shared.settings import load
 from tests.conftest import PASSWORD, ROOT, wait_for
 from tests.servers import Own
@@ -281,3 +281,19 @@ def test_a_server_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert f"DATABASE_URL names 127.0.0.1:{port}, which cannot be reached" in up.output
     assert "secret-password" not in up.output
     assert "Traceback" not in up.output
+
+
+def test_git_ignores_a_data_folder_wherever_it_is(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for name in ("new", "empty"):
+        if name == "empty":
+            (tmp_path / name).mkdir()
+        lock(tmp_path / name, 8080).close()
+        (tmp_path / name / "secrets.json").write_text("{}")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    lock(tmp_path / "mine", 8080).close()
+    command = ["git", "-C", str(tmp_path), "status", "--porcelain", "--untracked-files=all"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "secrets.json" not in shown
+    assert "mine/thesis.txt" in shown
