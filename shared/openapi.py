@@ -205,6 +205,7 @@ ANYWHERE: tuple[type[Problem], ...] = (
     problems.NotFound,
     problems.MethodNotAllowed,
     problems.MalformedRequest,
+    problems.MisdirectedRequest,
     problems.InternalError,
 )
 """Problems that any operation may answer with, so no operation lists them itself."""

@@ -206,6 +206,14 @@ class TooManyRequests(Problem):
         super().__init__(headers={"Retry-After": "1", **(headers or {})})
 
 
+class MisdirectedRequest(Problem):
+    """The Host is none of this service (RFC 9110, 15.5.20): a page may have rebound its name to it."""
+
+    status = 421
+    title = "The service does not answer under this name"
+    detail = "Use the address that make up printed."
+
+
 class HeadersTooLarge(Problem):
     status = 431
     title = "The path, the query or the headers are too large"

@@ -4,15 +4,19 @@ python -m knative.local.site
 """
 
 import os
+import re
 from functools import cache
 from typing import Any
 
 from flask import Flask, Response, jsonify, make_response, render_template, request
 from flask_swagger_ui import get_swaggerui_blueprint
 
+from knative.local.hosts import KNOWN_HOST
 from knative.local.sandbox import sandbox
 from shared import asyncapi, openapi
+from shared.problems import MisdirectedRequest
 from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
+from shared.request import ProblemResponse
 from shared.server import Server
 from shared.settings import settings
 
@@ -113,6 +117,12 @@ app.register_blueprint(sandbox)
 app.register_blueprint(
     get_swaggerui_blueprint("/docs", "/openapi.json", config={"app_name": "Aegis user service"}), url_prefix="/docs"
 )
+
+
+@app.before_request
+def refuse_unknown_names() -> Response | None:
+    """As the router does: a page that rebinds its name may come past it, to this port."""
+    return None if re.fullmatch(KNOWN_HOST, request.host) else ProblemResponse(MisdirectedRequest())
 
 
 @app.get("/openapi.json")

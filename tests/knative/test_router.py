@@ -108,7 +108,7 @@ def test_the_running_service_lets_its_own_pages_read_a_413() -> None:
     assert headers["Access-Control-Allow-Origin"] == f"http://localhost:{port}"
 
 
-HOST = b"Host: api.example.com\r\n"
+HOST = b"Host: localhost\r\n"
 INVALID = "urn:aegis:problem:malformed-request"
 NO_HTTP = {
     "a garbage request line": b"\x16\x03\x01 what is this\r\n\r\n",
@@ -236,5 +236,19 @@ def test_an_id_in_upper_case_reaches_its_function() -> None:
     """RFC 9562, 4. The fallback would answer 404."""
     user, session = str(uuid.uuid4()).upper(), str(uuid.uuid4()).upper()
     for request in (f"GET /api/v1/users/{user}", f"DELETE /api/v1/users/me/sessions/{session}"):
-        status, _, _ = send(service_port(), f"{request} HTTP/1.1\r\nHost: api.example.com\r\n\r\n".encode())
+        status, _, _ = send(service_port(), f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert status == 401
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "192.168.0.7"])
+def test_the_names_that_make_up_prints_and_addresses_are_served(host: str) -> None:
+    assert status_under(host, "/inbox?to=nobody@example.com") == 200
+
+
+def status_under(host: str, path: str) -> int:
+    connection = http.client.HTTPConnection(LOOPBACK, service_port(), timeout=30)
+    try:
+        connection.request("GET", path, headers={"Host": host})
+        return connection.getresponse().status
+    finally:
+        connection.close()
