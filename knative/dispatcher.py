@@ -42,6 +42,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from shared import cloud_events, kafka, logs, probes
+from shared.deliveries import authorization
 from shared.manifests import Trigger, triggers
 from shared.metrics import BUCKETS, SERVICE
 from shared.probes import Heart
@@ -64,8 +65,9 @@ MAX_WAITING = 1000
 MAX_BATCH = 500
 MAX_FETCH_BYTES = 2**20
 
-# What Knative sends again; any other answer from 300 on goes to the dead letters at once.
-RETRIED_STATUSES = frozenset({404, 408, 409, 429})
+# What Knative sends again, and 401: while a key is replaced, functions and dispatcher may have different ones. Any
+# other answer from 300 on goes to the dead letters at once.
+RETRIED_STATUSES = frozenset({401, 404, 408, 409, 429})
 ASKING_TO_WAIT = frozenset({429, 503})
 MAX_ERROR_BYTES = 1024
 
@@ -315,7 +317,8 @@ class Deliveries:
 
     def _try(self, delivery: Delivery) -> float | None:
         """Delivers an event once. Returns None when it is settled, else the seconds to wait before the next try."""
-        failure = post(self._function_url, delivery.attributes, delivery.data, self._trigger.timeout_seconds)
+        trigger = self._trigger
+        failure = post(self._function_url, trigger.service, delivery.attributes, delivery.data, trigger.timeout_seconds)
         if failure is None:
             self._count_try("delivered")
             if (age := delivery.age()) is not None:
@@ -331,7 +334,8 @@ class Deliveries:
         log.warning("delivery failed", extra={**fields, "error": failure.error, "is_last": is_last})
         if is_last:
             dead_letter = delivery.attributes | failure.attributes(self._function_url)
-            refused = post(self._dead_letter_url, dead_letter, delivery.data, self._trigger.timeout_seconds)
+            sink = trigger.dead_letter_service
+            refused = post(self._dead_letter_url, sink, dead_letter, delivery.data, trigger.timeout_seconds)
             if refused is None:
                 self._count_try("dead_lettered")
                 return None
@@ -383,15 +387,15 @@ class Failure(NamedTuple):
         return reason | ({"knativeerrordata": base64.b64encode(self.body).decode()} if self.body else {})
 
 
-def post(url: str, attributes: dict[str, str], data: bytes, timeout_seconds: float) -> Failure | None:
-    """POSTs an event as a binary CloudEvent. Returns None when it was taken."""
+def post(url: str, service: str, attributes: dict[str, str], data: bytes, timeout_seconds: float) -> Failure | None:
+    """POSTs an event to a service as a binary CloudEvent. Returns None when it was taken."""
     headers = {f"ce-{name}": quote(value, safe=_HEADER_SAFE) for name, value in attributes.items()}
     try:
         response = pools.request(
             "POST",
             url,
             body=data,
-            headers={**headers, "Content-Type": kafka.CONTENT_TYPE},
+            headers={**headers, **authorization(service), "Content-Type": kafka.CONTENT_TYPE},
             timeout=urllib3.Timeout(total=timeout_seconds),
             redirect=False,
         )
@@ -420,7 +424,7 @@ def backoff(trigger: Trigger, attempt: int) -> float:
 
 def main() -> None:
     try:
-        logging.config.dictConfig(logs.configuration(load(os.environ, ["kafka"])))
+        logging.config.dictConfig(logs.configuration(load(os.environ, ["kafka", "deliveries"])))
         function_url = os.environ["FUNCTION_URL"]
     except InvalidSettings as error:
         sys.exit("\n".join(["the dispatcher cannot start with these settings:", *error.problems]))

@@ -11,6 +11,9 @@ import urllib.error
 import urllib.request
 import uuid
 
+from shared.deliveries import authorization
+from shared.settings import InvalidSettings, load
+
 TYPE = "dev.knative.sources.ping"
 TIMEOUT_SECONDS = 60.0
 """Of a function's revision, which may have to start first."""
@@ -24,6 +27,7 @@ def ping(service: str, function_url: str) -> str | None:
         "ce-id": str(uuid.uuid4()),
         "ce-source": f"/aegis/schedules/{service}",
         "ce-type": TYPE,
+        **authorization(service),
     }
     url = function_url.format(service=service)
     try:
@@ -38,6 +42,10 @@ def ping(service: str, function_url: str) -> str | None:
 
 
 def main() -> None:
+    try:
+        load(os.environ, ["deliveries"])
+    except InvalidSettings as error:
+        sys.exit("\n".join(["the schedule cannot be sent with these settings:", *error.problems]))
     if reason := ping(sys.argv[1], os.environ["FUNCTION_URL"]):
         sys.exit(reason)
 

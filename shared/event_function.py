@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import cloud_events, logs, metrics
+from shared import cloud_events, deliveries, logs, metrics
 from shared.database import prepared, transaction
 from shared.events import Event
 from shared.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, Problem, ServiceUnavailable
@@ -80,9 +80,11 @@ def event_function(
 ) -> Callable[[Callable[..., None]], HTTPFunction]:
     """Registers a handler under its own name. Each event takes effect once, however often it is delivered.
 
-    An event is known by its source and id. What the handler does with `connection` is done in the transaction that
-    also marks the event as processed. Any other handler has its delivery claimed first, and marked when it returns.
-    When it raises, the claim is given back and the next delivery tries again.
+    A delivery needs a token (shared/deliveries.py). An event is known by its source and id.
+
+    What the handler does with `connection` is done in the transaction that also marks the event as processed. Any
+    other handler has its delivery claimed first, and marked when it returns. When it raises, the claim is given back
+    and the next delivery tries again.
 
     So one thing can happen twice, and only this: what a provider was asked for, when the process dies, is frozen for
     longer than a claim lives, or has no database for as long, after the provider took the request and before the mark;
@@ -103,7 +105,7 @@ def event_function(
             handles={event.type: event for event in events},
             handler=handler,
             takes=takes,
-            uses=frozenset(uses) | {"database"},
+            uses=frozenset(uses) | {"database", "deliveries"},
         )
 
         @functions_framework.http
@@ -127,8 +129,10 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
         raise MethodNotAllowed(["POST"])
     type_, outcome = "other", "failed"
     try:
+        deliveries.authenticate(function.name.replace("_", "-"), request.headers.get("Authorization", ""))
         if not function.handles:
-            _call(function, headers=dict(request.headers.items()), body=body)
+            headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
+            _call(function, headers=headers, body=body)
             outcome = "done"
             return empty_response(204)
         envelope = _envelope(request, body)
@@ -137,9 +141,12 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
         outcome = "done" if _process(function, envelope) else "repeated"
         return empty_response(204)
     except Problem as problem:
-        outcome = (
-            "under_way" if isinstance(problem, DeliveryUnderWay) else "refused" if problem.status < 500 else "failed"
-        )
+        if isinstance(problem, deliveries.UnauthenticatedDelivery):
+            outcome = "unauthenticated"
+        elif isinstance(problem, DeliveryUnderWay):
+            outcome = "under_way"
+        elif problem.status < 500:
+            outcome = "refused"
         raise
     finally:
         metrics.EVENT_OUTCOMES.inc(type_, outcome)

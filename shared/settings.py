@@ -26,6 +26,7 @@ Dependency = Literal[
     "sms",
     "business_registry",
     "backups",
+    "deliveries",
 ]
 
 P256_BYTES = 32
@@ -50,6 +51,7 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM", "PUBLIC_URL"),
     "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
     "backups": ("BACKUP_STORE", "BACKUP_KEY"),
+    "deliveries": ("DELIVERY_KEY",),
 }
 
 
@@ -100,6 +102,12 @@ class Settings:
     """Refresh tokens are hashed under it."""
     encryption_key: bytes
     """Seals what must be read again: second factors, stored answers. Keys the hashes of codes, and marks cursors."""
+    delivery_key: bytes
+    """Signs the tokens of deliveries: see shared/deliveries.py."""
+    delivery_issuer: str
+    """Of the service account tokens that Knative Eventing sends; none is taken when DELIVERY_JWKS is empty."""
+    delivery_jwks: str
+    """The cluster's public keys (RFC 7517), which verify these tokens."""
     passkey_domain: str
     """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
     trusted_proxy_hops: int
@@ -231,6 +239,9 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         audiences=audiences,
         refresh_key=refresh_key,
         encryption_key=encryption_key,
+        delivery_key=secret("DELIVERY_KEY"),
+        delivery_issuer=url("DELIVERY_ISSUER", "https"),
+        delivery_jwks=_public_jwk_set(values, problems),
         passkey_domain=values.get("PASSKEY_DOMAIN") or urlsplit(public_url).hostname or "",
         trusted_proxy_hops=number("TRUSTED_PROXY_HOPS", 0, 0, 10),
         rate_limit_exempt=exempt,
@@ -321,6 +332,18 @@ def _problems_of_backups(store: str, key: str) -> Iterator[str]:
         yield "BACKUP_STORE is neither an absolute path nor s3://BUCKET/PREFIX"
     if key and not re.fullmatch("AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}", key):
         yield "BACKUP_KEY is not an age identity (AGE-SECRET-KEY-1...)"
+
+
+def _public_jwk_set(values: Mapping[str, str], problems: list[str]) -> str:
+    text = values.get("DELIVERY_JWKS", "")
+    try:
+        if text and not all(key["kid"] and "d" not in key for key in json.loads(text)["keys"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        problems.append("DELIVERY_JWKS is not a JWK Set (RFC 7517) of public keys with kid")
+    if text and "DELIVERY_ISSUER" not in values:
+        problems.append("DELIVERY_ISSUER is not set (DELIVERY_JWKS needs it)")
+    return text
 
 
 def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":

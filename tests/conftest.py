@@ -31,7 +31,7 @@ from sqlalchemy import Connection, Table, text
 
 from shared import openapi
 from shared.database import transaction
-from shared.registry import HTTP_FUNCTIONS
+from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
 
 # How long one example takes says nothing on a machine that runs other tests as well.
 hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -160,7 +160,13 @@ def create_user(address: str, status: str = "active") -> User:
 class BufferedClient(FlaskClient):
     """Reads each answer to its end, as a server does: that is when a request is counted and logged."""
 
+    function = ""
+
     def open(self, *args: Any, **kwargs: Any) -> Any:
+        if self.function in EVENT_FUNCTIONS:  # as one of those who may deliver; a header of the test's own goes before
+            from shared.deliveries import authorization
+
+            self.environ_base["HTTP_AUTHORIZATION"] = authorization(self.function.replace("_", "-"))["Authorization"]
         return super().open(*args, buffered=True, **kwargs)
 
 
@@ -175,6 +181,7 @@ def client(function: str) -> FlaskClient:
         app = create_app(function)
         app.test_client_class = BufferedClient
         _clients[function] = app.test_client()
+        _clients[function].function = function  # type: ignore[attr-defined]
     return _clients[function]
 
 

@@ -46,6 +46,7 @@ def write_secrets(file: Path) -> list[str]:
         "JWT_SECRET_KEY": new_signing_keys(),
         "JWT_REFRESH_SECRET_KEY": secrets.token_hex(32),
         "ENCRYPTION_KEY": secrets.token_hex(32),
+        "DELIVERY_KEY": secrets.token_hex(32),
         "EMAIL_API_KEY": secrets.token_hex(32),
         "SMS_API_KEY": new_sms_key(),
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),

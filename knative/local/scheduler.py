@@ -49,7 +49,7 @@ def run(
 
 
 def main() -> None:
-    logging.config.dictConfig(logs.configuration(load(os.environ)))
+    logging.config.dictConfig(logs.configuration(load(os.environ, ["deliveries"])))
     stopped = stopped_by(signal.SIGTERM)
     for schedule in schedules():
         threading.Thread(target=run, args=(schedule, os.environ["FUNCTION_URL"], stopped), daemon=True).start()

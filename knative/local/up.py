@@ -194,6 +194,7 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
         "ENCRYPTION_KEY": secret(data, "encryption_key"),
+        "DELIVERY_KEY": secret(data, "delivery_key"),
         "EMAIL_API_KEY": secret(data, "email_api_key"),
         "EMAIL_FROM": "no-reply@aegis.example.com",
         "SMS_API_KEY": secret(data, "sms_api_key", new_sms_key),

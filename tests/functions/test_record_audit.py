@@ -17,6 +17,7 @@ from uuid_utils.compat import uuid7
 
 from knative.local.supervisor import Supervisor
 from shared.database import engine, transaction
+from shared.deliveries import authorization
 from shared.tables import account, audit
 from tests.conftest import User, client, envelope, post, somebody_waits_for, wait_for
 from tests.servers import function_process, kill, post_event, start_again
@@ -62,7 +63,7 @@ def test_an_event_delivered_many_times_is_recorded_once(active_user: User) -> No
 def test_a_process_that_dies_meanwhile_leaves_nothing_behind_and_the_next_delivery_records_it(
     active_user: User, supervisor: Supervisor
 ) -> None:
-    headers = event()
+    headers = {**event(), **authorization("record-audit")}
     data = {"user_id": str(active_user.id), "session_id": str(active_user.id)}
     server, url = function_process("record_audit")
     supervisor.start(server)

@@ -18,6 +18,7 @@ from knative.local.supervisor import Supervisor
 from shared import former_addresses, mail_provider, mails
 from shared import settings as settings_module
 from shared.database import transaction
+from shared.deliveries import authorization
 from shared.event_function import CLAIM_LIFETIME
 from shared.events import EmailReplaced, Event
 from shared.tables import account, processed_event, verification
@@ -166,7 +167,7 @@ def test_a_process_that_dies_between_the_mail_and_the_mark_sends_it_twice(
     address: str, provider: Provider, supervisor: Supervisor
 ) -> None:
     """The one case of it, as shared/event_function.py says: by kill -9 while the provider has the mail."""
-    user, headers = create_user(address, "pending"), envelope(REGISTERED)
+    user, headers = create_user(address, "pending"), {**envelope(REGISTERED), **authorization("send-email")}
     server, url = function_process("send_email", EMAIL_SERVICE_URL=provider.url)
     supervisor.start(server)
     supervisor.wait_until_ready(server, seconds=30)

@@ -1,5 +1,6 @@
 """Schedules where Knative Eventing is not: what fires when, and what becomes of a function that does not take it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -31,7 +32,14 @@ def url(function: Provider) -> str:
 def ended(url: str) -> tuple[int, str]:
     """The exit code and the reason of the CronJob's command."""
     command = [sys.executable, "-m", "knative.ping", "clean-up"]
-    done = subprocess.run(command, cwd=ROOT, env={"FUNCTION_URL": url}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={"FUNCTION_URL": url, "DELIVERY_KEY": os.environ["DELIVERY_KEY"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.returncode, done.stderr
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from knative import dispatcher
 from knative.local.supervisor import Process, Supervisor
 from shared.database import transaction
+from shared.deliveries import authorization
 from shared.event_function import CLAIM_LIFETIME, Mark, event_function
 from shared.events import UserRegistered
 from shared.manifests import triggers
@@ -56,7 +57,8 @@ def function(taken: list[UserRegistered]) -> Any:
 def deliver(function: Any, data: Any, headers: dict[str, str], method: str = "POST") -> Response:
     """The answer to one delivery; bytes are sent as they are."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    headers = {"Content-Type": "application/json", **headers}
+    name = function.__name__.replace("_", "-")
+    headers = {"Content-Type": "application/json", **authorization(name), **headers}
     with Flask("tested").test_request_context("/", method=method, data=body, headers=headers):
         response: Response = function(request)
     return response
