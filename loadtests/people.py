@@ -28,6 +28,8 @@ TRIES = 10
 """Of what a person cannot go on without."""
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 """Set where the name of the gateway's host leads elsewhere and URL is an address."""
+INBOX_URL = os.environ.get("INBOX_URL", "").rstrip("/")
+"""Where mails are read; empty where that is the URL of the service."""
 AIDS = "inbox"
 """The name of requests that serve the test alone; they are not judged."""
 ADMINISTRATORS = 2
@@ -103,7 +105,7 @@ class Somebody(HttpUser):
         """
         for _ in range(MAIL_TRIES):
             answer = self.client.get(
-                f"/inbox?to={quote(to)}", headers={"Accept": "application/json"}, name=AIDS, timeout=30
+                f"{INBOX_URL}/inbox?to={quote(to)}", headers={"Accept": "application/json"}, name=AIDS, timeout=30
             )
             if answer.status_code == 200 and len(answer.json()) >= messages:
                 return str(answer.json()[0]["text"])

@@ -28,6 +28,7 @@ from tests.authenticator import Authenticator
 T = TypeVar("T")
 
 URL = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
+INBOX_URL = (os.environ.get("INBOX_URL") or URL).rstrip("/")
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
 PASSWORD = "copper lantern drifts north"
@@ -98,7 +99,7 @@ def messages(to: str, count: int, fits: Callable[[dict[str, str]], bool] = lambd
 
     def find() -> list[str]:
         query = urlencode({"to": to})
-        answer = http.request("GET", f"{URL}/inbox?{query}", headers={"Accept": "application/json", **HOST})
+        answer = http.request("GET", f"{INBOX_URL}/inbox?{query}", headers={"Accept": "application/json", **HOST})
         found = [message["text"] for message in json.loads(answer.data) if fits(message)]
         return found if len(found) >= count else []
 

@@ -188,7 +188,9 @@ def mailed_token(address: str, seconds: float = 60) -> str:
     """The token in the mail to an address, once it is there."""
 
     def find() -> str:
-        messages = call("GET", f"/inbox?to={address}", Accept="application/json")[1] or []
+        read = "import sys, urllib.request as http; url = 'http://127.0.0.1:8080/inbox?to=' + sys.argv[1]"
+        read += "; print(http.urlopen(http.Request(url, headers={'Accept': 'application/json'})).read().decode())"
+        messages = json.loads(namespaced("exec", "deploy/sandbox", "--", "python", "-c", read, address))
         texts = [message["text"] for message in messages]
         return texts[0].partition("#token=")[2].strip() if texts else ""
 

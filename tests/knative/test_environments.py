@@ -65,10 +65,7 @@ def test_its_migration_is_sound_and_the_servers_in_it_are_those_of_the_environme
     everything, migration = objects_of(environment), objects_of(environment, "migration")
     assert list(check.problems_of(list(migration.values()))) == []
     assert ("Job", "migrate") in migration
-    assert {key: item for key, item in migration.items() if everything.get(key) != item}.keys() <= {
-        ("Job", "migrate"),
-        ("HTTPRoute", "sandbox"),  # TLS names the listener, which only the environment has
-    }
+    assert {key for key, item in migration.items() if everything.get(key) != item} == {("Job", "migrate")}
 
 
 def test_every_function_is_in_it(objects: Objects) -> None:
@@ -239,6 +236,20 @@ def test_the_gateway_answers_health_checks_without_a_function(objects: Objects) 
     answer = objects[filter_["extensionRef"]["kind"], filter_["extensionRef"]["name"]]["spec"]["directResponse"]
     assert (answer["statusCode"], answer["contentType"]) == (200, "application/json")
     assert json.loads(answer["body"]["inline"]) == {"status": "up"}
+
+
+def test_the_gateway_leads_to_functions_alone_and_in_development_to_the_inbox(
+    objects: Objects, environment: str
+) -> None:
+    """The inbox shows every link that resets a password."""
+    backends = {
+        backend["name"]
+        for (kind, _), item in objects.items()
+        if kind == "HTTPRoute"
+        for rule in item["spec"]["rules"]
+        for backend in rule.get("backendRefs", ())
+    }
+    assert backends == {"kourier-internal"} | ({"sandbox"} if environment == "development" else set())
 
 
 def test_the_restricted_pod_security_standard_is_enforced(environment: str) -> None:

@@ -73,10 +73,8 @@ EVERYWHERE: dict[str, dict[str, tuple[int, ...]]] = {
     "kourier": {"function": QUEUE_PROXY, "function of a provider": QUEUE_PROXY},
     "autoscaler": {"function": (9090,), "function of a provider": (9090,)},
 }
-WITH_SANDBOX: dict[str, dict[str, tuple[int, ...]]] = {
-    "function of a provider": {"sandbox": (8080,)},
-    "gateway": {"sandbox": (8080,)},
-}
+WITH_SANDBOX: dict[str, dict[str, tuple[int, ...]]] = {"function of a provider": {"sandbox": (8080,)}}
+WITH_INBOX: dict[str, dict[str, tuple[int, ...]]] = {"gateway": {"sandbox": (8080,)}}
 WITH_REPLICA: dict[str, dict[str, tuple[int, ...]]] = {
     "function": {"pgbouncer-replica": (5432,)},
     "function of a provider": {"pgbouncer-replica": (5432,)},
@@ -104,7 +102,7 @@ WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
     "operator of kafka": {"kafka": (8443, 9090, 9091)},
 }
 EXPECTED = {
-    "development": [EVERYWHERE, WITH_SANDBOX],
+    "development": [EVERYWHERE, WITH_SANDBOX, WITH_INBOX],
     "staging": [EVERYWHERE, WITH_REPLICA, WITH_SANDBOX, WITH_TLS, WITH_MONITORING],
     "production": [EVERYWHERE, WITH_REPLICA, WITH_TLS, WITH_MONITORING, WITH_OPERATORS],
 }
