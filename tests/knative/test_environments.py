@@ -116,6 +116,7 @@ def test_postgresql_has_the_guides_volume_except_in_development(environment: str
     assert volumes_of_postgresql(objects_of(environment, "data")) == wanted
     if environment == "staging":
         small = rendered_with("staging", tmp_path, "tests/cluster/small")
+        assert settings_of(small).breached_passwords_url == ""
         assert volumes_of_postgresql(small) == {("100Gi", None)}
 
 
@@ -142,6 +143,11 @@ def test_a_changed_setting_is_a_new_revision(objects: Objects) -> None:
 
 def test_each_environment_has_settings_that_its_processes_take(environment: str) -> None:
     assert settings_of(objects_of(environment)).environment == environment
+
+
+def test_new_passwords_are_looked_up_among_stolen_ones_except_in_development(environment: str) -> None:
+    url = settings_of(objects_of(environment)).breached_passwords_url
+    assert url == ("" if environment == "development" else "https://api.pwnedpasswords.com")
 
 
 def test_production_on_a_test_cluster_may_have_the_sandbox_which_speaks_http(tmp_path: Path) -> None:

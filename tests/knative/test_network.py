@@ -5,6 +5,8 @@ tests/cluster/test_network.py shows the same on a cluster.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import getsource
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -51,9 +53,12 @@ PORTS = (22, 53, 80, 443, 5432, 6379, 6443, 8000, 8012, 8013, 8080, 8081, 8089, 
 
 QUEUE_PROXY = (8012, 8013, 8112)
 
+FUNCTIONS = ("function", "function of a provider", "function of new passwords")
+
 EVERYWHERE: dict[str, dict[str, tuple[int, ...]]] = {
     "function": {"pgbouncer": (5432,), "redis": (6379,)},
     "function of a provider": {"pgbouncer": (5432,), "redis": (6379,)},
+    "function of new passwords": {"pgbouncer": (5432,), "redis": (6379,)},
     "relay": {"postgres": (5432,), "kafka": (9092,)},
     "dispatcher": {"kafka": (9092,), "kourier": (8081,)},
     "ping": {"kourier": (8081,)},
@@ -69,26 +74,25 @@ EVERYWHERE: dict[str, dict[str, tuple[int, ...]]] = {
     "pgbouncer": {"postgres": (5432,)},
     "postgres": {"postgres": (5432,)},  # a replica its primary
     "redis": {"redis": (6379, 16379)},  # the nodes of a cluster
-    "activator": {"function": QUEUE_PROXY, "function of a provider": QUEUE_PROXY},
-    "kourier": {"function": QUEUE_PROXY, "function of a provider": QUEUE_PROXY},
-    "autoscaler": {"function": (9090,), "function of a provider": (9090,)},
+    "activator": dict.fromkeys(FUNCTIONS, QUEUE_PROXY),
+    "kourier": dict.fromkeys(FUNCTIONS, QUEUE_PROXY),
+    "autoscaler": dict.fromkeys(FUNCTIONS, (9090,)),
 }
 WITH_SANDBOX: dict[str, dict[str, tuple[int, ...]]] = {"function of a provider": {"sandbox": (8080,)}}
 WITH_INBOX: dict[str, dict[str, tuple[int, ...]]] = {"gateway": {"sandbox": (8080,)}}
 WITH_REPLICA: dict[str, dict[str, tuple[int, ...]]] = {
-    "function": {"pgbouncer-replica": (5432,)},
-    "function of a provider": {"pgbouncer-replica": (5432,)},
+    **{kind: {"pgbouncer-replica": (5432,)} for kind in FUNCTIONS},
     "pgbouncer-replica": {"postgres": (5432,)},
 }
 WITH_TLS: dict[str, dict[str, tuple[int, ...]]] = {"gateway": {"solver": (8089,)}}
 WITH_MONITORING: dict[str, dict[str, tuple[int, ...]]] = {
     "prometheus": {
-        "function": (8080, 9091),
-        "function of a provider": (8080, 9091),
+        **dict.fromkeys(FUNCTIONS, (8080, 9091)),
         "relay": (8080,),
         "dispatcher": (8080,),
     },
 }
+WITH_BREACHED_PASSWORDS: dict[str, dict[str, tuple[int, ...]]] = {"function of new passwords": {"provider": (443,)}}
 # Whoever watches resources at the API server may reach these two ports anywhere: no policy can name its address.
 API_SERVER: dict[str, tuple[int, ...]] = dict.fromkeys((place.kind for place in ELSEWHERE), (443, 6443))
 WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -103,8 +107,8 @@ WITH_OPERATORS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 EXPECTED = {
     "development": [EVERYWHERE, WITH_SANDBOX, WITH_INBOX],
-    "staging": [EVERYWHERE, WITH_REPLICA, WITH_SANDBOX, WITH_TLS, WITH_MONITORING],
-    "production": [EVERYWHERE, WITH_REPLICA, WITH_TLS, WITH_MONITORING, WITH_OPERATORS],
+    "staging": [EVERYWHERE, WITH_REPLICA, WITH_SANDBOX, WITH_TLS, WITH_MONITORING, WITH_BREACHED_PASSWORDS],
+    "production": [EVERYWHERE, WITH_REPLICA, WITH_TLS, WITH_MONITORING, WITH_OPERATORS, WITH_BREACHED_PASSWORDS],
 }
 
 Reach = set[tuple[str, str, int]]
@@ -188,7 +192,10 @@ def pods_of(objects: Objects) -> Iterator[Place]:
         name = service["metadata"]["name"]
         calls_provider = uses(function_name(name)) & {"email", "sms", "business_registry"}
         labels = service["spec"]["template"]["metadata"]["labels"] | {"serving.knative.dev/service": name}
-        yield Place("function of a provider" if calls_provider else "function", labels=labels)
+        code = getsource(import_module(f"functions.{function_name(name)}"))
+        takes_new_password = "check_acceptable" in code
+        kind = FUNCTIONS[1 if calls_provider else 2 if takes_new_password else 0]
+        yield Place(kind, labels=labels)
     for item in objects.values():
         labels = labels_of_pods(item)
         if labels:
