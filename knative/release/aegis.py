@@ -31,6 +31,14 @@ PROMETHEUS_URL says where the alerts are (or --no-gate). GATEWAY_URL, where the 
 if not at the address in its status. A command that was killed leaves the traffic where it is: the
 next one, deploy or rollback, puts it back first. docs/release.md has more."""
 
+PREPARE_HELP = """\
+Applies what belongs to the administrator of a cluster: the namespace and what pods in it may be, the
+network policies, the service account, the rights of the group aegis-release, and of the environment
+its secrets, volumes, monitors and the servers that operators run. Before the first release, and again
+when aegis deploy says so. In a namespace that is in use it replaces secrets by those of the files.
+
+docs/release.md lists what a release may do after that, and what not."""
+
 ROLLBACK_HELP = """\
 Gives all of the traffic to the revisions of an earlier release, of all functions together, and then
 brings back its relay, dispatcher, routes and settings. The database stays as it is: migrations
@@ -250,6 +258,10 @@ def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]")
         parser.set_defaults(command=name)
         return parser
 
+    prepare = add("prepare", "apply what no release may change, as an administrator of the cluster", PREPARE_HELP)
+    prepare.add_argument(
+        "--environment", metavar="ENV", required=True, help="development, staging, production, or a path"
+    )
     deploy = add("deploy", "bring a release into a cluster, step by step", DEPLOY_HELP)
     deploy.add_argument("tag", metavar="TAG", help="of the image, or its digest (sha256:...)")
     deploy.add_argument(

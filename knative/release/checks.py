@@ -1,13 +1,13 @@
 """All that stands against a release, before anything is changed."""
 
-import base64
 import copy
 import json
 import re
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
-from knative.release import inside, jobs
+from knative.release import jobs
 from knative.release.cluster import Cluster, Object, Rejected, in_parallel, named
 from knative.release.gate import Gate
 from knative.release.overlays import Environment
@@ -33,7 +33,7 @@ FLAGS = {
 }
 """What Knative takes in a pod only where its ConfigMap config-features allows it."""
 
-_OF_THE_COMMAND = (
+OF_THE_COMMAND = (
     ("", "configmaps", ("list", "delete")),
     ("", "pods", ("list",)),
     ("", "pods/log", ("get",)),
@@ -51,21 +51,16 @@ def problems(cluster: Cluster, environment: Environment, gate: Gate | None, prog
         version = cluster.request("GET", "/version")["gitVersion"]
     except Rejected as error:
         return [f"context {cluster.context}: {error}"]
-    found = [*_knative(cluster, environment), *_permissions(cluster, environment)]
-    is_new = cluster.get("v1", "Namespace", NAMESPACE) is None
-    missing = list(_secrets(cluster, environment))
-    found += missing
+    unprepared = list(_prepared(cluster, environment))
+    found = [*_knative(cluster, environment), *_permissions(cluster, environment), *unprepared]
     if gate:
         found += gate.problems()
-    if not is_new and not found:
+    if not found:
         found += _dry_run(cluster, environment)
-    if not is_new and not missing:
+    if not unprepared:
         found += _image(cluster, environment, progress)
     if not found:
-        progress.say(
-            f"{cluster.context} (Kubernetes {version}) can take it"
-            + (f"; the namespace {NAMESPACE} is new, so the image is tried by the migration" if is_new else "")
-        )
+        progress.say(f"{cluster.context} (Kubernetes {version}) can take it")
     return found
 
 
@@ -89,30 +84,26 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
 
 
 def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
-    wanted: set[tuple[str, str, str, str]] = set()
+    wanted: set[tuple[str, str, str]] = set()
     unknown = set()
     for one in environment.objects:
-        if one["kind"] == "Namespace":
-            continue
         group = one["apiVersion"].rpartition("/")[0]
         try:
             plural = cluster.plural(one["apiVersion"], one["kind"])
         except Rejected as error:
             unknown.add(str(error))
             continue
-        namespace = one.get("metadata", {}).get("namespace", NAMESPACE)
         verbs: tuple[str, ...] = ("get", "create", "patch")
         # What is pruned: never what holds data.
-        if one in environment.rest and namespace == NAMESPACE:
+        if one not in environment.foundation:
             verbs += ("delete",)
-        if one["kind"] != "Secret":
-            wanted |= {(namespace, group, plural, verb) for verb in verbs}
-    wanted |= {(NAMESPACE, group, resource, verb) for group, resource, verbs in _OF_THE_COMMAND for verb in verbs}
+        wanted |= {(group, plural, verb) for verb in verbs}
+    wanted |= {(group, resource, verb) for group, resource, verbs in OF_THE_COMMAND for verb in verbs}
 
-    def refused(rule: tuple[str, str, str, str]) -> str | None:
-        namespace, group, name, verb = rule
+    def refused(rule: tuple[str, str, str]) -> str | None:
+        group, name, verb = rule
         resource, _, subresource = name.partition("/")
-        attributes = {"namespace": namespace, "group": group, "resource": resource, "verb": verb}
+        attributes = {"namespace": NAMESPACE, "group": group, "resource": resource, "verb": verb}
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
@@ -120,27 +111,38 @@ def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
         }
         answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         return (
-            None if answer["status"]["allowed"] else f"you may not {verb} {name}{group and '.' + group} in {namespace}"
+            None if answer["status"]["allowed"] else f"you may not {verb} {name}{group and '.' + group} in {NAMESPACE}"
         )
 
     return [*sorted(unknown), *filter(None, in_parallel(refused, sorted(wanted)))]
 
 
-def _secrets(cluster: Cluster, environment: Environment) -> Iterator[str]:
-    for name in sorted(_secret_names(environment) - _rendered_secrets(environment).keys()):
+def _prepared(cluster: Cluster, environment: Environment) -> Iterator[str]:
+    """What an administrator has yet to apply. Of Secrets a release reads nothing: the Job that reads settings does."""
+
+    def problem(stated: Object) -> str | None:
         try:
-            if cluster.get("v1", "Secret", name) is None:
-                yield (
-                    f"the Secret {name} is not in the namespace {NAMESPACE}: kubectl apply -k the data folder of the "
-                    "environment makes it, or what it is made from"
-                )
+            live = cluster.live(stated)
         except Rejected as error:
-            yield f"the Secret {name} cannot be read: {error}"
+            return f"{named(stated)} cannot be read: {error}"
+        if live is None:
+            return f"{named(stated)} is not in the cluster"
+        return None if holds(live, stated) else f"{named(stated)} is not as the environment states it"
+
+    found = in_parallel(problem, [one for one in environment.prepared if one["kind"] != "Secret"])
+    if problems := list(filter(None, found)):
+        yield from problems
+        yield f"an administrator of the cluster has to run: aegis prepare --environment {environment.name}"
 
 
-def _secret_names(environment: Environment) -> set[str]:
-    text = json.dumps([*environment.functions, environment.migration])
-    return set(re.findall(r'"secretRef": {"name": "([^"]+)"', text))
+def holds(live: Any, stated: Any) -> bool:
+    """Whether an object has all that is stated of it; the server adds defaults."""
+    match stated:
+        case dict():
+            return all(holds(live[name], value) if name in live else not value for name, value in stated.items())
+        case list():
+            return len(live) == len(stated) and all(map(holds, live, stated))
+    return bool(live == stated)
 
 
 def _dry_run(cluster: Cluster, environment: Environment) -> list[str]:
@@ -168,22 +170,7 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
         return [f"{environment.image}: it is none of this product: it says nothing of its settings"]
     finally:
         cluster.delete(job)
-    # Secrets that the environment brings along are not in the cluster yet, but here.
-    found = inside.problems(_values(environment)) if _rendered_secrets(environment) else told["problems"]
-    return [f"settings: {problem}" for problem in found]
-
-
-def _rendered_secrets(environment: Environment) -> dict[str, dict[str, str]]:
-    return {one["metadata"]["name"]: one["data"] for one in environment.foundation if one["kind"] == "Secret"}
-
-
-def _values(environment: Environment) -> dict[str, str]:
-    """The settings of the migration Job, with secrets."""
-    (container,) = _with_settings(environment)["spec"]["template"]["spec"]["containers"]
-    values = {variable["name"]: variable["value"] for variable in container["env"]}
-    for data in _rendered_secrets(environment).values():
-        values |= {name: base64.b64decode(value).decode() for name, value in data.items()}
-    return values
+    return [f"settings: {problem}" for problem in told["problems"]]
 
 
 def _with_settings(environment: Environment) -> Object:
@@ -195,8 +182,6 @@ def _with_settings(environment: Environment) -> Object:
     for source in list(container.get("envFrom", ())):
         if "configMapRef" in source:
             literals |= maps[source["configMapRef"]["name"]]
-            container["envFrom"].remove(source)
-        elif source["secretRef"]["name"] in _rendered_secrets(environment):
             container["envFrom"].remove(source)
     kept = []
     for variable in container.get("env", ()):

@@ -10,10 +10,14 @@ from knative.release import overlays, records, report
 from knative.release.cluster import Cluster, Rejected
 from knative.release.deploy import deploy, live_one
 from knative.release.gate import Gate
+from knative.release.prepare import prepare
 from knative.release.progress import Progress
 from knative.release.records import Release
 from knative.release.refused import Refused
 from knative.release.rollback import rollback
+
+UNRELEASED = "none"
+"""The tag of an environment of which no pod is started."""
 
 
 def run(called: argparse.Namespace) -> str:
@@ -41,6 +45,9 @@ def _run(called: argparse.Namespace, cluster: Cluster, progress: Progress) -> tu
                 )
             gate = None if called.no_gate else Gate(url, environment.objects)
             return _told(deploy(cluster, environment, called.tag, gate=gate, hold=called.hold, progress=progress))
+        case "prepare":
+            done = prepare(cluster, overlays.environment(called.environment, UNRELEASED), progress)
+            return done, "\n".join([*done, f"The namespace is ready for releases of {called.environment}."])
         case "rollback":
             return _told(rollback(cluster, called.release, progress))
         case "releases":

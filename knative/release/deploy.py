@@ -42,10 +42,6 @@ def deploy(
                 [f"Nothing was changed. What is in the way ({len(problems)}):", *(f"- {one}" for one in problems)]
             )
         )
-    if cluster.get("v1", "Namespace", NAMESPACE) is None:
-        for one in environment.foundation:
-            if one["kind"] == "Namespace":
-                cluster.apply(one)
     with interruptible(), Lease(cluster, progress) as lease:
         kept = records.releases(cluster)
         finish_interrupted(cluster, kept, lease.check, progress)
@@ -91,9 +87,9 @@ def _bring(
     step("prepares")
     for one in environment.foundation:
         cluster.apply(one)
-    rollout.wait_for_servers(cluster, environment.foundation, check, progress)
+    rollout.wait_for_servers(cluster, [*environment.prepared, *environment.foundation], check, progress)
     rollout.early(cluster, release)
-    progress.say("settings, secrets and servers are there")
+    progress.say("settings and servers are there")
 
     step("migrates")
     migration = environment.migration

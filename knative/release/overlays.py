@@ -14,6 +14,17 @@ from knative.release.refused import Refused
 OVERLAYS = Path(__file__).parents[1] / "overlays"
 KUBECTL = Path(sys.executable).parent / "kubectl"
 
+PREPARED = frozenset(
+    {
+        *("Namespace", "NetworkPolicy", "ServiceAccount", "ReferenceGrant"),
+        *("Secret", "ExternalSecret", "PersistentVolumeClaim"),
+        *("Cluster", "Pooler", "ScheduledBackup", "Kafka", "KafkaNodePool"),
+        *("PodMonitor", "ServiceMonitor"),
+    }
+)
+"""Kinds that an administrator applies (`aegis prepare`) and a release only reads: the walls, the secrets, and what an
+operator turns into pods or requests with a Secret of its choice."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -23,7 +34,8 @@ class Environment:
     """The objects of an environment.
 
     Attributes:
-        foundation: what must be there first: namespace, settings, secrets, servers. A roll-back leaves it alone.
+        prepared: what an administrator applies before the release: see `PREPARED`. Secrets are among it, with values.
+        foundation: what a release applies first: settings, servers. A roll-back leaves it alone.
         migration: the Job that brings the database to the schema of this image.
         functions: the Knative Services.
         rest: what comes after the functions: the relay, the dispatcher, routes, triggers, policies.
@@ -31,6 +43,7 @@ class Environment:
     """
 
     name: str
+    prepared: list[Object]
     foundation: list[Object]
     migration: Object
     functions: list[Object]
@@ -39,6 +52,7 @@ class Environment:
 
     @property
     def objects(self) -> list[Object]:
+        """What a release applies."""
         return [*self.foundation, *self.functions, *self.rest]
 
 
@@ -71,10 +85,11 @@ def environment(name: str, tag: str) -> Environment:
     later = [one for one in everything if key(one) not in first]
     return Environment(
         name=folder.name,
-        foundation=[one for one in foundation if one is not migration],
+        prepared=[one for one in [*foundation, *later] if one["kind"] in PREPARED],
+        foundation=[one for one in foundation if one is not migration and one["kind"] not in PREPARED],
         migration=migration,
         functions=[one for one in later if is_function(one)],
-        rest=[one for one in later if not is_function(one)],
+        rest=[one for one in later if not is_function(one) and one["kind"] not in PREPARED],
         image=image,
     )
 

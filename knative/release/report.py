@@ -11,7 +11,7 @@ from knative.release.cluster import Cluster, Object, Rejected, condition, in_par
 from knative.release.columns import aligned
 from knative.release.deploy import live_one
 from knative.release.gateway import public_listener
-from knative.release.overlays import Environment, is_function
+from knative.release.overlays import PREPARED, Environment, is_function
 from knative.release.records import LABEL
 from shared.manifests import NAMESPACE
 
@@ -82,7 +82,7 @@ def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
     live_release = live_one(records.releases(cluster))
     wanted = {key(one) for one in environment.objects}
     for one in live_release.objects if live_release else ():
-        if key(one) not in wanted:
+        if key(one) not in wanted and one["kind"] not in PREPARED:
             found[named(one)] = "is deleted: the environment does not have it"
     return {name: text for name, text in found.items() if text}
 
@@ -128,8 +128,6 @@ def _told(manifest: Object) -> Object:
     """An object without what the server keeps of it, and without what a release names."""
     told = {name: value for name, value in manifest.items() if name != "status"}
     told["metadata"] = {name: value for name, value in manifest["metadata"].items() if name not in _OF_THE_SERVER}
-    if manifest["kind"] == "Secret":
-        told["data"] = dict.fromkeys(manifest.get("data", ()), "(not shown)")
     if is_function(manifest):
         metadata = manifest["spec"]["template"]["metadata"]
         labels = {name: value for name, value in metadata.get("labels", {}).items() if name != LABEL}

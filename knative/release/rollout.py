@@ -7,11 +7,10 @@ from typing import Any
 
 from knative.release import jobs
 from knative.release.cluster import Cluster, Key, Object, Rejected, condition, in_parallel, key, named
-from knative.release.overlays import is_function, revision
+from knative.release.overlays import PREPARED, is_function, revision
 from knative.release.progress import Progress
 from knative.release.records import LABEL, Release
 from knative.release.refused import Refused
-from shared.manifests import NAMESPACE
 
 SERVING = "serving.knative.dev/v1"
 START_SECONDS = 300.0
@@ -177,7 +176,9 @@ def put_in_effect(cluster: Cluster, release: Release, instead_of: Release, check
 
 def early(cluster: Cluster, release: Release) -> None:
     """Applies what functions need, or what watches them."""
-    in_parallel(cluster.apply, [one for one in release.objects if one["kind"] not in LATE and not is_function(one)])
+    # Records of older versions hold what no release may change any more.
+    others = LATE | PREPARED
+    in_parallel(cluster.apply, [one for one in release.objects if one["kind"] not in others and not is_function(one)])
 
 
 def late(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
@@ -191,7 +192,7 @@ def late(cluster: Cluster, release: Release, check: Check, progress: Progress) -
 def prune(cluster: Cluster, old: Release, new: Release, progress: Progress) -> None:
     """Deletes what the new release no longer has: first what leads to functions, then the rest."""
     kept: set[Key] = {key(one) for one in new.objects}
-    gone = [one for one in old.objects if key(one) not in kept and one["metadata"].get("namespace") == NAMESPACE]
+    gone = [one for one in old.objects if key(one) not in kept and one["kind"] not in PREPARED]
     for one in sorted(gone, key=lambda one: one["kind"] not in _ROUTES_FIRST):
         cluster.delete(one)
         progress.say(f"deleted {named(one)}, which {new.name} does not have")

@@ -53,8 +53,11 @@ def test_before_the_first_release_each_command_says_that_there_is_none(deployed:
 
 def test_a_first_release_whose_image_is_missing_ends_before_anything_serves(deployed: None) -> None:
     said = shell("! ./aegis deploy no-such-tag --environment development --no-gate")
+    assert "aegis prepare --environment development" in said
+    shell("./aegis prepare --environment development")
+    said = shell("! ./aegis deploy no-such-tag --environment development --no-gate")
     assert "its image cannot be pulled" in said
-    assert "No traffic has reached it." in said
+    assert "Nothing was changed." in said
     kubectl("delete", "namespace", NAMESPACE, "--timeout=300s")
 
 

@@ -129,10 +129,6 @@ def with_the_rights_of_a_release_alone(deployed: None) -> Iterator[None]:
         binding = ["rolebinding", "releaser", "--namespace", namespace]
         kubectl("delete", *binding, "--ignore-not-found")
         kubectl("create", *binding, "--role=aegis-release", "--serviceaccount=default:releaser")
-    kubectl("delete", "clusterrolebinding", "releaser", "--ignore-not-found")
-    kubectl(
-        "create", "clusterrolebinding", "releaser", "--clusterrole=aegis-release", "--serviceaccount=default:releaser"
-    )
     told = json.loads(kubectl("config", "view", "--minify", "--flatten", "--raw", "-o", "json"))
     token = kubectl("create", "token", "releaser", "--namespace", "default", "--duration", "3h").strip()
     told["users"] = [{"name": told["contexts"][0]["context"]["user"], "user": {"token": token}}]
@@ -148,6 +144,8 @@ def with_the_rights_of_a_release_alone(deployed: None) -> Iterator[None]:
 def small(deployed: None) -> str:
     """A small environment, with a release in it."""
     environment = overlay("small")
+    prepared = conftest.aegis("prepare", "--environment", environment)
+    assert prepared.returncode == 0, prepared.stderr
     done = deploy(environment)
     assert done.returncode == 0, done.stderr
     return environment
@@ -247,9 +245,11 @@ MIGRATION_FAILS = {
         ]
     ),
 }
-SECRET_HAS_NO_KEY = {
-    "target": {"kind": "Secret", "name": "user-service-secrets"},
-    "patch": json.dumps([{"op": "remove", "path": "/data/EMAIL_API_KEY"}]),
+SETTING_IS_WRONG = {
+    "target": {"kind": "Job", "name": "migrate"},
+    "patch": json.dumps(
+        [{"op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": {"name": "THREADS", "value": "no"}}]
+    ),
 }
 
 
@@ -262,7 +262,7 @@ SECRET_HAS_NO_KEY = {
         Bad(
             "migration", lambda: overlay("migration", foundation=(MIGRATION_FAILS,)), "relation account does not exist"
         ),
-        Bad("secret", lambda: overlay("secret", foundation=(SECRET_HAS_NO_KEY,)), "EMAIL_API_KEY is not set"),
+        Bad("setting", lambda: overlay("setting", foundation=(SETTING_IS_WRONG,)), "THREADS is not a number"),
     ],
     ids=lambda bad: bad.name,
 )
