@@ -18,7 +18,10 @@ import kubernetes_validate
 import yaml
 
 from knative.local.keys import write_secrets
-from knative.release.overlays import pods
+from knative.release.overlays import is_function, pods
+from shared.manifests import function_name
+from shared.registry import load_all, uses
+from shared.settings import secrets_of
 
 KUBERNETES = "1.34"
 KNATIVE = Path(__file__).parent
@@ -78,6 +81,7 @@ def problems_of(objects: list[dict[str, Any]]) -> Iterator[str]:
             yield from (f"{name}: {problem}" for problem in _against_schema(item))
         for pod in pods(item):
             yield from (f"{name}: {problem}" for problem in _against_restricted(pod))
+    yield from _secrets([item for item in objects if is_function(item)])
     yield from _routes([item for item in objects if item["kind"] == "HTTPRoute"])
 
 
@@ -108,6 +112,29 @@ def _against_restricted(pod: dict[str, Any]) -> Iterator[str]:
             yield f"container {container['name']} has no memory limit"
     if pod.get("automountServiceAccountToken") is not False:
         yield "the pod is given a token of its service account"
+
+
+def _secrets(services: list[dict[str, Any]]) -> Iterator[str]:
+    """Where a function is given another secret than what it uses takes."""
+    load_all()
+    for service in services:
+        name = service["metadata"]["name"]
+        (container,) = service["spec"]["template"]["spec"]["containers"]
+        if any("secretRef" in source for source in container.get("envFrom", ())):
+            yield f"Service {name}: it is given a whole Secret"
+        references = {
+            variable["name"]: variable["valueFrom"]["secretKeyRef"]
+            for variable in container["env"]
+            if "secretKeyRef" in variable.get("valueFrom", {})
+        }
+        wanted = secrets_of(uses(function_name(name)))
+        for secret in sorted(wanted - references.keys()):
+            yield f"Service {name}: it is not given {secret}, which it uses"
+        for secret in sorted(references.keys() - wanted):
+            yield f"Service {name}: it is given {secret}, which it does not use"
+        for secret, reference in references.items():
+            if reference != {"name": "user-service-secrets", "key": secret}:
+                yield f"Service {name}: {secret} is not that of user-service-secrets"
 
 
 def _routes(routes: list[dict[str, Any]]) -> Iterator[str]:

@@ -40,4 +40,7 @@ def keyed_hash(purpose: str, content: bytes) -> bytes:
 
 def _key(use: str, purpose: str) -> bytes:
     """The 256-bit key of a purpose; no two uses share one (NIST SP 800-57, 5.2)."""
-    return hmac.digest(settings().encryption_key, f"{use} {purpose}".encode(), hashlib.sha256)
+    key = settings().encryption_key
+    if not key:
+        raise RuntimeError("ENCRYPTION_KEY is not set: a function that seals or hashes has to state it")
+    return hmac.digest(key, f"{use} {purpose}".encode(), hashlib.sha256)

@@ -205,9 +205,16 @@ def refresh_token_of(session_id: UUID, token: str) -> dict[str, Any]:
 
 def hash_refresh_token(token: str) -> bytes:
     """What is stored of a refresh token: its HMAC-SHA-256 under JWT_REFRESH_SECRET_KEY."""
-    return hmac.digest(settings().refresh_key, b"stored:" + token.encode(), hashlib.sha256)
+    return hmac.digest(_key(), b"stored:" + token.encode(), hashlib.sha256)
 
 
 def successor(token: str) -> str:
     """The refresh token that follows this one: the same one each time, known only to who holds this one and our key."""
-    return encode(hmac.digest(settings().refresh_key, b"successor:" + token.encode(), hashlib.sha256))
+    return encode(hmac.digest(_key(), b"successor:" + token.encode(), hashlib.sha256))
+
+
+def _key() -> bytes:
+    key = settings().refresh_key
+    if not key:
+        raise RuntimeError("JWT_REFRESH_SECRET_KEY is not set: a function with refresh tokens has to state it")
+    return key

@@ -54,6 +54,22 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "deliveries": ("DELIVERY_KEY",),
 }
 
+SECRETS: dict[Dependency, tuple[str, ...]] = {
+    "database": ("DB_USER", "DB_PASSWORD"),
+    "access_tokens": ("JWT_SECRET_KEY",),
+    "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
+    "encryption": ("ENCRYPTION_KEY",),
+    "email": ("EMAIL_API_KEY",),
+    "sms": ("SMS_API_KEY",),
+    "business_registry": ("BUSINESS_REGISTRY_API_KEY",),
+}
+"""The keys of the Secret user-service-secrets that a process is given for what it uses, and no others."""
+
+
+def secrets_of(uses: Collection[Dependency]) -> set[str]:
+    """The names of the secrets that this takes."""
+    return {name for use in uses for name in SECRETS.get(use, ())}
+
 
 class InvalidSettings(Exception):
     """Some settings are missing or malformed; `problems` names each, and no value of a secret."""

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from knative.local import fork, replica, servers
@@ -25,8 +25,8 @@ from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
-from shared.manifests import functions, manifests
-from shared.settings import load
+from shared.manifests import function_name, functions, manifests
+from shared.settings import SECRETS, load, secrets_of
 from shared.stopping import stopped_by
 
 ROOT = Path(__file__).parents[2]
@@ -227,18 +227,26 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     for provider in ("EMAIL_SERVICE_URL", "SMS_SERVICE_URL", "BUSINESS_REGISTRY_API_URL"):
         environment[provider] = f"http://{LOOPBACK}:{ports[SITE]}"
 
-    def python(name: str, module: str, ready_path: str = "/health/ready", **particular: str) -> Process:
+    def python(
+        name: str,
+        module: str,
+        ready_path: str = "/health/ready",
+        given: Mapping[str, str] = environment,
+        **particular: str,
+    ) -> Process:
         return Process(
             name,
             [sys.executable, "-m", module],
-            environment | particular,
+            {**given, **particular},
             module=module if fork.IS_SAFE else "",
             is_ready=lambda: "PORT" not in particular or answers(f"http://{LOOPBACK}:{ports[name]}{ready_path}"),
         )
 
     say(f"starting {len(functions())} functions")
+    named = secrets_of_functions()
     servers_ = [
-        python(name, "shared.server", PORT=str(ports[name]), **variables) for name, variables in containers().items()
+        python(name, "shared.server", PORT=str(ports[name]), **variables, given=of_function(environment, named[name]))
+        for name, variables in containers().items()
     ]
     servers_.append(python(SITE, "knative.local.site", ready_path="/inbox", PORT=str(ports[SITE])))
     for server in servers_:
@@ -265,15 +273,35 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
 
 
 def containers() -> dict[str, dict[str, str]]:
-    """The environment variables that the manifests give to each function."""
+    """The environment variables that the manifests give to each function, but for secrets."""
     return {
-        variables["FUNCTION_TARGET"]: variables
+        name: {variable["name"]: variable["value"] for variable in variables if "value" in variable}
+        for name, variables in _variables().items()
+    }
+
+
+def secrets_of_functions() -> dict[str, set[str]]:
+    """The names of the secrets that the manifests give to each function."""
+    return {
+        name: {variable["name"] for variable in variables if "secretKeyRef" in variable.get("valueFrom", {})}
+        for name, variables in _variables().items()
+    }
+
+
+def of_function(environment: Mapping[str, str], secrets_: set[str]) -> dict[str, str]:
+    """The settings without the secrets that are not among these, as on a cluster."""
+    withheld = {"BACKUP_KEY", *secrets_of(SECRETS)} - secrets_
+    if "DB_PASSWORD" in withheld:
+        withheld |= {"DATABASE_URL", "REPLICA_DATABASE_URL"}
+    return {name: value for name, value in environment.items() if name not in withheld}
+
+
+def _variables() -> dict[str, list[dict[str, Any]]]:
+    """What stands under env of each function's container."""
+    return {
+        function_name(manifest["metadata"]["name"]): manifest["spec"]["template"]["spec"]["containers"][0]["env"]
         for manifest in manifests()
         if manifest["kind"] == "Service"
-        for variables in [
-            {variable["name"]: variable["value"] for variable in container["env"]}
-            for container in manifest["spec"]["template"]["spec"]["containers"]
-        ]
     }
 
 

@@ -161,7 +161,7 @@ def _dry_run(cluster: Cluster, environment: Environment) -> list[str]:
 def _image(cluster: Cluster, environment: Environment, progress: Progress) -> list[str]:
     """Whether the cluster can pull the image, and what the image says of its settings and secrets."""
     name = f"check-{uuid.uuid4().hex[:8]}"
-    job = jobs.derived(_with_settings(environment), name, ["python", "-m", "knative.release.inside", "settings"])
+    job = jobs.derived(with_settings(environment), name, ["python", "-m", "knative.release.inside", "settings"])
     try:
         told = json.loads(jobs.run(cluster, job, progress, lambda: None).splitlines()[-1])
     except jobs.JobFailed as error:
@@ -173,7 +173,7 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
     return [f"settings: {problem}" for problem in told["problems"]]
 
 
-def _with_settings(environment: Environment) -> Object:
+def with_settings(environment: Environment) -> Object:
     """The migration Job with the settings themselves, as what they come from may not be in the cluster yet."""
     job = copy.deepcopy(environment.migration)
     maps = {one["metadata"]["name"]: one["data"] for one in environment.foundation if one["kind"] == "ConfigMap"}
@@ -190,5 +190,9 @@ def _with_settings(environment: Environment) -> Object:
             literals[variable["name"]] = maps[reference["name"]][reference["key"]]
         else:
             kept.append(variable)
+    # All that any function is given: the migration itself takes less.
+    functions = json.dumps(environment.functions)
+    secrets = sorted(set(re.findall(r'"secretKeyRef": {"key": "[^"]+", "name": "([^"]+)"', functions)))
+    container.setdefault("envFrom", []).extend({"secretRef": {"name": name}} for name in secrets)
     container["env"] = [*kept, *({"name": name, "value": value} for name, value in literals.items())]
     return job

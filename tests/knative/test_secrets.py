@@ -1,0 +1,89 @@
+"""Which process is given which secret: those that it uses, and no other."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from knative import check
+from knative.local import up
+from knative.release import overlays
+from knative.release.checks import with_settings
+from shared.registry import load_all, uses
+from shared.settings import REQUIRED_BY, SECRETS, load, secrets_of
+from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of
+
+OF_SIGNERS = {"login", "login_with_passkey", "login_with_second_factor", "refresh_token"}
+
+
+def secrets(item: dict[str, Any]) -> set[str]:
+    found = container(item)
+    assert not [source for source in found.get("envFrom", ()) if "secretRef" in source]
+    return {variable["name"] for variable in found["env"] if "secretKeyRef" in variable.get("valueFrom", {})}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_function_is_given_the_secrets_that_it_uses_and_no_other(environment: str) -> None:
+    load_all()
+    for service in functions_of(objects_of(environment)):
+        name = service["metadata"]["name"].replace("-", "_")
+        assert secrets(service) == secrets_of(uses(name)), name
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_relay_and_migration_are_given_the_password_of_the_database_alone(environment: str) -> None:
+    assert secrets(objects_of(environment)["Deployment", "relay"]) == {"DB_USER", "DB_PASSWORD"}
+    assert secrets(objects_of(environment, "migration")["Job", "migrate"]) == {"DB_USER", "DB_PASSWORD"}
+
+
+def test_a_provider_s_key_reaches_the_one_function_that_calls_it() -> None:
+    given = up.secrets_of_functions()
+    for name, function in {
+        "EMAIL_API_KEY": "send_email",
+        "SMS_API_KEY": "send_sms",
+        "BUSINESS_REGISTRY_API_KEY": "verify_business",
+    }.items():
+        assert {one for one, names in given.items() if name in names} == {function}
+    assert {one for one, names in given.items() if "JWT_REFRESH_SECRET_KEY" in names} == OF_SIGNERS
+
+
+def test_a_secret_that_a_function_does_not_use_is_found() -> None:
+    objects = copy.deepcopy(list(objects_of("development").values()))
+    by_name = {item["metadata"]["name"]: item for item in objects if item["kind"] == "Service"}
+    container(by_name["jwks"])["env"].append(
+        {"name": "DB_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "user-service-secrets", "key": "DB_PASSWORD"}}}
+    )
+    container(by_name["logout"])["envFrom"].append({"secretRef": {"name": "user-service-secrets"}})
+    container(by_name["send-sms"])["env"] = [
+        variable for variable in container(by_name["send-sms"])["env"] if variable["name"] != "SMS_API_KEY"
+    ]
+    assert sorted(check.problems_of(objects)) == [
+        "Service jwks: it is given DB_PASSWORD, which it does not use",
+        "Service logout: it is given a whole Secret",
+        "Service send-sms: it is not given SMS_API_KEY, which it uses",
+    ]
+
+
+def test_locally_a_function_starts_with_what_its_manifest_names_and_learns_no_other_secret() -> None:
+    load_all()
+    everything = {name: f"secret-{name}" for name in ("BACKUP_KEY", *secrets_of(SECRETS))}
+    everything |= {"DATABASE_URL": "postgresql://aegis:secret-DB_PASSWORD@localhost/aegis", "LOG_LEVEL": "INFO"}
+    for name, given in up.secrets_of_functions().items():
+        settings = up.of_function(everything, given)
+        assert settings["LOG_LEVEL"] == "INFO"
+        learned = {one for one in everything if f"secret-{one}" in "".join(settings.values())}
+        assert learned <= secrets_of(uses(name)), name
+
+
+def test_every_required_secret_can_be_given() -> None:
+    """What the settings ask for in vain would keep a function from starting."""
+    public = {"DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS", "PUBLIC_URL", "BACKUP_STORE", "BACKUP_KEY"}
+    of_providers = {name for name in sum(REQUIRED_BY.values(), ()) if name.endswith(("_URL", "_FROM"))}
+    assert {name for names in REQUIRED_BY.values() for name in names} <= public | of_providers | secrets_of(SECRETS)
+    assert load({}, ())
+
+
+def test_the_job_that_looks_at_the_settings_has_the_secrets_of_all_functions() -> None:
+    job = with_settings(overlays.environment("production", "v1"))
+    sources = container(job)["envFrom"]
+    assert sources == [{"secretRef": {"name": "user-service-secrets"}}]
