@@ -33,6 +33,6 @@ def jwks() -> Reply[PublicKeys]:
     """
     keys = [
         PublicKey(kty="EC", crv="P-256", x=key.x, y=key.y, kid=key.kid, use="sig", alg=ALGORITHM)
-        for key in settings().signing_keys
+        for key in settings().public_keys
     ]
     return Reply(PublicKeys(keys=keys), headers={"Cache-Control": CACHE_CONTROL})

@@ -62,7 +62,7 @@ class SecondFactorRequired(Problem):
     "POST",
     "/api/v1/users/login",
     limits={"address": "60/minute", **GUESSES},
-    uses=["access_tokens", "refresh_tokens"],
+    uses=["token_signing", "refresh_tokens"],
     problems=[InvalidCredentials, SecondFactorRequired],
 )
 def login(body: Credentials, client: Client, subjects: Mapping[str, str]) -> TokenPair:

@@ -64,7 +64,7 @@ class InvalidPasskey(Problem):
 @http_function(
     "POST",
     "/api/v1/users/login/passkey",
-    uses=["access_tokens", "refresh_tokens"],
+    uses=["token_signing", "refresh_tokens"],
     problems=[InvalidPasskey],
 )
 def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:

@@ -58,7 +58,7 @@ class ChallengeOver(Problem):
     "POST",
     "/api/v1/users/login/second-factor",
     limits={"address": "30/minute"},
-    uses=["access_tokens", "refresh_tokens"],
+    uses=["token_signing", "refresh_tokens"],
     problems=[InvalidSecondFactor, ChallengeOver],
 )
 def login_with_second_factor(body: SecondFactor, client: Client, device_token: str | None) -> TokenPair:

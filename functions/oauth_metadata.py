@@ -5,7 +5,7 @@ from shared.http_function import http_function
 from shared.request import Reply
 
 
-@http_function("GET", "/.well-known/oauth-authorization-server", uses=["access_tokens"])
+@http_function("GET", "/.well-known/oauth-authorization-server", uses=["public_url"])
 def oauth_metadata() -> Reply[Metadata]:
     """Read the authorization server metadata.
 

@@ -5,7 +5,7 @@ from shared.http_function import http_function
 from shared.request import Reply
 
 
-@http_function("GET", "/.well-known/openid-configuration", uses=["access_tokens"])
+@http_function("GET", "/.well-known/openid-configuration", uses=["public_url"])
 def openid_configuration() -> Reply[Metadata]:
     """Read the OpenID provider configuration.
 

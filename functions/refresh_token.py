@@ -62,7 +62,7 @@ class InvalidRefreshToken(Problem):
 @http_function(
     "POST",
     "/api/v1/users/token/refresh",
-    uses=["access_tokens", "refresh_tokens"],
+    uses=["token_signing", "refresh_tokens"],
     problems=[InvalidRefreshToken],
 )
 def refresh_token(body: Refresh) -> TokenPair:

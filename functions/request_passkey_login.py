@@ -22,7 +22,7 @@ class PasskeyRequestOptions(TypedDict):
     userVerification: Literal["required"]
 
 
-@http_function("POST", "/api/v1/users/login/passkey/options", uses=["access_tokens"])
+@http_function("POST", "/api/v1/users/login/passkey/options", uses=["public_url"])
 def request_passkey_login() -> PasskeyRequestOptions:
     """Ask for what a browser needs to log in with a passkey.
 

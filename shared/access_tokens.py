@@ -174,5 +174,5 @@ def _public_keys() -> "dict[str, EllipticCurvePublicKey]":
 
     return {
         key.kid: ec.EllipticCurvePublicNumbers(_number(key.x), _number(key.y), ec.SECP256R1()).public_key()
-        for key in settings().signing_keys
+        for key in settings().public_keys
     }

@@ -19,7 +19,9 @@ Dependency = Literal[
     "database",
     "cache",
     "kafka",
+    "public_url",
     "access_tokens",
+    "token_signing",
     "refresh_tokens",
     "encryption",
     "email",
@@ -44,7 +46,9 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "database": ("DATABASE_URL",),
     "cache": ("REDIS_URL",),
     "kafka": ("KAFKA_BOOTSTRAP_SERVERS",),
-    "access_tokens": ("JWT_SECRET_KEY", "PUBLIC_URL"),
+    "public_url": ("PUBLIC_URL",),
+    "access_tokens": ("JWT_PUBLIC_KEYS", "PUBLIC_URL"),
+    "token_signing": ("JWT_SECRET_KEY", "PUBLIC_URL"),
     "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
     "encryption": ("ENCRYPTION_KEY",),
     "email": ("EMAIL_SERVICE_URL", "EMAIL_API_KEY", "EMAIL_FROM", "PUBLIC_URL"),
@@ -56,7 +60,8 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
 
 SECRETS: dict[Dependency, tuple[str, ...]] = {
     "database": ("DB_USER", "DB_PASSWORD"),
-    "access_tokens": ("JWT_SECRET_KEY",),
+    "access_tokens": ("JWT_PUBLIC_KEYS",),
+    "token_signing": ("JWT_SECRET_KEY",),
     "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
     "encryption": ("ENCRYPTION_KEY",),
     "email": ("EMAIL_API_KEY",),
@@ -77,6 +82,14 @@ class InvalidSettings(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class PublicKey(NamedTuple):
+    """What verifies the tokens of a `SigningKey`."""
+
+    kid: str
+    x: str
+    y: str
 
 
 class SigningKey(NamedTuple):
@@ -111,7 +124,10 @@ class Settings:
     public_url: str
     """Where people meet the service: issuer of access tokens and start of the links in mails."""
     signing_keys: tuple[SigningKey, ...]
-    """The first signs; all verify, so that a key can be replaced without logging anyone out."""
+    """The first signs. Only who issues tokens has them."""
+    public_keys: tuple[PublicKey, ...]
+    """All verify, so that a key can be replaced without logging anyone out: those of the signing keys, or of
+    JWT_PUBLIC_KEYS where a process signs nothing."""
     audiences: tuple[str, ...]
     """Who access tokens are for (RFC 7519, 4.1.3): new ones name the first; all are accepted, so that it can change."""
     refresh_key: bytes
@@ -178,7 +194,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             f"{name} is not set ({use} needs it)"
             for use in sorted(uses)
             for name in REQUIRED_BY[use]
-            if name not in values
+            if name not in values and not (name == "JWT_PUBLIC_KEYS" and "JWT_SECRET_KEY" in values)
         ),
         *_problems_of_backups(values.get("BACKUP_STORE", ""), values.get("BACKUP_KEY", "")),
     ]
@@ -232,12 +248,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     if not all(_AUDIENCE.fullmatch(audience) for audience in audiences):
         problems.append("JWT_AUDIENCE is not a list of names or URIs such as aegis or https://api.example.com")
 
-    signing_keys: tuple[SigningKey, ...] = ()
-    if "JWT_SECRET_KEY" in values:
-        try:
-            signing_keys = _signing_keys(values["JWT_SECRET_KEY"])
-        except (ValueError, KeyError, TypeError):
-            problems.append("JWT_SECRET_KEY is not a JWK Set (RFC 7517) of private P-256 keys with kid")
+    signing_keys, public_keys = _signing_and_public_keys(values, problems)
 
     settings = Settings(
         environment=environment_name,
@@ -252,6 +263,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 500, 10, 1000),
         public_url=(public_url := url("PUBLIC_URL", "http", "https")),
         signing_keys=signing_keys,
+        public_keys=public_keys,
         audiences=audiences,
         refresh_key=refresh_key,
         encryption_key=encryption_key,
@@ -370,11 +382,32 @@ def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":
     return tuple(ip_network(part.strip()) for part in text.split(","))
 
 
-def _signing_keys(jwk_set: str) -> tuple[SigningKey, ...]:
+def _signing_and_public_keys(
+    values: Mapping[str, str], problems: list[str]
+) -> tuple[tuple[SigningKey, ...], tuple[PublicKey, ...]]:
+    """The keys of access tokens; what is wrong with them is added to the problems."""
+    signing_keys: tuple[SigningKey, ...] = ()
+    public_keys: tuple[PublicKey, ...] = ()
+    name, kind = ("JWT_SECRET_KEY", "private") if "JWT_SECRET_KEY" in values else ("JWT_PUBLIC_KEYS", "public")
+    try:
+        if kind == "private":
+            signing_keys = tuple(SigningKey(*key) for key in _keys(values[name], SigningKey._fields))
+            public_keys = tuple(PublicKey(key.kid, key.x, key.y) for key in signing_keys)
+        elif name in values:
+            public_keys = tuple(PublicKey(*key) for key in _keys(values[name], PublicKey._fields))
+    except (ValueError, KeyError, TypeError):
+        problems.append(f"{name} is not a JWK Set (RFC 7517) of {kind} P-256 keys with kid")
+    return signing_keys, public_keys
+
+
+def _keys(jwk_set: str, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """These fields of each key. Where d is not among them, a key that has one is refused: it is private."""
     keys = json.loads(jwk_set)["keys"]
     if not keys or any((key["kty"], key["crv"]) != ("EC", "P-256") for key in keys):
         raise ValueError
-    numbers = [base64.urlsafe_b64decode(key[name] + "=") for key in keys for name in ("x", "y", "d")]
+    if "d" not in fields and any("d" in key for key in keys):
+        raise ValueError
+    numbers = [base64.urlsafe_b64decode(key[name] + "=") for key in keys for name in fields if name != "kid"]
     if any(len(number) != P256_BYTES for number in numbers):
         raise ValueError
-    return tuple(SigningKey(*(str(key[name]) for name in SigningKey._fields)) for key in keys)
+    return [tuple(str(key[name]) for name in fields) for key in keys]

@@ -21,6 +21,12 @@ def new_signing_keys() -> str:
     return json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": secrets.token_hex(8), **key}]})
 
 
+def public_keys(signing_keys: str) -> str:
+    """The JWK Set with which others verify what these sign: without the private parts."""
+    keys = json.loads(signing_keys)["keys"]
+    return json.dumps({"keys": [{name: key[name] for name in ("kty", "crv", "kid", "x", "y")} for key in keys]})
+
+
 def new_sms_key() -> str:
     """An account SID and an auth token, as Twilio makes them."""
     return f"AC{secrets.token_hex(16)}:{secrets.token_hex(16)}"
@@ -40,10 +46,13 @@ def write_secrets(file: Path) -> list[str]:
 
     That of the backups, which no function needs, is in backup.env beside it.
     """
+    given = dict(line.split("=", 1) for line in _lines(file) if "=" in line)
+    signing_keys = given.get("JWT_SECRET_KEY") or new_signing_keys()
     values = {
         "DB_USER": "aegis",
         "DB_PASSWORD": secrets.token_hex(16),
-        "JWT_SECRET_KEY": new_signing_keys(),
+        "JWT_SECRET_KEY": signing_keys,
+        "JWT_PUBLIC_KEYS": public_keys(signing_keys),
         "JWT_REFRESH_SECRET_KEY": secrets.token_hex(32),
         "ENCRYPTION_KEY": secrets.token_hex(32),
         "DELIVERY_KEY": secrets.token_hex(32),
@@ -54,9 +63,13 @@ def write_secrets(file: Path) -> list[str]:
     return [*_add(file, values), *_add(file.with_name("backup.env"), {"BACKUP_KEY": new_backup_key()})]
 
 
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
 def _add(file: Path, values: dict[str, str]) -> list[str]:
     file.touch(mode=0o600)
-    known = {line.partition("=")[0] for line in file.read_text().splitlines()}
+    known = {line.partition("=")[0] for line in _lines(file)}
     missing = [name for name in values if name not in known]
     with file.open("a") as lines:
         lines.writelines(f"{name}={values[name]}\n" for name in missing)

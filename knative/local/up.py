@@ -21,7 +21,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from knative.local import fork, replica, servers
-from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key
+from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key, public_keys
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
@@ -176,7 +176,8 @@ def check_listening(name: str, address: str) -> None:
 
 
 def settings(data: Path, port: int) -> dict[str, str]:
-    """The settings that every process gets, secrets included; made once for a data folder."""
+    """All settings, secrets included; made once for a data folder."""
+    signing_keys = secret(data, "signing_keys", new_signing_keys)
     return {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -191,7 +192,8 @@ def settings(data: Path, port: int) -> dict[str, str]:
             dict.fromkeys([f"http://localhost:{port}", *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")])])
         ),
         "JWT_AUDIENCE": os.environ.get("JWT_AUDIENCE", ""),
-        "JWT_SECRET_KEY": secret(data, "signing_keys", new_signing_keys),
+        "JWT_SECRET_KEY": signing_keys,
+        "JWT_PUBLIC_KEYS": public_keys(signing_keys),
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
         "ENCRYPTION_KEY": secret(data, "encryption_key"),
         "DELIVERY_KEY": secret(data, "delivery_key"),

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from knative.local.keys import new_signing_keys
+from knative.local.keys import new_signing_keys, public_keys
 from knative.release.refused import Refused
 from shared.access_tokens import CLOCK_SKEW_SECONDS, LIFETIME_SECONDS
 from shared.settings import InvalidSettings, load
@@ -32,6 +32,7 @@ LOCAL_FILE = "secrets.json"
 ENVIRONMENT = "environment.json"
 """In the data folder of `make up` while it runs: the settings that its processes have read."""
 NAME, LOCAL_NAME = "JWT_SECRET_KEY", "signing_keys"
+PUBLIC_NAME = "JWT_PUBLIC_KEYS"
 SECRET = "user-service-secrets"  # noqa: S105
 TOKEN_SECONDS = LIFETIME_SECONDS + CLOCK_SKEW_SECONDS
 
@@ -207,7 +208,13 @@ def _value_in(content: str, is_json: bool) -> str | None:
 def _with_value(content: str, is_json: bool, value: str) -> str:
     if is_json:
         return json.dumps({**json.loads(content), LOCAL_NAME: value}, indent=1)
-    lines = [f"{NAME}={value}" if line.startswith(f"{NAME}=") else line for line in content.splitlines()]
+    # The public keys follow the private ones, in a file from before there were any as well.
+    lines = []
+    for line in content.splitlines():
+        if line.startswith(f"{NAME}="):
+            lines += [f"{NAME}={value}", f"{PUBLIC_NAME}={public_keys(value)}"]
+        elif not line.startswith(f"{PUBLIC_NAME}="):
+            lines.append(line)
     return "\n".join(lines) + "\n"
 
 

@@ -587,7 +587,11 @@ def test_the_other_secrets_stay_and_only_the_owner_reads_the_file(file: Path) ->
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert {path.name for path in file.parent.iterdir()} == {file.name, "backup.env"}
     differing = [line.partition("=")[0] for line, other in zip(before, after, strict=True) if line != other]
-    assert differing == ["JWT_SECRET_KEY"]
+    assert differing == ["JWT_SECRET_KEY", "JWT_PUBLIC_KEYS"]
+    values = dict(line.split("=", 1) for line in after if "=" in line)
+    private, public = (json.loads(values[name])["keys"] for name in ("JWT_SECRET_KEY", "JWT_PUBLIC_KEYS"))
+    assert [key["kid"] for key in public] == [key["kid"] for key in private]
+    assert not any("d" in key for key in public)
 
 
 def test_no_key_is_shown(file: Path, capsys: Any) -> None:

@@ -1,5 +1,6 @@
 """The secrets of a development environment."""
 
+import json
 import stat
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_
     assert write_secrets(file)[0] == "JWT_SECRET_KEY"
     assert read(file)["DB_PASSWORD"] == "kept"
     assert write_secrets(file) == []
+
+
+def test_a_file_from_before_there_were_public_keys_gets_those_of_its_signing_keys(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    write_secrets(file)
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("JWT_PUBLIC_KEYS=")]
+    file.write_text("\n".join(lines) + "\n")
+    assert write_secrets(file) == ["JWT_PUBLIC_KEYS"]
+    (private,), (public,) = (json.loads(read(file)[name])["keys"] for name in ("JWT_SECRET_KEY", "JWT_PUBLIC_KEYS"))
+    assert public == {name: value for name, value in private.items() if name != "d"}

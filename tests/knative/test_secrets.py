@@ -36,7 +36,7 @@ def test_relay_and_migration_are_given_the_password_of_the_database_alone(enviro
     assert secrets(objects_of(environment, "migration")["Job", "migrate"]) == {"DB_USER", "DB_PASSWORD"}
 
 
-def test_a_provider_s_key_reaches_the_one_function_that_calls_it() -> None:
+def test_keys_of_providers_and_of_tokens_reach_those_alone_that_use_them() -> None:
     given = up.secrets_of_functions()
     for name, function in {
         "EMAIL_API_KEY": "send_email",
@@ -44,7 +44,10 @@ def test_a_provider_s_key_reaches_the_one_function_that_calls_it() -> None:
         "BUSINESS_REGISTRY_API_KEY": "verify_business",
     }.items():
         assert {one for one, names in given.items() if name in names} == {function}
-    assert {one for one, names in given.items() if "JWT_REFRESH_SECRET_KEY" in names} == OF_SIGNERS
+    for name in ("JWT_REFRESH_SECRET_KEY", "JWT_SECRET_KEY"):
+        assert {one for one, names in given.items() if name in names} == OF_SIGNERS
+    assert given["jwks"] == {"JWT_PUBLIC_KEYS"}
+    assert given["openid_configuration"] == set()
 
 
 def test_a_secret_that_a_function_does_not_use_is_found() -> None:

@@ -19,7 +19,7 @@ def problems(environment: dict[str, str], *uses: str) -> list[str]:
 def test_all_problems_are_listed_at_once() -> None:
     environment = {"LOG_LEVEL": "LOUD", "THREADS": "0", "REDIS_URL": "http://redis", "JWT_REFRESH_SECRET_KEY": "short"}
     assert problems(environment, "database", "access_tokens") == [
-        "JWT_SECRET_KEY is not set (access_tokens needs it)",
+        "JWT_PUBLIC_KEYS is not set (access_tokens needs it)",
         "PUBLIC_URL is not set (access_tokens needs it)",
         "DATABASE_URL is not set (database needs it)",
         "LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR",
@@ -107,6 +107,28 @@ def test_a_url_wins_over_its_parts() -> None:
 
 def test_signing_keys_are_read_in_order() -> None:
     assert [key.kid for key in load({"JWT_SECRET_KEY": KEY}).signing_keys] == ["1"]
+
+
+def test_who_only_verifies_tokens_needs_no_private_key() -> None:
+    (private,) = json.loads(KEY)["keys"]
+    public = json.dumps({"keys": [{name: value for name, value in private.items() if name != "d"}]})
+    settings = load({"JWT_PUBLIC_KEYS": public, "PUBLIC_URL": "https://api.example.com"}, ["access_tokens"])
+    assert [key.kid for key in settings.public_keys] == ["1"]
+    assert settings.signing_keys == ()
+    assert problems({"JWT_PUBLIC_KEYS": public, "PUBLIC_URL": "https://api.example.com"}, "token_signing") == [
+        "JWT_SECRET_KEY is not set (token_signing needs it)"
+    ]
+
+
+def test_private_keys_are_not_taken_for_public_ones() -> None:
+    assert problems({"JWT_PUBLIC_KEYS": KEY}) == [
+        "JWT_PUBLIC_KEYS is not a JWK Set (RFC 7517) of public P-256 keys with kid"
+    ]
+
+
+def test_who_signs_verifies_with_the_same_keys() -> None:
+    settings = load({"JWT_SECRET_KEY": KEY, "PUBLIC_URL": "https://api.example.com"}, ["access_tokens"])
+    assert [key.kid for key in settings.public_keys] == ["1"]
 
 
 def test_access_tokens_are_for_aegis_unless_a_setting_says_otherwise() -> None:
