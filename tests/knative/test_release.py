@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from knative.local.keys import write_secrets
 from knative.release import gate, inside, overlays, rollout
+from knative.release.cluster import Cluster
+from knative.release.prepare import prepare
+from knative.release.progress import Progress
 from knative.release.refused import Refused
 from knative.release.report import table
 from shared.manifests import functions
@@ -61,6 +64,15 @@ def test_a_release_can_be_named_by_its_digest() -> None:
 def test_what_cannot_be_released_is_refused(name: str, tag: str) -> None:
     with pytest.raises(Refused, match="Nothing was changed"):
         overlays.environment(name, tag)
+
+
+def test_a_secret_without_values_replaces_none_of_the_cluster() -> None:
+    """Who releases needs no secrets: deploy renders empty files as well."""
+    environment = overlays.environment("development", "v1")
+    secret = next(one for one in environment.prepared if one["kind"] == "Secret")
+    secret["data"] = dict.fromkeys(secret["data"], "")
+    with pytest.raises(Refused, match="has no values: make secrets writes them"):
+        prepare(cast(Cluster, None), environment, Progress())
 
 
 def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_one_before() -> None:
@@ -146,7 +158,13 @@ def test_without_a_cluster_the_command_says_what_to_do() -> None:
     assert "Set KUBECONFIG" in done.stderr
     done = aegis("releases", "--context", "elsewhere", KUBECONFIG=str(kubeconfig()))
     assert "There is no context elsewhere; there are: here" in done.stderr
-    for command in (["releases"], ["backup", "--in-cluster"], ["restore", "latest", "--force", "--in-cluster"]):
+    preparing = ["prepare", "--environment", "development"]
+    for command in (
+        ["releases"],
+        preparing,
+        ["backup", "--in-cluster"],
+        ["restore", "latest", "--force", "--in-cluster"],
+    ):
         done = aegis(*command, KUBECONFIG=str(kubeconfig()))
         assert (done.returncode, "the API server cannot be reached" in done.stderr) == (1, True)
 
