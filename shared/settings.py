@@ -67,6 +67,7 @@ SECRETS: dict[Dependency, tuple[str, ...]] = {
     "email": ("EMAIL_API_KEY",),
     "sms": ("SMS_API_KEY",),
     "business_registry": ("BUSINESS_REGISTRY_API_KEY",),
+    "deliveries": ("DELIVERY_KEY",),
 }
 """The keys of the Secret user-service-secrets that a process is given for what it uses, and no others."""
 
