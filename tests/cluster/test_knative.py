@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -149,6 +150,30 @@ def test_a_body_that_does_not_arrive_is_a_problem() -> None:
         response = connection.getresponse()
         assert response.status in (400, 408)
         assert json.loads(response.read())["status"] == response.status
+
+
+def test_a_body_that_trickles_in_wakes_no_pod() -> None:
+    wait_for(lambda: pods("login-with-passkey") == 0, seconds=TO_ZERO_SECONDS)
+    with contextlib.closing(connect(timeout=2)) as connection:
+        connection.putrequest("POST", f"{USERS}/login/passkey", skip_host=True)
+        for name, value in {"Host": HOST, "Content-Type": "application/json", "Content-Length": "100"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        for _ in range(20):
+            connection.send(b" ")
+            if select.select([connection.sock], [], [], 1)[0]:
+                break
+        response = connection.getresponse()
+        assert response.status == 408
+        assert json.loads(response.read())["type"] == "urn:aegis:problem:request-timeout"
+    assert pods("login-with-passkey") == 0
+
+
+@pytest.mark.parametrize("kibibytes", [70, 300])
+def test_a_body_that_is_too_large_is_refused_by_the_function_or_before_it(kibibytes: int) -> None:
+    status, problem, _ = call("POST", f"{USERS}/login", {"email": "x" * kibibytes * 1024, "password": PASSWORD})
+    assert status == 413
+    assert kibibytes > 128 or problem["type"] == "urn:aegis:problem:body-too-large"
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/health/live", "/health/ready", "//metrics", "/./metrics"])
