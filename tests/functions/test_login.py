@@ -105,7 +105,7 @@ def test_of_more_than_fifty_sessions_the_one_used_least_lately_ends(active_user:
     assert call("refresh_token", body={"refresh_token": last["refresh_token"]}).status_code == 200
 
 
-def test_guesses_at_one_account_are_stopped_from_one_address_and_in_the_end_from_all(active_user: User) -> None:
+def test_guesses_at_one_account_are_stopped_from_one_address_and_not_from_others(active_user: User) -> None:
     wrong = {"email": active_user.email, "password": "wrong horse battery staple"}
     answers = [call("login", body=wrong, address="203.0.113.7").status_code for _ in range(11)]
     assert answers == [401] * 10 + [429]

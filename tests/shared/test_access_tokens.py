@@ -78,6 +78,7 @@ def test_the_scheme_may_be_written_in_any_case(active_user: User) -> None:
         {"jti": None},
         {"client_id": None},
         {"iat": 120},
+        {"nbf": 120},
     ],
     ids=str,
 )
@@ -190,6 +191,20 @@ def test_a_token_that_was_good_is_none_once_its_session_has_ended(active_user: U
     assert get(tokens["access_token"]).status_code == 200
     assert call("logout", tokens).status_code == 204
     assert get(tokens["access_token"]).status_code == 401
+
+
+@pytest.mark.parametrize("kid", ["the service's", "https://attacker.example/keys"])
+def test_a_key_that_a_token_brings_along_or_points_to_is_not_taken(active_user: User, kid: str) -> None:
+    """ASVS 5.0, 9.1.3; RFC 7515, 4.1.2 to 4.1.6."""
+    own, url = ec.generate_private_key(ec.SECP256R1()), "https://attacker.example/keys"
+    numbers = own.public_key().public_numbers()
+    x, y = (base64url(number.to_bytes(32, "big")).decode() for number in (numbers.x, numbers.y))
+    named = settings().signing_keys[0].kid if kid == "the service's" else kid
+    header: dict[str, Any] = {
+        "jwk": {"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": named},
+        **{"jku": url, "x5u": url, "x5c": ["MA"]},
+    }
+    assert get(sign(claims_of(active_user), own, kid=named, **header)).status_code == 401
 
 
 def test_a_signing_key_may_be_padded_as_settings_take_it() -> None:
