@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, select
 
-from shared import challenges, sessions
+from shared import challenges, logs, sessions
 from shared.challenges import SECOND_FACTOR
 from shared.clients import Client
 from shared.credentials import GUESSES
@@ -78,6 +78,7 @@ def login(body: Credentials, client: Client, subjects: Mapping[str, str]) -> Tok
     """
     with transaction() as connection:
         found = connection.execute(BY_EMAIL, {"email": canonical_email(body.email)}).first()
+    logs.user_id.set(str(found.id) if found else "")
 
     is_right = verify_password(found and found.password_hash, body.password.get_secret_value())
     # A pending account is refused alike: whoever registers an address could else learn whether it was free.

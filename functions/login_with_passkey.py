@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from sqlalchemy import Row, func, select, update
 
-from shared import challenges, passkeys, sessions
+from shared import challenges, logs, passkeys, sessions
 from shared.challenges import PASSKEY_LOGIN
 from shared.clients import Client
 from shared.database import transaction
@@ -87,6 +87,7 @@ def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
         found = connection.execute(with_owner).first()
         if found is None:
             raise InvalidPasskey
+        logs.user_id.set(str(found.account_id))
         with passkeys.refused_as(InvalidPasskey):
             challenge, state = _verified(credential, found)
         if not challenges.spend(connection, challenge, PASSKEY_LOGIN):

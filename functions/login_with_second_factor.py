@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr
 from sqlalchemy import Connection, Row, Select, select
 
-from shared import challenges, known_devices, sessions
+from shared import challenges, known_devices, logs, sessions
 from shared.challenges import SECOND_FACTOR
 from shared.clients import Client
 from shared.database import transaction
@@ -79,6 +79,7 @@ def login_with_second_factor(body: SecondFactor, client: Client, device_token: s
         found = connection.execute(waiting).first()
     if found is None:
         raise ChallengeOver
+    logs.user_id.set(str(found.account_id))
     device = known_devices.recognize(device_token, found.canonical_email) if device_token else None
     counted = (
         "login_with_second_factor",

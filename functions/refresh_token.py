@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from sqlalchemy import bindparam, func, select, update
 
-from shared import authentication, own_writes, sessions
+from shared import authentication, logs, own_writes, sessions
 from shared.access_tokens import Caller
 from shared.database import prepared, together, transaction
 from shared.events import RefreshTokenReused, announce
@@ -79,6 +79,7 @@ def refresh_token(body: Refresh) -> TokenPair:
         found = connection.execute(LOCKED, this).first()
         if found is None:
             raise InvalidRefreshToken
+        logs.user_id.set(str(found.account_id))
         caller = Caller(
             user_id=found.account_id,
             session_id=found.session_id,

@@ -2,7 +2,7 @@
 
 from sqlalchemy import select
 
-from shared import authentication, credentials, profiles, rate_limits
+from shared import authentication, credentials, logs, profiles, rate_limits
 from shared.database import transaction
 from shared.fields import NewPassword, OpaqueToken, RequestBody, canonical_email
 from shared.http_function import http_function
@@ -36,8 +36,9 @@ def reset_password(body: PasswordReset) -> None:
                 )
             ).first()
         )
-    if owner is None:
+    if found is None or owner is None:
         raise InvalidLink
+    logs.user_id.set(str(found.account_id))
     check_acceptable(password, owner.email, owner.name)
     password_hash = hash_password(password)
 

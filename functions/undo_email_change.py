@@ -3,7 +3,7 @@
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from shared import authentication, profiles, sessions
+from shared import authentication, logs, profiles, sessions
 from shared.database import is_duplicate, transaction
 from shared.events import EmailChangeUndone, UserPurged, announce
 from shared.fields import OpaqueToken, RequestBody
@@ -40,6 +40,7 @@ def undo_email_change(body: UndoneChange) -> None:
             if found is None:
                 raise InvalidLink
             user_id = found.account_id
+            logs.user_id.set(str(user_id))
             these = (former_email.c.account_id == user_id, former_email.c.replaced_at >= found.replaced_at)
             undone = connection.scalars(delete(former_email).where(*these).returning(former_email.c.id)).all()
             if found.id not in undone:

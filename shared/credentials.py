@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import rate_limits, sessions, verifications
+from shared import logs, rate_limits, sessions, verifications
 from shared.database import transaction
 from shared.events import PasswordChanged, announce
 from shared.passwords import verify_password
@@ -50,6 +50,7 @@ def require_password(user_id: UUID, password: SecretStr) -> Row[Any]:
         TooManyRequests: too many were wrong; this one was not looked at.
         ServiceUnavailable: too many passwords are being checked or hashed already.
     """
+    logs.user_id.set(str(user_id))
     counted = ("password", GUESSES, {"account": str(user_id)})
     rate_limits.enforce(*counted)
     try:

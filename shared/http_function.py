@@ -30,7 +30,7 @@ import functions_framework
 from flask import Request, Response
 from functions_framework import HTTPFunction
 
-from shared import authentication, cache, deadline, own_writes, rate_limits
+from shared import authentication, cache, deadline, logs, own_writes, rate_limits
 from shared.access_tokens import MULTI_FACTOR, Caller
 from shared.clients import client_of
 from shared.problems import (
@@ -178,6 +178,7 @@ def _perform(
     try:
         if operation.authenticated:
             caller = given["caller"] = authentication.caller_of(request.headers.get("Authorization", ""))
+            logs.user_id.set(str(caller.user_id))
             _check_rights(operation, caller)
         given |= _parts(operation, request, body)
     except Problem as problem:

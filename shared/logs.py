@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, on standard output, with the id of the request that caused it."""
+"""Logs: one JSON object a line, on standard output, with the ids of its request and its user."""
 
 import json
 import logging
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+user_id: ContextVar[str] = ContextVar("user_id", default="")
+"""The account that a request is about: the caller's, or the one that somebody tries to log in to."""
 
 _STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -35,6 +37,8 @@ class JsonFormatter(logging.Formatter):
         }
         if identifier := request_id.get():
             line["request_id"] = identifier
+        if account := user_id.get():
+            line["user_id"] = account
         line |= {name: record.__dict__[name] for name in record.__dict__.keys() - _STANDARD_ATTRIBUTES}
         if record.exc_info and record.exc_info[1]:
             line["exception"] = _without_values(record.exc_info[1])

@@ -53,6 +53,7 @@ def answer(
     started = time.perf_counter()
     request_id = _request_id(request.headers.get("X-Request-Id", ""))
     logs.request_id.set(request_id)
+    logs.user_id.set("")
     # One more than allowed: a chunked body is cut off there, without an error.
     request.max_content_length = max_body_bytes + 1
     headers: dict[str, str] = {}
@@ -76,13 +77,16 @@ def answer(
 
     seconds = time.perf_counter() - started
     method = request.method if request.method in METHODS else "OTHER"
+    user_id = logs.user_id.get()
+    refusal = response.problem if isinstance(response, ProblemResponse) else ""
 
     @response.call_on_close
     def record() -> None:
         logs.request_id.set(request_id)
+        logs.user_id.set(user_id)
         metrics.count_request(function, method, endpoint, response.status_code, seconds)
         if "Idempotency-Replayed" not in response.headers:
-            metrics.count_login(function, response.problem if isinstance(response, ProblemResponse) else "")
+            metrics.count_login(function, refusal)
         log.info(
             "answered",
             extra={
@@ -91,6 +95,7 @@ def answer(
                 "endpoint": endpoint,
                 "status": response.status_code,
                 "duration_ms": round(seconds * 1000, 1),
+                **({"problem": refusal} if refusal else {}),
             },
         )
 

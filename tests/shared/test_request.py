@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,9 @@ import pytest
 from functions import login
 from shared import logs
 from shared.request import MAX_BODY_BYTES
-from tests.conftest import PASSWORD, User, client, log_in, post
+from shared.verifications import RESET_PASSWORD
+from tests.authenticator import second_factor_challenge, with_totp
+from tests.conftest import PASSWORD, User, call, client, issue, log_in, post, session_of
 
 LOGIN = "/api/v1/users/login"
 
@@ -68,6 +71,55 @@ def test_a_request_is_one_log_line_without_personal_data_or_secrets(
     assert line["duration_ms"] > 0
     for private in (active_user.email, PASSWORD, tokens["access_token"], tokens["refresh_token"]):
         assert private not in json.dumps(line)
+
+
+def test_the_log_says_who_was_refused_what_and_why(
+    active_user: User, address: str, log_lines: list[dict[str, Any]]
+) -> None:
+    """ASVS 5.0, 16.2.1 and 16.3.1 to 16.3.3; the account by its id, as an address is personal data."""
+    tokens, old = session_of(active_user), session_of(active_user, ago=timedelta(minutes=11))
+    wrong = {"email": active_user.email, "password": "wrong horse battery staple"}
+    call("login", body=wrong)
+    call("login", body={**wrong, "email": f"nobody-{address}"})
+    call("login", body={})
+    call("list_users", tokens)
+    call("remove_phone", old)
+    call("change_password", tokens, {"current_password": wrong["password"], "new_password": PASSWORD + address})
+    call("reset_password", body={"token": issue(active_user, RESET_PASSWORD), "password": "a short one"})
+    call("get_profile", tokens)
+    call("get_profile")
+    lines = [line for line in log_lines if line["message"] == "answered"]
+    user = str(active_user.id)
+    assert [(line["status"], line.get("problem"), line.get("user_id")) for line in lines] == [
+        (401, "InvalidCredentials", user),
+        (401, "InvalidCredentials", None),
+        (422, "InvalidRequest", None),
+        (403, "Forbidden", user),
+        (401, "ReauthenticationRequired", user),
+        (403, "WrongPassword", user),
+        (422, "InvalidRequest", user),
+        (200, None, user),
+        (401, "Unauthenticated", None),
+    ]
+    assert all(datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0) for line in lines)
+    assert all(line["request_id"] and line["function"] and line["endpoint"] for line in lines)
+    assert address not in json.dumps(lines)
+
+
+def test_too_many_tries_at_a_second_factor_are_logged_under_the_account(
+    active_user: User, log_lines: list[dict[str, Any]]
+) -> None:
+    """ASVS 5.0, 16.3.1."""
+    with_totp(active_user)
+    challenge = second_factor_challenge(active_user)
+    for _ in range(6):
+        call("login_with_second_factor", body={"challenge": challenge, "code": "000000"})
+    user = str(active_user.id)
+    assert [(line["function"], line["problem"], line["user_id"]) for line in log_lines] == [
+        ("login", "SecondFactorRequired", user),
+        *[("login_with_second_factor", "InvalidSecondFactor", user)] * 5,
+        ("login_with_second_factor", "ChallengeOver", user),
+    ]
 
 
 def test_an_unexpected_error_is_a_500_that_says_nothing_and_a_log_line_that_says_where(
