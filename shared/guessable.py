@@ -1,6 +1,7 @@
 """Finds what attackers guess first in a password: common ones, names, patterns (NIST SP 800-63B-4, 3.1.1.2)."""
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from shared.once import once
@@ -8,11 +9,14 @@ from shared.once import once
 SERVICE_WORDS = (
     *("aegis", "user", "service", "account", "admin", "administrator", "login", "signin", "welcome", "secret"),
     *("default", "changeme", "letmein", "passphrase", "password", "passwort", "비밀번호", "패스워드", "이지스"),
+    *("root", "system", "server", "staging", "production", "manager", "employee", "company", "관리자", "회사"),
+    *("knative", "kubernetes", "postgres", "redis", "kafka"),
 )
 PHRASES = (  # in lists of breached passwords, as each is quoted everywhere
     *("correcthorsebatterystaple", "thequickbrownfoxjumpsoverthelazydog", "loremipsumdolorsitamet"),
     *("maytheforcebewithyou", "allyourbasearebelongtous", "tobeornottobethatisthequestion", "ihaveadream"),
     *("supercalifragilisticexpialidocious", "iloveyousomuch", "iloveyouforever", "opensesame", "whatisthepassword"),
+    *("314159265358979", "안녕하세요", "감사합니다", "사랑해", "대한민국", "spongebobsquarepants", "backstreetboys"),
 )
 _KEYBOARD = (
     *("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm", "abcdefghijklmnopqrstuvwxyz", "qwertzuiop", "azertyuiop"),
@@ -24,7 +28,15 @@ _KEYBOARD = (
         "ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔ",
         "ㅁㄴㅇㄹㅎㅗㅓㅏㅣ",
     ),
+    *("가나다라마바사아자차카타파하", "11223344556677889900", "aabbccddeeffgghhiijjkkllmmnnooppqqrrssttuuvvwwxxyyzz"),
 )
+# The keys of the letters of a syllable, in the order of Unicode: first consonants, vowels, last consonants.
+_KOREAN_KEYS = (
+    (0x1100, "r r s e e f a q q t t d w w c z x v g"),
+    (0x1161, "k o i o j p u p h hk ho hl y n nj np nl b m ml l"),
+    (0x11A8, "r r rt s sw sg e f fr fa fq ft fx fv fg a q qt t t d w c z x v g"),
+)
+_KEYS_OF_LETTERS = {first + place: key for first, keys in _KOREAN_KEYS for place, key in enumerate(keys.split())}
 _WALK_LENGTH = 4
 _COMMON_PASSWORDS = 1000
 """The most common ones of zxcvbn's list. Rarer ones are words, which zxcvbn weighs."""
@@ -62,7 +74,14 @@ def _words_of(known: tuple[str | None, ...]) -> Iterator[str]:
             word = re.sub(r"[\W_]", "", part)
             # A syllable of Hangul says as much as two letters.
             if len(word) >= (3 if word.isascii() else 2):
-                yield from (word, word[::-1])
+                yield from (word, word[::-1], *_typed_in_latin(word))
+
+
+def _typed_in_latin(word: str) -> Iterator[str]:
+    """The keys that write a word of Hangul (KS X 5002): Koreans type 비밀번호 as qlalfqjsgh."""
+    keys = unicodedata.normalize("NFD", word).translate(_KEYS_OF_LETTERS)
+    if keys.isascii() and not word.isascii():
+        yield keys
 
 
 def _occurrences(text: str, words: list[str]) -> Iterator[tuple[int, int]]:
@@ -83,7 +102,7 @@ def _walks(text: str) -> Iterator[tuple[int, int]]:
 
 @once
 def _pieces_of_walks() -> frozenset[str]:
-    walks = [walk for way in _KEYBOARD for walk in (way, way[::-1])]
+    walks = [walk for way in _KEYBOARD for walk in (way, way[::-1], *_typed_in_latin(way))]
     return frozenset(
         walk[start : start + _WALK_LENGTH] for walk in walks for start in range(len(walk) - _WALK_LENGTH + 1)
     )
@@ -95,4 +114,5 @@ def _common_words() -> tuple[str, ...]:
 
     ranked = RANKED_DICTIONARIES["passwords"]
     common = (word for word, rank in ranked.items() if rank <= _COMMON_PASSWORDS and len(word) >= _COMMON_LENGTH)
-    return (*SERVICE_WORDS, *PHRASES, *common)
+    known = (*SERVICE_WORDS, *PHRASES)
+    return (*known, *(keys for word in known for keys in _typed_in_latin(word)), *common)

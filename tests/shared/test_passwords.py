@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from zxcvbn.matching import RANKED_DICTIONARIES
 
 from knative.local.servers import free_port
 from shared import passwords, settings
@@ -153,12 +154,30 @@ WORDS = re.findall(
         "Correct Horse Battery Staple",
         "correct-horse-battery-staple-1",
         "aaaabbbbccccdddd1111",
+        "aabbccddeeffgghh",
+        "3.14159265358979",
+        "spongebobsquarepants",
+        "kubernetes123456",
+        "qlalfqjsghqlalfqjsgh",
+        "rlawldn!rlawldn!2026",
+        "dkssudgktpdy1234",
+        "안녕하세요감사합니다12345",
+        "가나다라마바사아자차카타파하가",
     ],
 )
 def test_a_password_that_is_guessed_first_is_refused_however_it_is_written(password: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         check_acceptable(password, OWNER, "김지우")
     assert [error["code"] for error in refused.value.errors] == ["password_common"]
+
+
+def test_the_common_passwords_that_are_long_enough_are_all_refused() -> None:
+    """ASVS 5.0, 6.2.4, of the list that is at hand: the others stand in that of stolen passwords."""
+    long_ones = [password for password in RANKED_DICTIONARIES["passwords"] if len(password) >= 15]
+    assert len(long_ones) > 25
+    for password in long_ones:
+        with pytest.raises(InvalidRequest):
+            check_acceptable(password)
 
 
 @settings_of_hypothesis(max_examples=25)
