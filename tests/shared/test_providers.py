@@ -1,12 +1,22 @@
 """Requests to providers that are slow, hang, or say when to come again."""
 
+import json
+import ssl
 import threading
+import urllib.request
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from functions import send_sms, verify_business
 from knative.local.servers import free_port
@@ -61,6 +71,37 @@ def test_a_provider_that_is_not_there_or_breaks_off_is_named(provider: Provider)
     assert fault(f"http://127.0.0.1:{free_port()}") == "The provider cannot be reached."
     assert fault("http://nowhere.invalid") == "The provider cannot be reached."
     assert fault(provider.url.replace("http:", "https:")) == "The provider breaks off (SSLError)."
+
+
+def test_a_provider_with_a_certificate_that_nobody_vouches_for_is_told_nothing(
+    provider: Provider, tmp_path: Path
+) -> None:
+    """ASVS 5.0, 12.3.2."""
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(self_signed("127.0.0.1"))
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certificate)
+    provider.socket = serving.wrap_socket(provider.socket, server_side=True)
+    url = provider.url.replace("http:", "https:")
+    assert fault(url) == "The provider breaks off (SSLError)."
+    assert provider.asked == []
+    with urllib.request.urlopen(url, context=ssl.create_default_context(cafile=str(certificate))) as response:
+        assert json.load(response) == {"said": "yes"}  # who trusts the certificate is served
+
+
+def self_signed(address: str) -> bytes:
+    """A private key and its certificate for an IP address (PEM)."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .sign(key, SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem + certificate.public_bytes(Encoding.PEM)
 
 
 def test_an_answer_in_time_is_given_however_often(provider: Provider) -> None:
