@@ -16,7 +16,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs
 
 
 def test_every_test_that_the_security_table_names_is_there() -> None:
-    named = set(re.findall(r"\btest_\w+", (ROOT / "docs" / "security.md").read_text())) - {"test_docs"}
+    named = set(re.findall(r"\btest_\w+\b(?!\.py)", (ROOT / "docs" / "security.md").read_text()))
     there = {
         name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }

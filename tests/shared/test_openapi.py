@@ -42,6 +42,34 @@ def test_the_document_has_every_operation_and_no_other(document: Any) -> None:
     }
 
 
+def test_tokens_come_from_the_documented_ways_to_log_in_alone(document: Any) -> None:
+    """ASVS 5.0, 6.1.3 and 6.3.4."""
+    schemas = document["components"]["schemas"].items()
+    tokens = [name for name, schema in schemas if "access_token" in schema.get("properties", {})]
+    assert tokens
+    ways = {
+        path
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if any(f'"#/components/schemas/{name}"' in json.dumps(operation["responses"]) for name in tokens)
+    }
+    login = "/api/v1/users/login"
+    assert ways == {login, f"{login}/second-factor", f"{login}/passkey", "/api/v1/users/token/refresh"}
+
+
+def test_each_operation_is_limited_for_each_address_account_and_mailbox() -> None:
+    """ASVS 5.0, 2.4.1."""
+    load_all()
+    for function in HTTP_FUNCTIONS.values():
+        expected = {"address"}
+        if function.authenticated:
+            expected.add("account")
+        if function.body and "email" in function.body.model_fields:
+            # A guess counts for the account that it is at; a mail for the mailbox that it goes to.
+            expected.add("email" if function.name == "login" else "mailbox")
+        assert function.limits.keys() >= expected, function.name
+
+
 def test_each_operation_is_described_for_who_calls_it(document: Any) -> None:
     for function in HTTP_FUNCTIONS.values():
         if function.path == "/*":
