@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -67,6 +68,14 @@ def test_the_code_in_the_text_is_the_one_that_is_stored_and_verifies(
     code = form(provider.asked[0])["Body"][-6:]
     assert row_of(active_user, phone_verification).code_hash == hash_phone_code(active_user.id, code)
     assert call("verify_phone", log_in(active_user), {"code": code}).status_code == 204
+
+
+def test_a_code_lives_for_minutes_and_not_longer(active_user: User, phone: str, provider: Provider) -> None:
+    """ASVS 5.0, 6.5.5: ten minutes at the most."""
+    await_code(active_user, phone)
+    deliver(active_user)
+    left = row_of(active_user, phone_verification).expires_at - datetime.now(UTC)
+    assert timedelta(0) < left < timedelta(minutes=10)
 
 
 def test_a_new_code_starts_with_all_its_tries(active_user: User, phone: str, provider: Provider) -> None:
