@@ -208,6 +208,12 @@ def inside_listeners(objects: Objects) -> set[str]:
     return {listener["name"] for listener in listeners if listener["hostname"].startswith("user-service")}
 
 
+def test_the_gateway_speaks_the_versions_of_tls_that_are_recommended(objects: Objects, environment: str) -> None:
+    """ASVS 5.0, 12.1.1; RFC 9325, 3.1.1."""
+    tls = objects["ClientTrafficPolicy", "api"]["spec"].get("tls")
+    assert tls == (None if environment == "development" else {"minVersion": "1.2", "maxVersion": "1.3"})
+
+
 def test_pods_of_the_cluster_call_the_api_by_every_name_of_the_guides_service(objects: Objects) -> None:
     service, namespace = "user-service", "aegis-user-service"
     qualified = f"{service}.{namespace}"
