@@ -54,7 +54,7 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "email": ("EMAIL_SERVICE_URL", "EMAIL_API_KEY", "EMAIL_FROM", "PUBLIC_URL"),
     "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM", "PUBLIC_URL"),
     "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
-    "backups": ("BACKUP_STORE", "BACKUP_KEY"),
+    "backups": ("BACKUP_STORE", "BACKUP_RECIPIENTS", "BACKUP_MANIFEST_KEY"),
     "deliveries": ("DELIVERY_KEY",),
 }
 
@@ -170,8 +170,12 @@ class Settings:
     business_registry_api_key: str
     backup_store: str
     """A folder, or a bucket as s3://BUCKET/PREFIX."""
-    backup_key: str
-    """An age identity (https://age-encryption.org/v1): what is encrypted to it opens with it alone."""
+    backup_recipients: tuple[str, ...]
+    """age recipients (https://age-encryption.org/v1), public keys: each of their owners can open a backup."""
+    backup_manifest_keys: tuple[bytes, ...]
+    """Manifests of backups are authenticated under the first and taken under each, so that it can be replaced."""
+    backup_identity: str
+    """An age identity, which opens backups: only where a drill runs by itself."""
     backup_keep: tuple[int, int, int]
     """How many backups of the last days, weeks and months."""
 
@@ -197,7 +201,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             for name in REQUIRED_BY[use]
             if name not in values and not (name == "JWT_PUBLIC_KEYS" and "JWT_SECRET_KEY" in values)
         ),
-        *_problems_of_backups(values.get("BACKUP_STORE", ""), values.get("BACKUP_KEY", "")),
+        *_problems_of_backups(values),
     ]
 
     def url(name: str, *schemes: str) -> str:
@@ -290,7 +294,9 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https").removesuffix("/api"),
         business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
         backup_store=values.get("BACKUP_STORE", ""),
-        backup_key=values.get("BACKUP_KEY", ""),
+        backup_recipients=_listed(values.get("BACKUP_RECIPIENTS", "")),
+        backup_manifest_keys=tuple(key.encode() for key in _listed(values.get("BACKUP_MANIFEST_KEY", ""))),
+        backup_identity=values.get("BACKUP_IDENTITY", ""),
         backup_keep=(
             number("BACKUP_KEEP_DAILY", 7, 1, 366),
             number("BACKUP_KEEP_WEEKLY", 4, 0, 520),
@@ -356,11 +362,21 @@ def _unsupported(url: SplitResult) -> str:
     return ""
 
 
-def _problems_of_backups(store: str, key: str) -> Iterator[str]:
+def _problems_of_backups(values: Mapping[str, str]) -> Iterator[str]:
+    store, identity = values.get("BACKUP_STORE", ""), values.get("BACKUP_IDENTITY", "")
     if store and not re.match("/|s3://[^/]+", store):
         yield "BACKUP_STORE is neither an absolute path nor s3://BUCKET/PREFIX"
-    if key and not re.fullmatch("AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}", key):
-        yield "BACKUP_KEY is not an age identity (AGE-SECRET-KEY-1...)"
+    recipients = _listed(values.get("BACKUP_RECIPIENTS", ""))
+    if not all(re.fullmatch("age1[02-9ac-hj-np-z]{58}", one) for one in recipients):
+        yield "BACKUP_RECIPIENTS is not a list of age recipients (age1...)"
+    if any(len(key) < 32 for key in _listed(values.get("BACKUP_MANIFEST_KEY", ""))):
+        yield "BACKUP_MANIFEST_KEY has a key of fewer than 32 characters"
+    if identity and not re.fullmatch("AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}", identity):
+        yield "BACKUP_IDENTITY is not an age identity (AGE-SECRET-KEY-1...)"
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
 
 
 def _public_jwk_set(values: Mapping[str, str], problems: list[str]) -> str:

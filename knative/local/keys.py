@@ -41,10 +41,16 @@ def new_backup_key() -> str:
     return str(pyrage.x25519.Identity.generate())
 
 
+def recipient_of(identity: str) -> str:
+    """The public half of an age identity."""
+    return str(pyrage.x25519.Identity.from_str(identity).to_public())
+
+
 def write_secrets(file: Path) -> list[str]:
     """Adds the secrets that a file lacks, which may be all of them. Returns their names.
 
-    That of the backups, which no function needs, is in backup.env beside it.
+    Those of the backups, which no function needs, are beside it: in backup.env what takes them; in drill.env the
+    drill's identity; and in backup-identity.txt the operator's, which opens every backup and belongs in no cluster.
     """
     given = dict(line.split("=", 1) for line in _lines(file) if "=" in line)
     signing_keys = given.get("JWT_SECRET_KEY") or new_signing_keys()
@@ -60,7 +66,28 @@ def write_secrets(file: Path) -> list[str]:
         "SMS_API_KEY": new_sms_key(),
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
-    return [*_add(file, values), *_add(file.with_name("backup.env"), {"BACKUP_KEY": new_backup_key()})]
+    of_the_drill = file.with_name("drill.env")
+    made = [*_add(file, values), *_add(of_the_drill, {"BACKUP_IDENTITY": new_backup_key()})]
+    identities = [_operators_identity(file), _value(of_the_drill, "BACKUP_IDENTITY")]
+    of_backups = {
+        "BACKUP_RECIPIENTS": ",".join(map(recipient_of, identities)),
+        "BACKUP_MANIFEST_KEY": secrets.token_hex(32),
+    }
+    return [*made, *_add(file.with_name("backup.env"), of_backups)]
+
+
+def _operators_identity(file: Path) -> str:
+    """That of backup-identity.txt; at first the one which an earlier release kept in backup.env, or a new one."""
+    own, before = file.with_name("backup-identity.txt"), file.with_name("backup.env")
+    if not own.exists():
+        own.touch(mode=0o600)
+        own.write_text((_value(before, "BACKUP_KEY") if before.exists() else "") or new_backup_key())
+    return own.read_text().strip()
+
+
+def _value(file: Path, name: str) -> str:
+    found = [line.partition("=")[2] for line in file.read_text().splitlines() if line.startswith(f"{name}=")]
+    return found[0] if found else ""
 
 
 def _lines(file: Path) -> list[str]:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from knative.local import fork, replica, servers
-from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key, public_keys
+from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key, public_keys, recipient_of
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
@@ -203,7 +203,10 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "SMS_FROM": "+15005550006",
         "BUSINESS_REGISTRY_API_KEY": secret(data, "business_registry_api_key"),
         "BACKUP_STORE": str(data / "backups"),
-        "BACKUP_KEY": secret(data, "backup_key", new_backup_key),
+        "BACKUP_RECIPIENTS": recipient_of(secret(data, "backup_key", new_backup_key)),
+        "BACKUP_MANIFEST_KEY": secret(data, "backup_manifest_key"),
+        # Elsewhere it is the operator's; here operator and machine are one.
+        "BACKUP_IDENTITY": secret(data, "backup_key", new_backup_key),
         # The router is the one proxy before the functions. Whoever is on this machine shares no limit: load tests are.
         "TRUSTED_PROXY_HOPS": "1",
         "RATE_LIMIT_EXEMPT_NETWORKS": "127.0.0.0/8",
@@ -292,7 +295,7 @@ def secrets_of_functions() -> dict[str, set[str]]:
 
 def of_function(environment: Mapping[str, str], secrets_: set[str]) -> dict[str, str]:
     """The settings without the secrets that are not among these, as on a cluster."""
-    withheld = {"BACKUP_KEY", *secrets_of(SECRETS)} - secrets_
+    withheld = {"BACKUP_MANIFEST_KEY", "BACKUP_IDENTITY", *secrets_of(SECRETS)} - secrets_
     if "DB_PASSWORD" in withheld:
         withheld |= {"DATABASE_URL", "REPLICA_DATABASE_URL"}
     return {name: value for name, value in environment.items() if name not in withheld}

@@ -59,7 +59,7 @@ Elsewhere than on this machine it is for the operator of the cluster: docs/failo
 
 BACKUP_HELP = """\
 Writes all of the database, as it is at one moment, to BACKUP_STORE: a folder, or a bucket as
-s3://BUCKET/PREFIX. It is encrypted on the way (age, to BACKUP_KEY) and read back before it counts:
+s3://BUCKET/PREFIX. It is encrypted on the way (age, to BACKUP_RECIPIENTS) and read back before it counts:
 what died half-way is no backup, and goes with the next one. Then those go that BACKUP_KEEP_DAILY,
 BACKUP_KEEP_WEEKLY and BACKUP_KEEP_MONTHLY do not keep. The service goes on meanwhile.
 
@@ -67,7 +67,9 @@ docs/backup.md has more."""
 
 BACKUPS_HELP = """\
 Each with its age, its size in bytes (encrypted), how many accounts it holds, the schema and the
-version of the server. What died half-way is not among them."""
+version of the server; or why it is not verified. What is not verified is neither restored nor deleted,
+until you say by --accept NAME that it is yours: its objects are then compared with its manifest, and
+the manifest is authenticated under BACKUP_MANIFEST_KEY."""
 
 RESTORE_HELP = """\
 Reads the whole backup first: checksum, key, schema. Then brings it into the database in one
@@ -76,7 +78,9 @@ since, by what the newest backup in the store and the database itself know. All 
 links and codes that were sent are void: users log in again. At last it migrates to the schema of
 this program. Whatever goes wrong until the transaction ends, the database is as it was before.
 
---force is needed where the database holds accounts, or anything that is not this service's.
+--force is needed where the database holds accounts, or anything that is not this service's; --older where
+a newer backup is known, as suspended accounts, removed roles and old passwords come back with an older one.
+--identity names the file of the age identity that opens backups.
 docs/backup.md has more."""
 
 DRILL_HELP = """\
@@ -163,12 +167,23 @@ def _run_on_backups(called: argparse.Namespace, data: Path) -> str:
     if called.in_cluster:
         from knative.release.backup import in_cluster  # the Kubernetes client is not in the image
 
-        chosen = [called.name, *(["--force"] if called.force else [])] if called.command == "restore" else []
-        return in_cluster.run(called.context, [called.command, *chosen], Progress())
+        identity = getattr(called, "identity", "")
+        return in_cluster.run(called.context, called.command, _chosen_of_backups(called), identity, Progress())
     _load_settings(data, "database", "backups")
     from knative.release.backup import commands  # of heavy packages
 
     return commands.run(called)
+
+
+def _chosen_of_backups(called: argparse.Namespace) -> list[str]:
+    """The arguments that a command of backups has in a cluster, too."""
+    match called.command:
+        case "backups":
+            return [word for name in called.accept for word in ("--accept", name)]
+        case "restore":
+            return [called.name, *(f"--{flag}" for flag in ("force", "older") if getattr(called, flag))]
+        case _:
+            return []
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,13 +314,19 @@ def _add_backups(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         return parser
 
     add("backup", "take a backup of the database", BACKUP_HELP)
-    add("backups", "list the backups, newest first", BACKUPS_HELP)
+    listed = add("backups", "list the backups, newest first", BACKUPS_HELP)
+    listed.add_argument("--accept", metavar="NAME", action="append", default=[], help="vouch for one, and no list")
     of_other = "of another database (DATABASE_URL)"
     restore = add("restore", "bring a backup into the database", RESTORE_HELP, "--into", of_other)
     restore.add_argument("name", metavar="NAME", help="as aegis backups lists it, or latest")
     restore.add_argument("--force", action="store_true", help="replace what the database holds")
+    restore.add_argument("--older", action="store_true", help="restore it though a newer one is known")
     on_other = "of a database on another server (DATABASE_URL)"
-    add("drill", "try out the latest backup", DRILL_HELP, "--on", on_other)
+    drill = add("drill", "try out the latest backup", DRILL_HELP, "--on", on_other)
+    for opening in (restore, drill):
+        opening.add_argument(
+            "--identity", metavar="FILE", default="", help="the age identity that opens backups; - for standard input"
+        )
 
 
 def _load_settings(data: Path, *uses: Dependency) -> None:

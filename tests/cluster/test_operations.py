@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from knative.local.keys import new_backup_key
+from knative.local.keys import new_backup_key, recipient_of
 from tests.cluster.conftest import (
     ENVIRONMENT,
     PROMETHEUS_URL,
@@ -127,7 +127,7 @@ def test_rotate_other_secrets() -> None:
     print(f"the first registration {time.monotonic() - started:.1f} s after the last command")
     assert mailed_token(newcomer["email"], seconds=120)
 
-    put("backup.env", "BACKUP_KEY", new_backup_key())
+    put("backup.env", "BACKUP_RECIPIENTS", recipient_of(new_backup_key()))
     assert "read back and found good" in run(of_the_backups)
 
 

@@ -1,5 +1,6 @@
 """Backups: taken while people write, restored as a whole or not at all, whoever dies and whatever is damaged."""
 
+import dataclasses
 import io
 import json
 import os
@@ -26,10 +27,10 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from knative.local import servers
 from knative.local.servers import free_port
 from knative.local.supervisor import Process, Supervisor
-from knative.release.backup import listing, manifest, restore, retention, take
+from knative.release.backup import authenticity, listing, manifest, restore, retention, take
 from knative.release.backup.manifest import Manifest
 from knative.release.backup.postgresql import BACKUP_LOCK, RESTORE_LOCK, alone
-from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Vault
+from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Store, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 from shared.migrate import MIGRATIONS
@@ -110,18 +111,25 @@ def empty() -> Iterator[str]:
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Vault:
-    return Vault(Folder(tmp_path / "backups"), str(pyrage.x25519.Identity.generate()))
+    return new_vault(tmp_path / "backups")
+
+
+def new_vault(place: Path | Store) -> Vault:
+    """Keys that nothing else has."""
+    identity = pyrage.x25519.Identity.generate()
+    store = Folder(place) if isinstance(place, Path) else place
+    return Vault(store, (secrets.token_hex(32).encode(),), (str(identity.to_public()),), (str(identity),))
 
 
 def backup(database: str, vault: Vault, keep: retention.Keep = KEEP) -> Manifest:
     """The newest backup, just taken."""
-    known = set(manifest.finished(vault.store))
+    known = authenticity.good(vault)
     wait_for(lambda: manifest.new_name() not in known)  # a name is a second
     take.take(database, vault, keep, Progress(io.StringIO()))
-    return restore.find(vault.store, restore.LATEST)
+    return restore.find(vault, restore.LATEST)
 
 
-def bring_back(vault: Vault, into: str, name: str = restore.LATEST, **how: bool) -> Manifest:
+def bring_back(vault: Vault, into: str, name: str = restore.LATEST, **how: Any) -> Manifest:
     return restore.restore(vault, name, into, Progress(io.StringIO()), **how)
 
 
@@ -174,7 +182,7 @@ def test_nothing_of_it_can_be_read_without_the_key(database: str, vault: Vault) 
     content = file_of(vault, made, DUMP).read_bytes()
     assert content.startswith(b"age-encryption.org/v1\n")
     assert b"PGDMP" not in content
-    opened = pyrage.decrypt(content, [pyrage.x25519.Identity.from_str(vault.key)])
+    opened = pyrage.decrypt(content, [pyrage.x25519.Identity.from_str(vault.identities[0])])
     assert opened.startswith(b"PGDMP")
     assert b"somebody" not in file_of(vault, made, MANIFEST).read_bytes()
 
@@ -239,9 +247,9 @@ def alter(vault: Vault, made: Manifest) -> Vault:
 
 def exchange(vault: Vault, made: Manifest) -> Vault:
     """For another good one, which the manifest does not state."""
-    recipient = pyrage.x25519.Identity.from_str(vault.key).to_public()
+    recipient = pyrage.x25519.Identity.from_str(vault.identities[0]).to_public()
     path = file_of(vault, made, DUMP)
-    opened = pyrage.decrypt(path.read_bytes(), [pyrage.x25519.Identity.from_str(vault.key)])
+    opened = pyrage.decrypt(path.read_bytes(), [pyrage.x25519.Identity.from_str(vault.identities[0])])
     path.write_bytes(pyrage.encrypt(opened, [recipient]))
     return vault
 
@@ -252,13 +260,14 @@ def lose(vault: Vault, made: Manifest) -> Vault:
 
 
 def take_another_key(vault: Vault, made: Manifest) -> Vault:
-    return Vault(vault.store, str(pyrage.x25519.Identity.generate()))
+    return vault._replace(identities=(str(pyrage.x25519.Identity.generate()),))
 
 
 def state(**changes: Any) -> Callable[[Vault, Manifest], Vault]:
     def change(vault: Vault, made: Manifest) -> Vault:
         path = file_of(vault, made, MANIFEST)
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        stated = json.loads(json.loads(path.read_text())["manifest"]) | changes
+        manifest._write(vault, made.name, MANIFEST, json.dumps(stated))
         return vault
 
     return change
@@ -269,6 +278,11 @@ def scribble(vault: Vault, made: Manifest) -> Vault:
     return vault
 
 
+def of_a_newer_program(vault: Vault, made: Manifest) -> Vault:
+    file_of(vault, made, MANIFEST).write_text('{"format": 3}')
+    return vault
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -276,11 +290,11 @@ def scribble(vault: Vault, made: Manifest) -> Vault:
         (alter, "does not decrypt"),
         (exchange, "its checksum is not the manifest's"),
         (lose, "has no purged.age any more"),
-        (take_another_key, "encrypted to another key than BACKUP_KEY"),
+        (take_another_key, "encrypted to another recipient than this identity's"),
         (scribble, "manifest of the backup"),
         (state(name="20260101T170000Z"), "manifest of the backup"),
         (state(rows={"account'; DROP TABLE account; --": 1}), "manifest of the backup"),
-        (state(format=2), "has the format 2"),
+        (of_a_newer_program, "has the format 3"),
         (state(schema="9999"), "a newer release made it"),
         (state(rows={"account": 3}), f"the table account has {ACCOUNTS} rows in place of 3"),
     ],
@@ -292,7 +306,7 @@ def test_what_is_damaged_is_refused_and_changes_nothing(
     fill(database, "after", 5)
     before = accounts(database)
     damaged = damage(vault, made)
-    assert said in refusal(lambda: bring_back(damaged, database, force=True))
+    assert said in refusal(lambda: bring_back(damaged, database, made.name, force=True))
     assert accounts(database) == before
 
 
@@ -307,7 +321,7 @@ def test_a_backup_that_cannot_be_read_back_does_not_count(
 
 def test_a_name_that_is_no_backup_is_refused(database: str, vault: Vault) -> None:
     for name in ("latest", "20260101T000000Z", "../../etc"):
-        assert "There is no backup" in refusal(lambda name=name: bring_back(vault, database, name, force=True))  # type: ignore[misc]
+        assert "There is no" in refusal(lambda name=name: bring_back(vault, database, name, force=True))  # type: ignore[misc]
 
 
 # --- who dies
@@ -332,7 +346,9 @@ def command(*arguments: str, database: str, vault: Vault, under: Sequence[str] =
             **os.environ,
             "DATABASE_URL": database,
             "BACKUP_STORE": str(vault.store._root),
-            "BACKUP_KEY": vault.key,
+            "BACKUP_RECIPIENTS": ",".join(vault.recipients),
+            "BACKUP_MANIFEST_KEY": ",".join(key.decode() for key in vault.manifest_keys),
+            "BACKUP_IDENTITY": "".join(vault.identities),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -394,12 +410,12 @@ def test_a_backup_that_is_killed_is_none_and_goes_with_the_next(database: str, v
     chance = random.Random(1)  # noqa: S311
     for _ in range(KILLS):
         kill_during(command("backup", database=database, vault=vault), vault, chance.uniform(0, 0.5))
-        assert {restore.find(vault.store, name).name for name in manifest.finished(vault.store)} >= {made.name}
+        assert {found.name for found in authenticity.newest_first(vault)} >= {made.name}
     wait_for(lambda: is_free(database))
     last = backup(database, vault)
     assert last.name > made.name
     names = vault.store.names()
-    assert names == list(manifest.finished(vault.store))
+    assert names == sorted(authenticity.good(vault))
     assert {made.rows["account"], last.rows["account"]} == {ACCOUNTS}
 
 
@@ -453,10 +469,10 @@ def test_a_purged_account_does_not_come_back_with_a_backup_from_before(database:
     assert gone
     assert since
     # Elsewhere, by what the newest backup knows; in the database itself, by what that knows as well.
-    bring_back(vault, empty, first.name)
+    bring_back(vault, empty, first.name, older=True)
     assert len(accounts(empty)) == ACCOUNTS - len(gone)
     assert accounts(empty) & gone == set()
-    bring_back(vault, database, first.name, force=True)
+    bring_back(vault, database, first.name, force=True, older=True)
     assert len(accounts(database)) == ACCOUNTS - len(gone) - len(since)
     # And so that the next backup knows it, too.
     with connected(database) as connection:
@@ -522,36 +538,46 @@ def test_all_of_the_last_day_are_kept_and_of_a_day_before_the_last() -> None:
     assert retention.chosen(today[:1], retention.Keep(1, 0, 0)) == {today[0]}
 
 
+def renamed(vault: Vault, made: Manifest, name: str) -> Manifest:
+    """As if it had been taken at another time."""
+    assert isinstance(vault.store, Folder)
+    (vault.store._root / made.name).rename(vault.store._root / name)
+    other = dataclasses.replace(made, name=name)
+    manifest.write(vault, other)
+    return other
+
+
 def test_a_good_backup_makes_room_and_what_is_not_ours_stays(database: str, vault: Vault) -> None:
     assert isinstance(vault.store, Folder)
-    first = backup(database, vault)
-    (vault.store._root / first.name).rename(vault.store._root / "20260102T170000Z")
-    wait_for(lambda: manifest.new_name() != first.name)
+    old = [renamed(vault, backup(database, vault), f"2026010{day}T170000Z").name for day in range(1, 4)]
     (vault.store._root / "lost+found").mkdir()
-    assert "20260102T170000Z" in listing.table(vault.store)
-    second = backup(database, vault, retention.Keep(1, 1, 1))
-    assert vault.store.names() == [second.name, "lost+found"]
+    assert old[0] in listing.table(vault)
+    last = backup(database, vault, retention.Keep(1, 1, 1))
+    assert vault.store.names() == [*old[1:], last.name, "lost+found"]
     with connected(database) as connection:
         known = connection.execute(text("SELECT name, size, taken_at FROM backup")).all()
-    assert [tuple(row) for row in known] == [(second.name, second.size, second.taken_at)]
+    assert [tuple(row) for row in known] == [(last.name, last.size, last.taken_at)]
 
 
 # --- the commands
 
 
 def test_backups_are_listed_in_columns_however_large_they_are(tmp_path: Path) -> None:
-    store = Folder(tmp_path)
+    vault = new_vault(tmp_path)
     names = "20260101T170000Z", "20260102T170000Z", "20260103T170000Z"
-    for name, size, accounts in zip(names[:2], (10**17, 5), (10**13, 7), strict=True):
+    for name, size, accounts in zip(names[:2], (10**12, 5), (10**9, 7), strict=True):
         parts = manifest.Part(size, "0" * 64), manifest.Part(0, "0" * 64)
         manifest.write(
-            store, Manifest(manifest.FORMAT, name, "", "0042_sessions", "18.1", "0/0", {"account": accounts}, *parts)
+            vault, Manifest(manifest.FORMAT, name, "", "0042_sessions", "18.1", "0/0", {"account": accounts}, *parts)
         )
-    with store.write(names[2], MANIFEST) as sink:
+        for part, bytes_ in ((DUMP, size), (PURGED, 0)):
+            with (tmp_path / name / part).open("wb") as file:
+                file.truncate(bytes_)  # takes no room
+    with vault.store.write(names[2], MANIFEST) as sink:
         sink.write(b"damaged")
-    header, damaged, small, large = listing.table(store).splitlines()
-    assert damaged.startswith(f"{names[2]}  The manifest of the backup")
-    assert large.split()[3:] == ["100,000,000,000,000,000", "10,000,000,000,000", "0042_sessions", "18.1"]
+    header, damaged, small, large = listing.table(vault).splitlines()
+    assert damaged.startswith(f"{names[2]}  not verified: The manifest of the backup")
+    assert large.split()[3:] == ["1,000,000,000,000", "1,000,000,000", "0042_sessions", "18.1"]
     assert small.split()[3:] == ["5", "7", "0042_sessions", "18.1"]
     for title, left, right in (("size", "5  ", "000  "), ("accounts", "7  ", "000  ")):
         end = header.index(title) + len(title) + 2
@@ -566,7 +592,7 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
         assert process.returncode == 0, errors
         return said
 
-    assert "There is no backup" in listing.table(vault.store)
+    assert "There is no backup" in listing.table(vault)
     assert "read back and found good" in run("backup")
     (name,) = vault.store.names()
     assert f"{ACCOUNTS:,}" in run("backups")
@@ -574,7 +600,7 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
     process = command("restore", name, database=database, vault=vault)
     _, said = process.communicate(timeout=300)
     assert (process.returncode, "--force" in said) == (1, True)
-    assert vault.key not in said
+    assert vault.identities[0] not in said
 
 
 def test_a_database_that_is_reached_a_moment_later_is_waited_for(
@@ -597,8 +623,8 @@ def test_a_database_that_is_away_and_settings_that_are_not_complete_are_said(vau
     assert process.returncode == 1
     assert "The database at 127.0.0.1:1/none cannot be reached" in said
     assert "hidden" not in said
-    process = command("backup", database=os.environ["DATABASE_URL"], vault=Vault(vault.store, "no key"))
+    process = command("backup", database=os.environ["DATABASE_URL"], vault=vault._replace(identities=("no key",)))
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "BACKUP_KEY is not an age identity" in said
-    assert "no key" not in said.replace("BACKUP_KEY", "")
+    assert "BACKUP_IDENTITY is not an age identity" in said
+    assert "no key" not in said

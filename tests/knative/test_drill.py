@@ -1,24 +1,24 @@
 """The drill: it finds a backup good that is, and leaves nothing behind."""
 
+import dataclasses
 import io
-import json
 import os
 from pathlib import Path
 
-import pyrage
 import pytest
 from sqlalchemy import text
 
 from knative.local.supervisor import Process
+from knative.release.backup import manifest
 from knative.release.backup.drill import PREFIX, drill
-from knative.release.backup.store import MANIFEST, Folder, Vault
+from knative.release.backup.store import Vault
 from knative.release.progress import Progress
-from tests.knative.test_backup import accounts, backup, connected, file_of, fill, refusal
+from tests.knative.test_backup import accounts, backup, connected, fill, new_vault, refusal
 
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Vault:
-    return Vault(Folder(tmp_path / "backups"), str(pyrage.x25519.Identity.generate()))
+    return new_vault(tmp_path / "backups")
 
 
 def databases(url: str) -> set[str]:
@@ -43,9 +43,7 @@ def test_a_drill_restores_the_latest_backup_beside_the_service_and_calls_functio
     assert [name for name in databases(url) if name.startswith(PREFIX)] == []
 
     # One row fewer than there are: then it is not the backup that its manifest states.
-    path = file_of(vault, made, MANIFEST)
-    stated = json.loads(path.read_text())
-    stated["rows"]["account"] -= 1
-    path.write_text(json.dumps(stated))
+    rows = {**made.rows, "account": made.rows["account"] - 1}
+    manifest.write(vault, dataclasses.replace(made, rows=rows))
     assert "the table account has 30 rows in place of 29" in refusal(lambda: drill(vault, url, Progress(io.StringIO())))
     assert [name for name in databases(url) if name.startswith(PREFIX)] == []

@@ -172,7 +172,10 @@ def test_whatever_logs_is_told_which_environment_it_is(environment: str) -> None
 
 def test_no_secret_of_production_is_in_a_file(objects: Objects, environment: str) -> None:
     secrets = {name for kind, name in objects if kind == "Secret"}
-    assert secrets == (set() if environment == "production" else {"user-service-secrets", "backup-secrets"})
+    of_the_drill = {"drill-secrets"} if environment == "staging" else set()
+    assert secrets == (
+        set() if environment == "production" else {"user-service-secrets", "backup-secrets"} | of_the_drill
+    )
 
 
 def test_production_fetches_every_secret_that_development_makes() -> None:
@@ -424,6 +427,16 @@ def test_backups_go_to_a_volume_or_in_production_to_a_bucket(objects: Objects, e
 def test_no_function_is_given_the_key_of_the_backups(objects: Objects) -> None:
     for item in [*functions_of(objects), objects["Deployment", "relay"]]:
         assert "backup-secrets" not in json.dumps(item)
+
+
+def test_what_opens_backups_is_in_no_cluster_but_for_stagings_drill(objects: Objects, environment: str) -> None:
+    for (kind, name), item in objects.items():
+        told = json.dumps(item)
+        if name != "drill-secrets" and kind in {"Secret", "ExternalSecret"}:
+            assert "BACKUP_IDENTITY" not in told
+            assert "BACKUP_KEY" not in told
+        if "drill-secrets" in told and kind != "Secret":
+            assert (environment, kind, name) == ("staging", "CronJob", "drill")
 
 
 def settings_of(objects: Objects) -> Settings:

@@ -4,7 +4,7 @@ import json
 import stat
 from pathlib import Path
 
-from knative.local.keys import write_secrets
+from knative.local.keys import new_backup_key, recipient_of, write_secrets
 from shared.settings import load
 
 
@@ -21,12 +21,24 @@ def test_new_secrets_are_readable_by_their_owner_alone_and_taken_by_the_settings
     )
 
 
-def test_the_key_of_the_backups_is_in_a_file_of_its_own(tmp_path: Path) -> None:
-    assert write_secrets(tmp_path / "secrets.env")[-1] == "BACKUP_KEY"
-    assert "BACKUP_KEY" not in read(tmp_path / "secrets.env")
-    file = tmp_path / "backup.env"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert load({**read(file), "BACKUP_STORE": "/backups"}, ["backups"])
+def test_the_identity_that_opens_backups_is_in_no_file_that_goes_into_a_cluster(tmp_path: Path) -> None:
+    write_secrets(tmp_path / "secrets.env")
+    identity = (tmp_path / "backup-identity.txt").read_text().strip()
+    for name in ("secrets.env", "backup.env", "drill.env"):
+        assert identity not in (tmp_path / name).read_text()
+    for file in tmp_path.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    of_backups = read(tmp_path / "backup.env")
+    assert recipient_of(identity) in of_backups["BACKUP_RECIPIENTS"]
+    assert load({**of_backups, **read(tmp_path / "drill.env"), "BACKUP_STORE": "/backups"}, ["backups"])
+
+
+def test_the_private_key_of_an_earlier_release_still_opens_backups_and_is_the_operators(tmp_path: Path) -> None:
+    identity = new_backup_key()
+    (tmp_path / "backup.env").write_text(f"BACKUP_KEY={identity}\n")
+    write_secrets(tmp_path / "secrets.env")
+    assert (tmp_path / "backup-identity.txt").read_text().strip() == identity
+    assert recipient_of(identity) in read(tmp_path / "backup.env")["BACKUP_RECIPIENTS"]
 
 
 def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:

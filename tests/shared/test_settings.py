@@ -174,13 +174,18 @@ def test_several_servers_may_stand_in_a_url_of_postgresql() -> None:
 
 
 def test_where_backups_go_and_what_opens_them_is_checked() -> None:
-    key = f"AGE-SECRET-KEY-1{'Q' * 58}"
-    settings = load({"BACKUP_STORE": "s3://bucket/aegis", "BACKUP_KEY": key, "BACKUP_KEEP_DAILY": "14"}, ["backups"])
+    recipient, key = f"age1{'q' * 58}", "k" * 32
+    given = {"BACKUP_RECIPIENTS": recipient, "BACKUP_MANIFEST_KEY": f"{key}, {key}", "BACKUP_KEEP_DAILY": "14"}
+    settings = load({"BACKUP_STORE": "s3://bucket/aegis", **given}, ["backups"])
+    assert (settings.backup_recipients, settings.backup_manifest_keys) == ((recipient,), (key.encode(), key.encode()))
     assert settings.backup_keep == (14, 4, 12)
-    environment = {"BACKUP_STORE": "backups", "BACKUP_KEY": key[:-1], "BACKUP_KEEP_DAILY": "0"}
+    wrong = {"BACKUP_RECIPIENTS": recipient[:-1], "BACKUP_MANIFEST_KEY": key[:-1], "BACKUP_IDENTITY": recipient}
+    environment = {"BACKUP_STORE": "backups", **wrong, "BACKUP_KEEP_DAILY": "0"}
     assert problems(environment) == [
         "BACKUP_STORE is neither an absolute path nor s3://BUCKET/PREFIX",
-        "BACKUP_KEY is not an age identity (AGE-SECRET-KEY-1...)",
+        "BACKUP_RECIPIENTS is not a list of age recipients (age1...)",
+        "BACKUP_MANIFEST_KEY has a key of fewer than 32 characters",
+        "BACKUP_IDENTITY is not an age identity (AGE-SECRET-KEY-1...)",
         "BACKUP_KEEP_DAILY is not a number from 1 to 366",
     ]
 

@@ -46,7 +46,7 @@ def read(
     try:
         with vault.store.read(name, part) as source:
             measured = Measured(source, tell)
-            decrypt(measured, sink, vault.key)
+            decrypt(measured, sink, vault.identities)
     except Missing:
         raise Refused(f"The backup {name} has no {part} any more. {OTHER}") from None
     except Undecipherable as error:

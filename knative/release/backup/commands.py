@@ -1,32 +1,70 @@
 """The commands `aegis backup`, `backups`, `restore` and `drill`, with the settings of this process."""
 
 import argparse
+import sys
+from pathlib import Path
 
-from knative.release.backup import drill, listing, postgresql, restore, take
+import pyrage
+
+from knative.release.backup import authenticity, drill, listing, postgresql, restore, take
 from knative.release.backup.retention import Keep
 from knative.release.backup.store import Vault, opened
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 from shared import database_url
-from shared.settings import settings
+from shared.settings import Settings, settings
+
+_IDENTITY = "AGE-SECRET-KEY-1"
 
 
 def run(called: argparse.Namespace) -> str:
     """Does what is called for; returns what to print."""
     own, progress = settings(), Progress()
-    vault = Vault(opened(own.backup_store), own.backup_key)
+    vault = _vault(own, called)
     if called.command == "backups":
-        return listing.table(vault.store)
+        accepted = [authenticity.accept(vault, name, own.database_url) for name in called.accept]
+        return "\n".join(accepted) or listing.table(vault)
     database = _url(called.url) or own.database_url
     postgresql.wait_for(database, progress)
     match called.command:
         case "backup":
             return take.take(database, vault, Keep(*own.backup_keep), progress)
         case "restore":
-            restored = restore.restore(vault, called.name, database, progress, force=called.force)
+            allowed = {"force": called.force, "older": called.older}
+            restored = restore.restore(vault, called.name, database, progress, of=own.database_url, **allowed)
             return f"{restored.name} is restored. All users log in again; take a new backup: aegis backup"
         case _:
             return drill.drill(vault, database, progress)
+
+
+def _vault(own: Settings, called: argparse.Namespace) -> Vault:
+    identities: tuple[str, ...] = ()
+    if called.command in ("restore", "drill"):
+        identities = _identities(_text(called.identity) if called.identity else own.backup_identity)
+        if not identities:
+            raise Refused(
+                "Nothing was changed. A backup takes its age identity to open: --identity FILE (- for standard input)."
+            )
+    try:
+        for one in own.backup_recipients:
+            pyrage.x25519.Recipient.from_str(one)
+        for one in identities:
+            pyrage.x25519.Identity.from_str(one)
+    except (pyrage.RecipientError, pyrage.IdentityError):
+        raise Refused("Nothing was changed. A key of the backups has a typing error: its checksum is wrong.") from None
+    return Vault(opened(own.backup_store), own.backup_manifest_keys, own.backup_recipients, identities)
+
+
+def _text(file: str) -> str:
+    """A file of identities; of standard input as much as one line with an identity, as nobody may close it."""
+    if file != "-":
+        return Path(file).read_text()
+    return next((line for line in sys.stdin if line.startswith(_IDENTITY)), "")
+
+
+def _identities(text: str) -> tuple[str, ...]:
+    """As age-keygen writes them: a line each, and comments."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip().startswith(_IDENTITY))
 
 
 def _url(text: str) -> str:

@@ -39,7 +39,7 @@ def drill(vault: Vault, database: str, progress: Progress) -> str:
         try:
             scratch = urlsplit(database)._replace(path=f"/{name}").geturl()
             began = time.monotonic()
-            restored = restore.restore(vault, restore.LATEST, scratch, progress)
+            restored = restore.restore(vault, restore.LATEST, scratch, progress, of=database)
             seconds = time.monotonic() - began
             progress.wait("calling functions on it")
             answer = _call_functions(scratch)

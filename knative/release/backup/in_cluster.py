@@ -1,7 +1,9 @@
 """The commands of backups in a cluster: in a pod as the CronJob's own, which has the store and the key."""
 
 import copy
+import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 
 from knative.release import jobs
 from knative.release.cluster import Cluster, Object, Rejected
@@ -14,17 +16,18 @@ KEPT_SECONDS = 86_400
 """For who reads the log of one that was left alone."""
 
 
-def run(context: str | None, arguments: list[str], progress: Progress) -> str:
-    """Runs `aegis` with these arguments in a cluster; returns what it printed.
+def run(context: str | None, command: str, arguments: list[str], identity: str, progress: Progress) -> str:
+    """Runs a command of `aegis` in a cluster; returns what it printed.
 
     Args:
         context: the kube context; None for the current one.
+        identity: a file with the age identity that opens backups, or nothing where none is needed. Only the standard
+            input of the pod gets it: no object of the cluster holds it.
 
     Raises:
         Refused: the cluster has no backups, or the command failed there; with its log.
     """
     cluster = Cluster(context)
-    command = arguments[0]
     try:
         # The drill's own, where the environment has it: its pod may have more memory.
         of_its_own = cluster.get("batch/v1", "CronJob", command)
@@ -38,7 +41,13 @@ def run(context: str | None, arguments: list[str], progress: Progress) -> str:
         spec |= {"backoffLimit": 0, "ttlSecondsAfterFinished": KEPT_SECONDS}
         if command == "backups":
             spec["activeDeadlineSeconds"] = jobs.SECONDS
-        spec["template"]["spec"]["containers"][0]["args"] = arguments
+        spec["template"]["spec"]["containers"][0]["args"] = [
+            command,
+            *arguments,
+            *(["--identity", "-"] if identity else []),
+        ]
+        if identity:
+            spec["template"]["spec"]["containers"][0] |= {"stdin": True, "stdinOnce": True}
         job: Object = {
             "apiVersion": "batch/v1",
             "kind": "Job",
@@ -54,9 +63,47 @@ def run(context: str | None, arguments: list[str], progress: Progress) -> str:
     name = job["metadata"]["name"]
     progress.say(f"Job {name} in {cluster.context}; it goes on if this command is ended")
     try:
-        return jobs.run(cluster, job, progress, lambda: None)
+        give = _Identity(cluster, job, Path(identity).read_text()) if identity else lambda: None
+        return jobs.run(cluster, job, progress, give)
     except Rejected as error:
         raise Refused(
             f"The API server refuses: {error}\nThe Job may run all the same. Look before you try again: "
             f"kubectl -n {NAMESPACE} logs -f job/{name}"
         ) from error
+
+
+class _Identity:
+    """Writes an identity to the standard input of a Job's pod, once, as soon as the pod runs."""
+
+    def __init__(self, cluster: Cluster, job: Object, text: str) -> None:
+        self._cluster, self._name, self._text = cluster, job["metadata"]["name"], text
+        self._container = job["spec"]["template"]["spec"]["containers"][0]["name"]
+        self._is_given = False
+
+    def __call__(self) -> None:
+        if self._is_given:
+            return
+        pods = self._cluster.list("v1", "Pod", f"job-name={self._name}")
+        running = [pod["metadata"]["name"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+        if not running:
+            return
+        self._is_given = True
+        attach = [
+            "kubectl",
+            "--context",
+            self._cluster.context,
+            "--namespace",
+            NAMESPACE,
+            "attach",
+            "--stdin",
+            "--quiet",
+        ]
+        done = subprocess.run(
+            [*attach, running[0], "--container", self._container],
+            input=self._text.rstrip() + "\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise Refused(f"The pod {running[0]} does not get the identity: {done.stderr.strip()}")

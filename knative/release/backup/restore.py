@@ -6,17 +6,17 @@ All of it is one transaction of PostgreSQL: whoever dies half-way leaves the dat
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO
 
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
-from knative.release.backup import check, manifest
+from knative.release.backup import authenticity, check, manifest
 from knative.release.backup.manifest import Manifest
 from knative.release.backup.postgresql import RESTORE_LOCK, ProgramFailed, connected, name_of, pipe, quoted, running
-from knative.release.backup.store import DUMP, PURGED, Missing, Store, Vault
+from knative.release.backup.store import DUMP, PURGED, Missing, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 from shared.database import sqlstate
@@ -103,20 +103,26 @@ ANALYZE;
 """Ended sessions, used links and used codes would come alive again with the backup."""
 
 
-def restore(vault: Vault, wanted: str, into: str, progress: Progress, *, force: bool = False) -> Manifest:
+def restore(
+    vault: Vault, wanted: str, into: str, progress: Progress, *, force: bool = False, older: bool = False, of: str = ""
+) -> Manifest:
     """Restores a backup.
 
     Args:
         wanted: its name, or `latest`.
         into: the URL of the database, past PgBouncer.
         force: whether what the database holds may go.
+        older: whether it may be older than the newest that is known.
+        of: the URL of the service's database where `into` is another: it remembers its backups, too.
 
     Raises:
         Refused: the database is as it was before, unless the message says otherwise.
     """
     if not force:
         _refuse_what_is_not_empty(into)
-    backup = find(vault.store, wanted)
+    backup = find(vault, wanted)
+    if not older:
+        _refuse_what_is_older(vault, backup, {into, of} - {""}, progress)
     _refuse_a_newer_schema(backup)
     progress.say(f"{backup.name}: {sum(backup.rows.values()):,} rows, {backup.size:,} bytes, schema {backup.schema}")
     check.check(vault, backup, progress)
@@ -129,19 +135,37 @@ def restore(vault: Vault, wanted: str, into: str, progress: Progress, *, force: 
     return backup
 
 
-def find(store: Store, wanted: str) -> Manifest:
-    """The backup of a name, or the latest. Raises Refused."""
+def find(vault: Vault, wanted: str) -> Manifest:
+    """The backup of a name, or the latest good one. Raises Refused."""
     if wanted == LATEST:
-        names = list(manifest.finished(store))
-        if not names:
-            raise Refused("Nothing was changed. There is no backup in BACKUP_STORE.")
-        wanted = names[-1]
+        latest = next(authenticity.newest_first(vault), None)
+        if not latest:
+            raise Refused(
+                "Nothing was changed. There is no good backup in BACKUP_STORE: aegis backups lists what is there."
+            )
+        return latest
     try:
         if not manifest.is_name(wanted):
             raise Missing
-        return manifest.read(store, wanted)
+        return manifest.read(vault, wanted)
     except Missing:
         raise Refused(f"Nothing was changed. There is no backup {wanted}. {check.OTHER}") from None
+
+
+def _refuse_what_is_older(vault: Vault, backup: Manifest, databases: Collection[str], progress: Progress) -> None:
+    """Who may delete in the store can hide the newest, but not what the databases remember."""
+    remembered = max(map(authenticity.newest_known, databases), default="")
+    if not remembered:
+        progress.say(f"no database that is reached knows which backup is the newest: see that it is {backup.name}")
+    latest = next(authenticity.newest_first(vault), backup)
+    newest = max(latest.name, remembered)
+    if newest > backup.name:
+        raise Refused(
+            f"Nothing was changed. {backup.name} is older than the newest backup that is known, {newest}"
+            f"{'' if authenticity.has_manifest(vault, newest) else ', which is not in the store any more'}.\n"
+            "What was changed since comes back as it was: suspended accounts may log in, removed roles, passkeys and "
+            "old passwords count again.\nIf that is what you want: --older"
+        )
 
 
 def _refuse_what_is_not_empty(into: str) -> None:
@@ -168,12 +192,11 @@ def _refuse_a_newer_schema(backup: Manifest) -> None:
 
 def _newest_purged(vault: Vault, backup: Manifest, progress: Progress) -> Manifest:
     """The newest backup whose list of purged accounts can be read; the given one's was."""
-    for name in reversed(list(manifest.finished(vault.store))):
+    for found in authenticity.newest_first(vault):
         try:
-            found = manifest.read(vault.store, name)
             check.check_purged(vault, found)
-        except (Refused, Missing) as error:
-            progress.say(f"who was purged until {name} is not known: {error}")
+        except Refused as error:
+            progress.say(f"who was purged until {found.name} is not known: {error}")
             continue
         return found
     return backup

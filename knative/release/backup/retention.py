@@ -4,8 +4,11 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from knative.release.backup import manifest
-from knative.release.backup.store import Store
+from knative.release.backup import authenticity, manifest
+from knative.release.backup.manifest import Manifest
+from knative.release.backup.store import Vault
+from knative.release.progress import Progress
+from knative.release.refused import Refused
 
 
 class Keep(NamedTuple):
@@ -16,16 +19,34 @@ class Keep(NamedTuple):
     monthly: int
 
 
-def apply(store: Store, keep: Keep) -> list[str]:
-    """Deletes the other backups; returns the names of those that are left. Called when the newest is known to be good.
+LEAST = 3
+"""So many of the newest good ones are kept, whatever their age."""
+MOST = 2000
+"""Beyond so many names somebody fills the store: nothing is deleted then, and reading them all would take hours."""
 
-    What has no manifest is no backup, and is left to who knows that nobody is writing it.
+
+def apply(vault: Vault, taken: Manifest, keep: Keep, progress: Progress) -> list[str]:
+    """Deletes the other good backups; returns the names of those that are left. Called when the newest is good.
+
+    What is not known to be good counts for nothing and is never deleted, and is reported.
+
+    Raises:
+        Refused: the backup just taken would not be among those that are kept; nothing was deleted.
     """
-    names = list(manifest.finished(store))
-    kept = chosen(names, keep)
-    for name in names:
-        if name not in kept:
-            store.delete(name)
+    names = [name for name in vault.store.names() if manifest.is_name(name)]
+    if len(names) > MOST:
+        progress.say(f"WARNING: there are {len(names):,} names in the store. Nothing was deleted: docs/backup.md")
+        return names
+    good = {name for name in names if not isinstance(authenticity.problem(vault, name), str)}
+    authenticity.report(set(names) - good, progress)
+    kept = chosen(good, keep) if good else set()
+    if taken.name not in kept:
+        raise Refused(
+            f"The backup {taken.name} would not survive: it is not in the store as written. Nothing was deleted.\n"
+            "Look at who else writes to BACKUP_STORE, and at the clock of this machine."
+        )
+    for name in good - kept:
+        vault.store.delete(name)
     return sorted(kept)
 
 
@@ -37,6 +58,7 @@ def chosen(names: Collection[str], keep: Keep) -> set[str]:
     last_day = manifest.taken_at(max(names)) - timedelta(days=1)
     return (
         {name for name in names if manifest.taken_at(name) > last_day}
+        | set(sorted(names)[-LEAST:])
         | _newest(names, keep.daily, lambda at: (at.year, at.month, at.day))
         | _newest(names, keep.weekly, lambda at: at.isocalendar()[:2])
         | _newest(names, keep.monthly, lambda at: (at.year, at.month))

@@ -3,11 +3,13 @@
 NAME/dump.age        what pg_dump wrote, encrypted
 NAME/purged.age      ids of the accounts that were purged until then, encrypted
 NAME/manifest.json   written last: without it there is no backup
+NAME/begun.json      there while it is written
 """
 
 import io
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 from knative.release.backup.streams import Sink, Source
 from knative.release.refused import Refused
 
-DUMP, PURGED, MANIFEST = "dump.age", "purged.age", "manifest.json"
+DUMP, PURGED, MANIFEST, BEGUN = "dump.age", "purged.age", "manifest.json", "begun.json"
 
 PART_BYTES = 16 * 2**20
 """Of a large object in a bucket, which may have 10,000 of them; one is in memory at a time."""
@@ -40,15 +42,26 @@ class Store(Protocol):
     def read(self, name: str, part: str) -> Iterator[Source]:
         """Raises Missing."""
 
-    def delete(self, name: str) -> None:
-        """Deletes all of a name, its manifest first."""
+    def size(self, name: str, part: str) -> int:
+        """In bytes. Raises Missing."""
+
+    def delete(self, name: str, part: str = "") -> None:
+        """Deletes one object of a name, or all of it, its manifest first."""
 
 
 class Vault(NamedTuple):
-    """A store, and the key that opens what is in it (an age identity)."""
+    """A store, and the keys of what is in it.
+
+    Attributes:
+        manifest_keys: manifests are authenticated under the first, and taken under each.
+        recipients: whom backups are encrypted to (age, X25519).
+        identities: what opens them; none where they are only taken and listed.
+    """
 
     store: Store
-    key: str
+    manifest_keys: tuple[bytes, ...]
+    recipients: tuple[str, ...]
+    identities: tuple[str, ...] = ()
 
 
 def opened(address: str) -> Store:
@@ -80,14 +93,24 @@ class Folder:
 
     @contextmanager
     def read(self, name: str, part: str) -> Iterator[Source]:
-        try:
-            file = (self._root / name / part).open("rb")
-        except (FileNotFoundError, NotADirectoryError):
-            raise Missing from None
-        with file:
+        self.size(name, part)
+        with (self._root / name / part).open("rb") as file:
             yield file
 
-    def delete(self, name: str) -> None:
+    def size(self, name: str, part: str) -> int:
+        try:
+            status = (self._root / name / part).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise Missing from None
+        # To open a pipe would wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise Missing
+        return status.st_size
+
+    def delete(self, name: str, part: str = "") -> None:
+        if part:
+            (self._root / name / part).unlink(missing_ok=True)
+            return
         (self._root / name / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self._root / name)
 
@@ -137,8 +160,16 @@ class Bucket:
         with self._refusals():
             yield self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}{name}/{part}")["Body"]
 
-    def delete(self, name: str) -> None:
+    def size(self, name: str, part: str) -> int:
         with self._refusals():
+            found = self._client.head_object(Bucket=self._bucket, Key=f"{self._prefix}{name}/{part}")
+            return int(found["ContentLength"])
+
+    def delete(self, name: str, part: str = "") -> None:
+        with self._refusals():
+            if part:
+                self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}{name}/{part}")
+                return
             keys = sorted(self._keys(f"{name}/"), key=lambda key: not key.endswith(MANIFEST))
             for key in keys:
                 self._client.delete_object(Bucket=self._bucket, Key=key)
@@ -166,7 +197,7 @@ class Bucket:
             yield
         except ClientError as error:
             code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
-            if code == "NoSuchKey":
+            if code in {"NoSuchKey", "404"}:  # a HEAD has no body that says more
                 raise Missing from error
             raise Refused(
                 f"The bucket {self._bucket} refuses {error.operation_name}: {message} ({code}).\n"

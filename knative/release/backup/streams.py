@@ -4,7 +4,7 @@ Both ways hold a few kilobytes at a time. A file that was cut short, or altered,
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import pyrage
@@ -69,21 +69,20 @@ class Nowhere:
         return len(content)
 
 
-def encrypt(source: Source, sink: Measured, key: str) -> None:
-    """Encrypts all of a source to who holds the key (an age identity).
+def encrypt(source: Source, sink: Measured, recipients: Sequence[str]) -> None:
+    """Encrypts all of a source to these recipients (age, X25519), each of whom can open it.
 
     Raises:
         Exception: the sink's own.
     """
-    recipient = pyrage.x25519.Identity.from_str(key).to_public()
     try:
-        pyrage.encrypt_io(source, sink, [recipient])
+        pyrage.encrypt_io(source, sink, [pyrage.x25519.Recipient.from_str(one) for one in recipients])
     except (pyrage.EncryptError, OSError) as error:
         _let_ctrl_c_through(error)
         raise sink.error or error from None
 
 
-def decrypt(source: Measured, sink: Sink, key: str) -> None:
+def decrypt(source: Measured, sink: Sink, identities: Sequence[str]) -> None:
     """Decrypts a source to its end; what has been written when it raises is a true part of what was encrypted.
 
     Raises:
@@ -92,13 +91,13 @@ def decrypt(source: Measured, sink: Sink, key: str) -> None:
     """
     written = Measured(sink)
     try:
-        pyrage.decrypt_io(source, written, [pyrage.x25519.Identity.from_str(key)])
+        pyrage.decrypt_io(source, written, [pyrage.x25519.Identity.from_str(one) for one in identities])
     except pyrage.DecryptError as error:
         _let_ctrl_c_through(error)
         if source.error:
             raise source.error from None
         if "No matching keys" in str(error):
-            raise Undecipherable("it was encrypted to another key than BACKUP_KEY") from None
+            raise Undecipherable("it was encrypted to another recipient than this identity's") from None
         raise Undecipherable(f"it does not decrypt: {error}") from None
     except OSError as error:
         _let_ctrl_c_through(error)

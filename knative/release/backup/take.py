@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, delete, insert, text
+import pyrage
+from sqlalchemy import Connection, delete, insert, select, text
 
-from knative.release.backup import check, manifest, retention
+from knative.release.backup import authenticity, check, manifest, retention
 from knative.release.backup.manifest import Manifest, Part
 from knative.release.backup.postgresql import BACKUP_LOCK, alone, connected, pipe, quoted, running
-from knative.release.backup.store import DUMP, PURGED, Store, Vault
+from knative.release.backup.store import BEGUN, DUMP, PURGED, Vault
 from knative.release.backup.streams import Measured, Source, encrypt
 from knative.release.progress import Progress
 from knative.release.refused import Refused
@@ -32,24 +33,29 @@ def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) 
     Raises:
         Refused: there is no new backup; those before are as they were.
     """
+    # It is read back with an identity that lives as long as this command: those that open it later are not here.
+    own = pyrage.x25519.Identity.generate()
+    vault = vault._replace(recipients=(*vault.recipients, str(own.to_public())), identities=(str(own),))
     with alone(database, BACKUP_LOCK, "Another backup of this database") as connection:
-        _delete_what_died(vault.store, progress)
+        _delete_what_died(vault, progress)
         name = manifest.new_name()
         if name in vault.store.names():
             raise Refused(f"A backup {name} was taken this second. Try again.")
         began = time.monotonic()
         try:
+            manifest.begin(vault, name)
             taken = _write(database, vault, name, progress)
             check.check(vault, taken, progress)
-            manifest.write(vault.store, taken)
+            manifest.write(vault, taken)
         except BaseException as error:
             with suppress(Exception):
                 vault.store.delete(name)
             if isinstance(error, Refused | OSError):
                 raise Refused(f"There is no new backup; those before are as they were. {error}\n{_ADVICE}") from error
             raise
-        kept = retention.apply(vault.store, keep)
-        _remember(connection, taken, kept)
+        vault.store.delete(name, BEGUN)
+        kept = retention.apply(vault, taken, keep, progress)
+        _remember(connection, taken, vault.store.names(), progress)
         return (
             f"{name}: {sum(taken.rows.values()):,} rows in {taken.size:,} bytes, read back and found good, "
             f"in {time.monotonic() - began:.0f} s. {len(kept)} kept."
@@ -119,20 +125,22 @@ def _count(connection: Connection, table: str) -> int:
 def _store(vault: Vault, name: str, part: str, source: Source, *, tell: Callable[[int], None] = lambda _: None) -> Part:
     with vault.store.write(name, part) as sink:
         measured = Measured(sink, tell)
-        encrypt(source, measured, vault.key)
+        encrypt(source, measured, vault.recipients)
     return Part(measured.size, measured.sha256)
 
 
-def _delete_what_died(store: Store, progress: Progress) -> None:
-    finished = set(manifest.finished(store))
-    for name in store.names():
-        if manifest.is_name(name) and name not in finished:
+def _delete_what_died(vault: Vault, progress: Progress) -> None:
+    for name in vault.store.names():
+        if manifest.is_name(name) and manifest.was_begun(vault, name) and not authenticity.has_manifest(vault, name):
             progress.say(f"deleting {name}, which died half-way")
-            store.delete(name)
+            vault.store.delete(name)
 
 
-def _remember(connection: Connection, taken: Manifest, kept: Collection[str]) -> None:
-    """For the metrics of its age and size, which the relay shows: this process is gone when it would be asked."""
+def _remember(connection: Connection, taken: Manifest, there: Collection[str], progress: Progress) -> None:
+    """For the metrics of its age and size, which the relay shows, and for a restore, which asks what the newest was."""
+    gone = connection.scalars(select(backup.c.name).where(backup.c.name.not_in(there))).all()
+    if lost := sorted(set(gone)):
+        progress.say(f"WARNING: {authenticity.few(lost)} gone from the store: {', '.join(lost[: authenticity.NAMED])}")
     row = {"name": taken.name, "taken_at": taken.taken_at, "size": taken.size}
     connection.execute(insert(backup).values(row))
-    connection.execute(delete(backup).where(backup.c.name.not_in(kept)))
+    connection.execute(delete(backup).where(backup.c.name.not_in(there)))
