@@ -7,6 +7,7 @@ from pathlib import Path
 
 from knative.release import jobs
 from knative.release.cluster import Cluster, Object, Rejected
+from knative.release.overlays import KUBECTL
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 from shared.manifests import NAMESPACE
@@ -89,7 +90,7 @@ class _Identity:
             return
         self._is_given = True
         attach = [
-            "kubectl",
+            str(KUBECTL),
             "--context",
             self._cluster.context,
             "--namespace",
