@@ -49,8 +49,7 @@ def recipient_of(identity: str) -> str:
 def write_secrets(file: Path) -> list[str]:
     """Adds the secrets that a file lacks, which may be all of them. Returns their names.
 
-    Those of the backups, which no function needs, are beside it: in backup.env what takes them; in drill.env the
-    drill's identity; and in backup-identity.txt the operator's, which opens every backup and belongs in no cluster.
+    Those of the backups, which no function needs, are in files beside it.
     """
     given = dict(line.split("=", 1) for line in _lines(file) if "=" in line)
     signing_keys = given.get("JWT_SECRET_KEY") or new_signing_keys()
@@ -66,28 +65,33 @@ def write_secrets(file: Path) -> list[str]:
         "SMS_API_KEY": new_sms_key(),
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
-    of_the_drill = file.with_name("drill.env")
-    made = [*_add(file, values), *_add(of_the_drill, {"BACKUP_IDENTITY": new_backup_key()})]
-    identities = [_operators_identity(file), _value(of_the_drill, "BACKUP_IDENTITY")]
-    of_backups = {
-        "BACKUP_RECIPIENTS": ",".join(map(recipient_of, identities)),
-        "BACKUP_MANIFEST_KEY": secrets.token_hex(32),
-    }
-    return [*made, *_add(file.with_name("backup.env"), of_backups)]
+    return [*_add(file, values), *_write_secrets_of_backups(file.parent)]
 
 
-def _operators_identity(file: Path) -> str:
-    """That of backup-identity.txt; at first the one which an earlier release kept in backup.env, or a new one."""
-    own, before = file.with_name("backup-identity.txt"), file.with_name("backup.env")
-    if not own.exists():
+def _write_secrets_of_backups(folder: Path) -> list[str]:
+    """Adds what is missing of backup.env, which takes backups, and of drill.env where the environment has drills.
+
+    What opens them is added to backup-identity.txt, once: operators keep it elsewhere, and it belongs in no cluster.
+    """
+    file, own, of_the_drill = (folder / name for name in ("backup.env", "backup-identity.txt", "drill.env"))
+    kustomization = folder / "kustomization.yaml"
+    made: list[str] = []
+    if kustomization.exists() and of_the_drill.name in kustomization.read_text():
+        made += _add(of_the_drill, {"BACKUP_IDENTITY": new_backup_key()})
+    values = {"BACKUP_MANIFEST_KEY": secrets.token_hex(32)}
+    given = _given(file)
+    if "BACKUP_RECIPIENTS" not in given:
+        identity = given.get("BACKUP_KEY") or new_backup_key()  # an earlier release had the private key here
         own.touch(mode=0o600)
-        own.write_text((_value(before, "BACKUP_KEY") if before.exists() else "") or new_backup_key())
-    return own.read_text().strip()
+        with own.open("a") as lines:
+            lines.write(f"{identity}\n")
+        identities = [identity, *_given(of_the_drill).values()]
+        values["BACKUP_RECIPIENTS"] = ",".join(map(recipient_of, identities))
+    return [*made, *_add(file, values)]
 
 
-def _value(file: Path, name: str) -> str:
-    found = [line.partition("=")[2] for line in file.read_text().splitlines() if line.startswith(f"{name}=")]
-    return found[0] if found else ""
+def _given(file: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line) if file.exists() else {}
 
 
 def _lines(file: Path) -> list[str]:

@@ -165,10 +165,11 @@ def _run(called: argparse.Namespace, data: Path) -> str:
 
 def _run_on_backups(called: argparse.Namespace, data: Path) -> str:
     if called.in_cluster:
-        from knative.release.backup import in_cluster  # the Kubernetes client is not in the image
+        from knative.release.backup import identity, in_cluster  # the Kubernetes client is not in the image
 
-        identity = getattr(called, "identity", "")
-        return in_cluster.run(called.context, called.command, _chosen_of_backups(called), identity, Progress())
+        file = getattr(called, "identity", "")
+        identities = identity.read(file) if file else ()
+        return in_cluster.run(called.context, called.command, _chosen_of_backups(called), identities, Progress())
     _load_settings(data, "database", "backups")
     from knative.release.backup import commands  # of heavy packages
 

@@ -25,6 +25,7 @@ from tests.conftest import PASSWORD, ROOT, wait_for
 
 PAGE = commands(ROOT / "docs" / "operations.md")
 SECRETS = ROOT / "knative" / "overlays" / "development" / "data"
+IDENTITY = SECRETS / "backup-identity.txt"
 RAN: set[str] = set()
 GO_SOON = {
     "target": {"group": "serving.knative.dev", "kind": "Service"},
@@ -43,7 +44,8 @@ def run(block: str) -> str:
     RAN.add(block)
     (names,) = PAGE["Operations"]
     environment = overlay("operated", GO_SOON)
-    own = f"ENVIRONMENT={environment} TAG={TAG} SECRETS={SECRETS}\nexport PROMETHEUS_URL={PROMETHEUS_URL}\n"
+    own = f"ENVIRONMENT={environment} TAG={TAG} SECRETS={SECRETS} IDENTITY={IDENTITY}\n"
+    own += f"export PROMETHEUS_URL={PROMETHEUS_URL}\n"
     # A minute between two shares of the traffic is for users; nobody calls here.
     return shell(names + own + block.replace("deploy $TAG", "deploy $TAG --hold 5"))
 
@@ -127,7 +129,10 @@ def test_rotate_other_secrets() -> None:
     print(f"the first registration {time.monotonic() - started:.1f} s after the last command")
     assert mailed_token(newcomer["email"], seconds=120)
 
-    put("backup.env", "BACKUP_RECIPIENTS", recipient_of(new_backup_key()))
+    identity = new_backup_key()
+    put("backup.env", "BACKUP_RECIPIENTS", recipient_of(identity))
+    with IDENTITY.open("a") as kept:
+        kept.write(f"{identity}\n")
     assert "read back and found good" in run(of_the_backups)
 
 

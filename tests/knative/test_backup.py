@@ -541,6 +541,7 @@ def test_all_of_the_last_day_are_kept_and_of_a_day_before_the_last() -> None:
 def renamed(vault: Vault, made: Manifest, name: str) -> Manifest:
     """As if it had been taken at another time."""
     assert isinstance(vault.store, Folder)
+    wait_for(lambda: manifest.new_name() != made.name)  # which the database still remembers
     (vault.store._root / made.name).rename(vault.store._root / name)
     other = dataclasses.replace(made, name=name)
     manifest.write(vault, other)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import secrets
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from knative.release.backup import authenticity, manifest, restore, retention, take
 from knative.release.backup.store import DUMP, MANIFEST, Folder, Vault
 from knative.release.progress import Progress
+from tests.conftest import wait_for
 from tests.knative.test_backup import (
     ACCOUNTS,
     KEEP,
@@ -78,8 +80,6 @@ def test_forged_names_from_the_future_delete_no_backup(database: str, vault: Vau
 
 
 def taken_later(database: str, vault: Vault, last: str) -> tuple[str, str]:
-    from tests.conftest import wait_for
-
     wait_for(lambda: manifest.new_name() > last)
     return taken(database, vault)
 
@@ -110,8 +110,6 @@ def test_a_name_that_is_no_time_is_no_backup(name: str) -> None:
 
 
 def test_what_stands_in_a_folder_in_place_of_a_manifest_stops_nothing(database: str, vault: Vault) -> None:
-    import os
-
     made = backup(database, vault)
     for number, day in enumerate(("20260101", "20260102", "20260103")):
         place = root(vault) / f"{day}T000000Z"
@@ -143,8 +141,6 @@ def test_the_last_good_ones_are_kept_whatever_their_age() -> None:
 
 def test_a_backup_that_its_own_retention_would_not_keep_fails(database: str, vault: Vault) -> None:
     made = backup(database, vault)
-    ahead = Vault(*vault)
-    store = ahead.store
 
     class Losing(Folder):
         """A store from which somebody takes what was just written."""
@@ -153,11 +149,9 @@ def test_a_backup_that_its_own_retention_would_not_keep_fails(database: str, vau
             return 0 if name != made.name else super().size(name, part)
 
     losing = vault._replace(store=Losing(root(vault)))
-    from tests.conftest import wait_for
-
     wait_for(lambda: manifest.new_name() != made.name)
     assert "would not survive" in refusal(lambda: take.take(database, losing, KEEP, Progress(io.StringIO())))
-    assert made.name in store.names()
+    assert made.name in vault.store.names()
 
 
 def test_an_old_backup_under_a_newer_name_is_not_restored(database: str, vault: Vault) -> None:
@@ -204,6 +198,14 @@ def test_the_database_still_knows_the_newest_backup_when_somebody_has_deleted_it
     assert "--older" in said
     assert accounts(database) == before
     bring_back(vault, database, force=True, older=True)
+
+
+def test_a_restored_database_still_knows_the_newest_backup(database: str, vault: Vault) -> None:
+    made = backup(database, vault)
+    newest = backup(database, vault)
+    bring_back(vault, database, made.name, force=True, older=True)
+    shutil.rmtree(root(vault) / newest.name)
+    assert newest.name in refusal(lambda: bring_back(vault, database, force=True))
 
 
 def test_a_backup_that_is_gone_from_the_store_is_reported(database: str, vault: Vault) -> None:

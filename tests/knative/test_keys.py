@@ -23,14 +23,40 @@ def test_new_secrets_are_readable_by_their_owner_alone_and_taken_by_the_settings
 
 def test_the_identity_that_opens_backups_is_in_no_file_that_goes_into_a_cluster(tmp_path: Path) -> None:
     write_secrets(tmp_path / "secrets.env")
+    files = {"secrets.env", "backup.env", "backup-identity.txt"}
+    assert {file.name for file in tmp_path.iterdir()} == files
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
     identity = (tmp_path / "backup-identity.txt").read_text().strip()
-    for name in ("secrets.env", "backup.env", "drill.env"):
-        assert identity not in (tmp_path / name).read_text()
-    for file in tmp_path.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for name in ("secrets.env", "backup.env"):
+        assert "AGE-SECRET-KEY" not in (tmp_path / name).read_text()
     of_backups = read(tmp_path / "backup.env")
-    assert recipient_of(identity) in of_backups["BACKUP_RECIPIENTS"]
-    assert load({**of_backups, **read(tmp_path / "drill.env"), "BACKUP_STORE": "/backups"}, ["backups"])
+    assert of_backups["BACKUP_RECIPIENTS"] == recipient_of(identity)
+    assert load({**of_backups, "BACKUP_STORE": "/backups"}, ["backups"])
+
+
+def test_an_environment_with_drills_has_an_identity_for_them_that_is_not_the_operators(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("secretGenerator: [{name: drill-secrets, envs: [drill.env]}]")
+    write_secrets(tmp_path / "secrets.env")
+    of_the_drill = read(tmp_path / "drill.env")["BACKUP_IDENTITY"]
+    operators = (tmp_path / "backup-identity.txt").read_text().strip()
+    recipients = read(tmp_path / "backup.env")["BACKUP_RECIPIENTS"].split(",")
+    assert recipients == [recipient_of(operators), recipient_of(of_the_drill)]
+    assert operators != of_the_drill
+
+
+def test_no_other_identity_is_made_once_the_operator_has_taken_it_away(tmp_path: Path) -> None:
+    write_secrets(tmp_path / "secrets.env")
+    (tmp_path / "backup-identity.txt").unlink()
+    assert write_secrets(tmp_path / "secrets.env") == []
+    assert not (tmp_path / "backup-identity.txt").exists()
+
+
+def test_new_keys_of_backups_leave_the_identity_that_opens_the_old_ones(tmp_path: Path) -> None:
+    write_secrets(tmp_path / "secrets.env")
+    (tmp_path / "backup.env").unlink()
+    write_secrets(tmp_path / "secrets.env")
+    old, new = (tmp_path / "backup-identity.txt").read_text().split()
+    assert read(tmp_path / "backup.env")["BACKUP_RECIPIENTS"] == recipient_of(new) != recipient_of(old)
 
 
 def test_the_private_key_of_an_earlier_release_still_opens_backups_and_is_the_operators(tmp_path: Path) -> None:

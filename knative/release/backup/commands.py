@@ -1,12 +1,10 @@
 """The commands `aegis backup`, `backups`, `restore` and `drill`, with the settings of this process."""
 
 import argparse
-import sys
-from pathlib import Path
 
 import pyrage
 
-from knative.release.backup import authenticity, drill, listing, postgresql, restore, take
+from knative.release.backup import authenticity, drill, identity, listing, postgresql, restore, take
 from knative.release.backup.retention import Keep
 from knative.release.backup.store import Vault, opened
 from knative.release.progress import Progress
@@ -14,13 +12,11 @@ from knative.release.refused import Refused
 from shared import database_url
 from shared.settings import Settings, settings
 
-_IDENTITY = "AGE-SECRET-KEY-1"
-
 
 def run(called: argparse.Namespace) -> str:
     """Does what is called for; returns what to print."""
     own, progress = settings(), Progress()
-    vault = _vault(own, called)
+    vault = _vault(own, called, progress)
     if called.command == "backups":
         accepted = [authenticity.accept(vault, name, own.database_url) for name in called.accept]
         return "\n".join(accepted) or listing.table(vault)
@@ -37,10 +33,12 @@ def run(called: argparse.Namespace) -> str:
             return drill.drill(vault, database, progress)
 
 
-def _vault(own: Settings, called: argparse.Namespace) -> Vault:
+def _vault(own: Settings, called: argparse.Namespace, progress: Progress) -> Vault:
     identities: tuple[str, ...] = ()
     if called.command in ("restore", "drill"):
-        identities = _identities(_text(called.identity) if called.identity else own.backup_identity)
+        identities = identity.read(called.identity) if called.identity else tuple(filter(None, [own.backup_identity]))
+        if called.identity == "-":
+            progress.say(identity.TAKEN)
         if not identities:
             raise Refused(
                 "Nothing was changed. A backup takes its age identity to open: --identity FILE (- for standard input)."
@@ -53,18 +51,6 @@ def _vault(own: Settings, called: argparse.Namespace) -> Vault:
     except (pyrage.RecipientError, pyrage.IdentityError):
         raise Refused("Nothing was changed. A key of the backups has a typing error: its checksum is wrong.") from None
     return Vault(opened(own.backup_store), own.backup_manifest_keys, own.backup_recipients, identities)
-
-
-def _text(file: str) -> str:
-    """A file of identities; of standard input as much as one line with an identity, as nobody may close it."""
-    if file != "-":
-        return Path(file).read_text()
-    return next((line for line in sys.stdin if line.startswith(_IDENTITY)), "")
-
-
-def _identities(text: str) -> tuple[str, ...]:
-    """As age-keygen writes them: a line each, and comments."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip().startswith(_IDENTITY))
 
 
 def _url(text: str) -> str:

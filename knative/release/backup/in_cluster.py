@@ -2,10 +2,12 @@
 
 import copy
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from knative.release import jobs
+from knative.release.backup import identity
+from knative.release.backup.postgresql import pipe
 from knative.release.cluster import Cluster, Object, Rejected
 from knative.release.overlays import KUBECTL
 from knative.release.progress import Progress
@@ -17,13 +19,15 @@ KEPT_SECONDS = 86_400
 """For who reads the log of one that was left alone."""
 
 
-def run(context: str | None, command: str, arguments: list[str], identity: str, progress: Progress) -> str:
+def run(
+    context: str | None, command: str, arguments: list[str], identities: tuple[str, ...], progress: Progress
+) -> str:
     """Runs a command of `aegis` in a cluster; returns what it printed.
 
     Args:
         context: the kube context; None for the current one.
-        identity: a file with the age identity that opens backups, or nothing where none is needed. Only the standard
-            input of the pod gets it: no object of the cluster holds it.
+        identities: what opens backups; none where they are only taken and listed, or the environment has its own.
+            They go to the standard input of the pod alone: no object of the cluster holds them, and no log.
 
     Raises:
         Refused: the cluster has no backups, or the command failed there; with its log.
@@ -42,13 +46,11 @@ def run(context: str | None, command: str, arguments: list[str], identity: str, 
         spec |= {"backoffLimit": 0, "ttlSecondsAfterFinished": KEPT_SECONDS}
         if command == "backups":
             spec["activeDeadlineSeconds"] = jobs.SECONDS
-        spec["template"]["spec"]["containers"][0]["args"] = [
-            command,
-            *arguments,
-            *(["--identity", "-"] if identity else []),
-        ]
-        if identity:
-            spec["template"]["spec"]["containers"][0] |= {"stdin": True, "stdinOnce": True}
+        (container,) = spec["template"]["spec"]["containers"]
+        container["args"] = [command, *arguments]
+        if identities:
+            container["args"] += ["--identity", "-"]
+            container["stdin"] = container["stdinOnce"] = True
         job: Object = {
             "apiVersion": "batch/v1",
             "kind": "Job",
@@ -64,8 +66,7 @@ def run(context: str | None, command: str, arguments: list[str], identity: str, 
     name = job["metadata"]["name"]
     progress.say(f"Job {name} in {cluster.context}; it goes on if this command is ended")
     try:
-        give = _Identity(cluster, job, Path(identity).read_text()) if identity else lambda: None
-        return jobs.run(cluster, job, progress, give)
+        return jobs.run(cluster, job, progress, _Identities(cluster, job, identities) if identities else lambda: None)
     except Rejected as error:
         raise Refused(
             f"The API server refuses: {error}\nThe Job may run all the same. Look before you try again: "
@@ -73,38 +74,42 @@ def run(context: str | None, command: str, arguments: list[str], identity: str, 
         ) from error
 
 
-class _Identity:
-    """Writes an identity to the standard input of a Job's pod, once, as soon as the pod runs."""
+class _Identities:
+    """Hands identities to the pod of a Job, once, as soon as it runs."""
 
-    def __init__(self, cluster: Cluster, job: Object, text: str) -> None:
-        self._cluster, self._name, self._text = cluster, job["metadata"]["name"], text
-        self._container = job["spec"]["template"]["spec"]["containers"][0]["name"]
-        self._is_given = False
+    def __init__(self, cluster: Cluster, job: Object, identities: tuple[str, ...]) -> None:
+        self._cluster, self._job, self._identities = cluster, job, identities
+        self._are_given = False
 
     def __call__(self) -> None:
-        if self._is_given:
+        if self._are_given:
             return
-        pods = self._cluster.list("v1", "Pod", f"job-name={self._name}")
-        running = [pod["metadata"]["name"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
-        if not running:
-            return
-        self._is_given = True
-        attach = [
-            str(KUBECTL),
-            "--context",
-            self._cluster.context,
-            "--namespace",
-            NAMESPACE,
-            "attach",
-            "--stdin",
-            "--quiet",
-        ]
-        done = subprocess.run(
-            [*attach, running[0], "--container", self._container],
-            input=self._text.rstrip() + "\n",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise Refused(f"The pod {running[0]} does not get the identity: {done.stderr.strip()}")
+        pods = self._cluster.list("v1", "Pod", f"job-name={self._job['metadata']['name']}")
+        for pod in pods:
+            if pod.get("status", {}).get("phase") == "Running":
+                try:
+                    hand_over(self._cluster.context, pod["metadata"]["name"], self._identities)
+                except Refused:
+                    self._cluster.delete(self._job)  # it would wait for them until its time is over
+                    raise
+                self._are_given = True
+                return
+
+
+def hand_over(context: str, pod: str, identities: tuple[str, ...]) -> None:
+    """Writes identities to the standard input of a pod; returns when it has taken them.
+
+    Raises:
+        Refused: it does not take them, or who runs this may not attach to a pod.
+    """
+    command = [str(KUBECTL), "--context", context, "--namespace", NAMESPACE, "attach", "--stdin", "--quiet", pod]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as attached:
+        with suppress(BrokenPipeError), pipe(attached.stdin) as to:  # one that has ended says why
+            to.write(" ".join(identities).encode() + b"\n")
+        said = ""
+        for line in pipe(attached.stdout):
+            said += line.decode(errors="replace")
+            if identity.TAKEN in said:
+                attached.kill()  # it would stay until the pod ends, or until a proxy on the way ends it
+                return
+    raise Refused(f"Nothing was changed. The pod {pod} does not take the identity: {said.strip()}")

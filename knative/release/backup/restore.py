@@ -54,6 +54,7 @@ END $$;
 
 _PURGED = """
 CREATE TEMP TABLE purged_since (account_id uuid, purged_at timestamptz) ON COMMIT DROP;
+CREATE TEMP TABLE backup_known (name text, taken_at timestamptz, size bigint) ON COMMIT DROP;
 COPY pg_temp.purged_since FROM STDIN;
 """
 
@@ -69,6 +70,9 @@ BEGIN
     END IF;
     IF to_regclass('public.purged_account') IS NOT NULL THEN
         INSERT INTO pg_temp.purged_since SELECT account_id, purged_at FROM public.purged_account;
+    END IF;
+    IF to_regclass('public.backup') IS NOT NULL THEN
+        INSERT INTO pg_temp.backup_known SELECT name, taken_at, size FROM public.backup;
     END IF;
     SELECT string_agg(oid::regclass::text, ', ') INTO relations FROM pg_class
     WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace;
@@ -93,6 +97,8 @@ _FORGET = """
 INSERT INTO public.purged_account (account_id, purged_at)
 SELECT account_id, min(purged_at) FROM pg_temp.purged_since GROUP BY account_id ON CONFLICT DO NOTHING;
 DELETE FROM public.account WHERE id IN (SELECT account_id FROM public.purged_account);
+INSERT INTO public.backup (name, taken_at, size)
+SELECT name, taken_at, size FROM pg_temp.backup_known ON CONFLICT DO NOTHING;
 UPDATE public.session SET ended_at = now() WHERE ended_at IS NULL;
 DELETE FROM public.verification;
 DELETE FROM public.challenge;
@@ -100,7 +106,7 @@ DELETE FROM public.phone_verification;
 COMMIT;
 ANALYZE;
 """
-"""Ended sessions, used links and used codes would come alive again with the backup."""
+"""Ended sessions, used links and used codes would come alive again with the backup, and newer backups be forgotten."""
 
 
 def restore(
