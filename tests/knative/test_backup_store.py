@@ -2,16 +2,18 @@
 
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from knative.local.servers import LOOPBACK, free_port
 from knative.release.backup import store
-from knative.release.backup.store import DUMP, MANIFEST, Bucket, Folder, Missing, Store
+from knative.release.backup.store import BEGUN, DUMP, MANIFEST, PURGED, Bucket, Folder, Missing, Store
 from tests.knative.test_backup import ACCOUNTS, accounts, backup, bring_back, filled, new_database, new_vault, refusal
 
 __all__ = ["filled"]
@@ -39,6 +41,14 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     name = f"bucket-{secrets.token_hex(6)}"
     boto3.client("s3").create_bucket(Bucket=name)
     boto3.client("s3").put_object(Bucket=name, Key="of-others/20260103T170000Z/manifest.json", Body=b"{}")
+    return Bucket(f"s3://{name}/aegis/production")
+
+
+@pytest.fixture
+def locking(bucket: Bucket) -> Bucket:
+    """A bucket with Object Lock (so with versions) and no retention of its own."""
+    name = f"bucket-{secrets.token_hex(6)}"
+    boto3.client("s3").create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
     return Bucket(f"s3://{name}/aegis/production")
 
 
@@ -129,3 +139,69 @@ def test_a_backup_goes_into_a_bucket_and_comes_back(filled: str, bucket: Bucket)
     with new_database() as url:
         bring_back(vault, url)
         assert len(accounts(url)) == ACCOUNTS
+
+
+# --- Object Lock
+
+
+def retained(bucket: Bucket, name: str, part: str) -> tuple[str, float]:
+    """The mode of an object's lock, and for how many days it is locked."""
+    key = f"{bucket._prefix}{name}/{part}"
+    found = boto3.client("s3").head_object(Bucket=bucket._bucket, Key=key)
+    return found["ObjectLockMode"], (found["ObjectLockRetainUntilDate"] - datetime.now(UTC)).total_seconds() / 86_400
+
+
+def test_where_a_bucket_has_object_lock_nobody_can_delete_a_backup_for_thirty_days(
+    filled: str, locking: Bucket
+) -> None:
+    vault = new_vault(locking)
+    made = backup(filled, vault)
+    for part in (DUMP, PURGED, MANIFEST):
+        mode, days = retained(locking, made.name, part)
+        assert mode == "COMPLIANCE"
+        assert 29.9 < days <= 30
+    client = boto3.client("s3")
+    place = {"Bucket": locking._bucket, "Key": f"{locking._prefix}{made.name}/{DUMP}"}
+    version = client.head_object(**place)["VersionId"]
+    with pytest.raises(ClientError, match="AccessDenied"):
+        client.delete_object(**place, VersionId=version)
+
+
+def test_a_large_object_is_locked_from_its_first_part_on(locking: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto keeps no lock of such an upload: what S3 is sent is looked at instead."""
+    monkeypatch.setattr(store, "PART_BYTES", LEAST_PART_BYTES)
+    sent: list[Any] = []
+    locking._client.meta.events.register(
+        "before-call.s3.CreateMultipartUpload", lambda params, **_: sent.append(params["headers"])
+    )
+    with locking.write(NAMES[0], DUMP) as sink:
+        sink.write(bytes(LEAST_PART_BYTES))
+    (headers,) = sent
+    assert headers["x-amz-object-lock-mode"] == "COMPLIANCE"
+    assert headers["x-amz-object-lock-retain-until-date"]
+
+
+def test_a_locked_backup_goes_from_the_list_and_can_be_brought_back(filled: str, locking: Bucket) -> None:
+    """Deleting without a version only hides it, so that retention works; and whoever hides all has deleted nothing."""
+    vault = new_vault(locking)
+    made = backup(filled, vault)
+    locking.delete(made.name)
+    assert locking.names() == []
+    client = boto3.client("s3")
+    for marker in client.list_object_versions(Bucket=locking._bucket)["DeleteMarkers"]:
+        if not marker["Key"].endswith(BEGUN):
+            client.delete_object(Bucket=locking._bucket, Key=marker["Key"], VersionId=marker["VersionId"])
+    with new_database() as url:
+        bring_back(vault, url)
+        assert len(accounts(url)) == ACCOUNTS
+
+
+def test_a_bucket_with_a_retention_of_its_own_keeps_to_that(locking: Bucket) -> None:
+    rule = {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 90}}
+    boto3.client("s3").put_object_lock_configuration(
+        Bucket=locking._bucket, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
+    )
+    write(locking, NAMES[0], MANIFEST, b"{}")
+    mode, days = retained(locking, NAMES[0], MANIFEST)
+    assert mode == "GOVERNANCE"
+    assert 89.9 < days <= 90

@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,8 @@ DUMP, PURGED, MANIFEST, BEGUN = "dump.age", "purged.age", "manifest.json", "begu
 
 PART_BYTES = 16 * 2**20
 """Of a large object in a bucket, which may have 10,000 of them; one is in memory at a time."""
+LOCKED = timedelta(days=30)
+"""Nobody can delete or change what is written to a bucket for so long, where the bucket has Object Lock."""
 
 
 class Missing(Exception):
@@ -146,8 +149,8 @@ class Bucket:
     @contextmanager
     def write(self, name: str, part: str) -> Iterator[Sink]:
         place = {"Bucket": self._bucket, "Key": f"{self._prefix}{name}/{part}"}
-        upload = _Upload(self._client, place)
         with self._refusals():
+            upload = _Upload(self._client, place, self._lock())
             try:
                 yield upload
                 upload.complete()
@@ -175,6 +178,25 @@ class Bucket:
                 self._client.delete_object(Bucket=self._bucket, Key=key)
             for key, upload in self._uploads(f"{name}/"):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+
+    @cached_property
+    def _has_locks(self) -> bool:
+        """Whether it has Object Lock, and no retention of its own for what does not ask for one."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self._client.get_object_lock_configuration(Bucket=self._bucket)["ObjectLockConfiguration"]
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status >= 500 and status != 501:
+                raise
+            return False  # it has none, or does not know what that is, or the key may not ask
+        return found.get("ObjectLockEnabled") == "Enabled" and "Rule" not in found
+
+    def _lock(self) -> dict[str, Any]:
+        if not self._has_locks:
+            return {}
+        return {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": datetime.now(UTC) + LOCKED}
 
     def _keys(self, below: str = "") -> Iterator[str]:
         for page in self._pages("list_objects_v2", below):
@@ -212,8 +234,8 @@ class Bucket:
 class _Upload:
     """One object, sent in parts as it is written; small ones in one request."""
 
-    def __init__(self, client: Any, place: dict[str, str]) -> None:
-        self._client, self._place = client, place
+    def __init__(self, client: Any, place: dict[str, str], lock: dict[str, Any]) -> None:
+        self._client, self._place, self._lock = client, place, lock
         self._buffer = io.BytesIO()
         self._id = ""
         self._parts: list[dict[str, Any]] = []
@@ -226,7 +248,7 @@ class _Upload:
 
     def complete(self) -> None:
         if not self._id:
-            self._client.put_object(**self._place, Body=self._buffer.getvalue())
+            self._client.put_object(**self._place, **self._lock, Body=self._buffer.getvalue())
             return
         self._send()
         self._client.complete_multipart_upload(**self._place, UploadId=self._id, MultipartUpload={"Parts": self._parts})
@@ -237,7 +259,7 @@ class _Upload:
 
     def _send(self) -> None:
         if not self._id:
-            self._id = self._client.create_multipart_upload(**self._place)["UploadId"]
+            self._id = self._client.create_multipart_upload(**self._place, **self._lock)["UploadId"]
         number = len(self._parts) + 1
         self._buffer.seek(0)
         sent = self._client.upload_part(**self._place, UploadId=self._id, PartNumber=number, Body=self._buffer)
