@@ -51,8 +51,7 @@ def write_secrets(file: Path) -> list[str]:
 
     Those of the backups, which no function needs, are in files beside it.
     """
-    given = dict(line.split("=", 1) for line in _lines(file) if "=" in line)
-    signing_keys = given.get("JWT_SECRET_KEY") or new_signing_keys()
+    signing_keys = _given(file).get("JWT_SECRET_KEY") or new_signing_keys()
     values = {
         "DB_USER": "aegis",
         "DB_PASSWORD": secrets.token_hex(16),
@@ -72,6 +71,7 @@ def _write_secrets_of_backups(folder: Path) -> list[str]:
     """Adds what is missing of backup.env, which takes backups, and of drill.env where the environment has drills.
 
     What opens them is added to backup-identity.txt, once: operators keep it elsewhere, and it belongs in no cluster.
+    An earlier release had it in backup.env as BACKUP_KEY; from there it is moved.
     """
     file, own, of_the_drill = (folder / name for name in ("backup.env", "backup-identity.txt", "drill.env"))
     kustomization = folder / "kustomization.yaml"
@@ -80,13 +80,17 @@ def _write_secrets_of_backups(folder: Path) -> list[str]:
         made += _add(of_the_drill, {"BACKUP_IDENTITY": new_backup_key()})
     values = {"BACKUP_MANIFEST_KEY": secrets.token_hex(32)}
     given = _given(file)
+    identity = given.pop("BACKUP_KEY", "")
     if "BACKUP_RECIPIENTS" not in given:
-        identity = given.get("BACKUP_KEY") or new_backup_key()  # an earlier release had the private key here
+        identity = identity or new_backup_key()
+        recipients = [identity, *_given(of_the_drill).values()]
+        values["BACKUP_RECIPIENTS"] = ",".join(map(recipient_of, recipients))
+    if identity:
         own.touch(mode=0o600)
         with own.open("a") as lines:
             lines.write(f"{identity}\n")
-        identities = [identity, *_given(of_the_drill).values()]
-        values["BACKUP_RECIPIENTS"] = ",".join(map(recipient_of, identities))
+        if file.exists():
+            file.write_text("".join(f"{name}={value}\n" for name, value in given.items()))
     return [*made, *_add(file, values)]
 
 
@@ -94,13 +98,9 @@ def _given(file: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line) if file.exists() else {}
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
-
-
 def _add(file: Path, values: dict[str, str]) -> list[str]:
     file.touch(mode=0o600)
-    known = {line.partition("=")[0] for line in _lines(file)}
+    known = _given(file)
     missing = [name for name in values if name not in known]
     with file.open("a") as lines:
         lines.writelines(f"{name}={values[name]}\n" for name in missing)

@@ -59,12 +59,15 @@ def test_new_keys_of_backups_leave_the_identity_that_opens_the_old_ones(tmp_path
     assert read(tmp_path / "backup.env")["BACKUP_RECIPIENTS"] == recipient_of(new) != recipient_of(old)
 
 
-def test_the_private_key_of_an_earlier_release_still_opens_backups_and_is_the_operators(tmp_path: Path) -> None:
+def test_the_private_key_of_an_earlier_release_is_moved_to_the_operator_and_still_opens_backups(tmp_path: Path) -> None:
     identity = new_backup_key()
-    (tmp_path / "backup.env").write_text(f"BACKUP_KEY={identity}\n")
+    (tmp_path / "backup.env").write_text(f"BACKUP_KEY={identity}\nAWS_ACCESS_KEY_ID=id\n")
     write_secrets(tmp_path / "secrets.env")
     assert (tmp_path / "backup-identity.txt").read_text().strip() == identity
-    assert recipient_of(identity) in read(tmp_path / "backup.env")["BACKUP_RECIPIENTS"]
+    of_backups = read(tmp_path / "backup.env")
+    assert of_backups["BACKUP_RECIPIENTS"] == recipient_of(identity)
+    assert "BACKUP_KEY" not in of_backups
+    assert of_backups["AWS_ACCESS_KEY_ID"] == "id"
 
 
 def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_secret_that_a_function_does_not_use_is_found() -> None:
 
 def test_locally_a_function_starts_with_what_its_manifest_names_and_learns_no_other_secret() -> None:
     load_all()
-    everything = {name: f"secret-{name}" for name in ("BACKUP_KEY", *secrets_of(SECRETS))}
+    everything = {name: f"secret-{name}" for name in ("BACKUP_MANIFEST_KEY", "BACKUP_IDENTITY", *secrets_of(SECRETS))}
     everything |= {"DATABASE_URL": "postgresql://aegis:secret-DB_PASSWORD@localhost/aegis", "LOG_LEVEL": "INFO"}
     for name, given in up.secrets_of_functions().items():
         settings = up.of_function(everything, given)
@@ -80,7 +80,8 @@ def test_locally_a_function_starts_with_what_its_manifest_names_and_learns_no_ot
 
 def test_every_required_secret_can_be_given() -> None:
     """What the settings ask for in vain would keep a function from starting."""
-    public = {"DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS", "PUBLIC_URL", "BACKUP_STORE", "BACKUP_KEY"}
+    public = {"DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS", "PUBLIC_URL"}
+    public |= {"BACKUP_STORE", "BACKUP_RECIPIENTS", "BACKUP_MANIFEST_KEY"}  # of the Secret backup-secrets, as a whole
     of_providers = {name for name in sum(REQUIRED_BY.values(), ()) if name.endswith(("_URL", "_FROM"))}
     assert {name for names in REQUIRED_BY.values() for name in names} <= public | of_providers | secrets_of(SECRETS)
     assert load({}, ())
