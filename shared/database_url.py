@@ -27,6 +27,13 @@ class DatabaseUrl:
     """Which of several servers: the one that takes writes, or one that follows it."""
 
 
+def with_login_of(url: str, other: str) -> str:
+    """The URL of a database with user and password of another URL."""
+    login, at, _ = urlsplit(other).netloc.rpartition("@")
+    place = urlsplit(url).netloc.rpartition("@")[2]
+    return urlsplit(url)._replace(netloc=f"{login}{at}{place}").geturl()
+
+
 @lru_cache(16)
 def parse(url: str) -> DatabaseUrl:
     """

@@ -1,6 +1,6 @@
 """Brings the database to the newest schema, in one transaction: all of it, or nothing.
 
-    DATABASE_URL=postgresql://... python -m shared.migrate
+    OWNER_DATABASE_URL=postgresql://... DATABASE_URL=postgresql://... python -m shared.migrate
 
 Waits for a database that is starting, and for tables that others use: each time briefly, as those who come after it
 wait behind it. Two at once do no harm: the second waits and finds nothing to do.
@@ -21,7 +21,7 @@ from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from shared import logs
+from shared import database_url, logs, privileges
 from shared.database import is_unavailable, sqlstate, unpooled
 from shared.outbox import keep_days
 from shared.problems import ServiceUnavailable
@@ -47,8 +47,9 @@ def migrate() -> None:
     Raises:
         DBAPIError, OSError, ServiceUnavailable: a statement failed, or the database is away or busy.
         CommandError: a newer release has migrated it.
+        Overprivileged: the role of the functions has rights that it must not have.
     """
-    engine = unpooled(settings().database_url)
+    engine = unpooled(_owner_url())
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
@@ -60,9 +61,17 @@ def migrate() -> None:
             connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if (functions := database_url.parse(settings().database_url)).user != database_url.parse(_owner_url()).user:
+                privileges.grant(connection, functions)
+            else:
+                log.warning("functions connect as the owner of the tables: set DB_OWNER and DB_OWNER_PASSWORD")
     finally:
         engine.dispose()
     keep_days(datetime.now(UTC))
+
+
+def _owner_url() -> str:
+    return settings().owner_database_url or settings().database_url
 
 
 def main() -> None:
@@ -77,6 +86,8 @@ def main() -> None:
         try:
             migrate()
             break
+        except privileges.Overprivileged as error:
+            sys.exit(f"the migration refuses this database: {error}")
         except CommandError as error:
             sys.exit(
                 f"the migration refuses this database: {error}\nA newer release has migrated it. "
@@ -103,7 +114,7 @@ def _is_locked(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, DBAPIError) or not error.orig or not sqlstate(error):
-        place = settings().database_url.rpartition("@")[2]
+        place = _owner_url().rpartition("@")[2]
         return f"the database is away ({place}: {error.orig if isinstance(error, DBAPIError) else error})"
     holders = _holders() if _is_locked(error) else []
     statement = [f"in: {error.statement.strip()}"] if error.statement else []
@@ -120,7 +131,7 @@ def _holders() -> list[str]:
         WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND granted AND pid <> pg_backend_pid()
         GROUP BY pid, application_name, state, backend_type, xact_start ORDER BY xact_start
     """
-    engine = unpooled(settings().database_url)
+    engine = unpooled(_owner_url())
     try:
         with engine.connect() as connection:
             found = connection.execute(text(query)).all()

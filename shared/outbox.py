@@ -30,12 +30,11 @@ def keep_days(now: datetime) -> None:
     days = _days()
     for day in (_midnight(now) + timedelta(days=number) for number in range(AHEAD.days + 1)):
         if _name(day) not in days:
-            values = f"FROM ('{day.isoformat()}') TO ('{(day + timedelta(days=1)).isoformat()}')"
-            _attempt(f"CREATE TABLE IF NOT EXISTS {_name(day)} PARTITION OF outbox FOR VALUES {values}")
+            _attempt(f"SELECT public.add_outbox_day('{day:%Y-%m-%d}')")
     oldest = _midnight(now - KEPT)
     for name in days:
-        if name < _name(oldest) and not _has_unsent(name):
-            _attempt(f"DROP TABLE IF EXISTS {name}")
+        if name < _name(oldest):
+            _attempt(f"SELECT public.drop_outbox_day('{name.removeprefix('outbox_')}')")  # unless some wait to be sent
     while _delete_from_default(oldest) == AT_ONCE:
         pass
 
@@ -94,12 +93,6 @@ def _days() -> list[str]:
     partitions = "SELECT relname FROM pg_class JOIN pg_inherits ON inhrelid = oid WHERE inhparent = 'outbox'::regclass"
     with transaction() as connection:
         return [name for (name,) in connection.exec_driver_sql(partitions) if name != _DEFAULT]
-
-
-def _has_unsent(partition: str) -> bool:
-    with transaction() as connection:
-        found = connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {partition} WHERE sent_at IS NULL)")  # noqa: S608
-        return bool(found.scalar())
 
 
 def _delete_from_default(oldest: datetime) -> int:

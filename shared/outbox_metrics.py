@@ -73,12 +73,8 @@ class OutboxCollector(Collector):
 
 
 def _replicas(connection: Connection) -> Sequence[Row[Any]]:
-    """The replicas that are connected, by what they call themselves; none where our role may not see them.
+    """The replicas that are connected, by what they call themselves; none where the tables' owner may not see them.
 
     That takes pg_monitor: without, PostgreSQL shows the rows and leaves out what they say.
     """
-    lag = """
-        SELECT application_name AS name, coalesce(max(extract(epoch FROM replay_lag)), 0) AS seconds
-        FROM pg_stat_replication WHERE state IS NOT NULL AND state <> 'backup' GROUP BY application_name
-    """
-    return connection.execute(text(lag)).all()
+    return connection.execute(text("SELECT name, seconds FROM public.replication_lag()")).all()

@@ -113,6 +113,8 @@ class Settings:
     """Processes of a function, each with THREADS and a share of connections of its own."""
     database_url: str
     """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes: see `database_url`."""
+    owner_database_url: str
+    """The same, with the owner of the tables: for migrations, backups and an operator. Functions never have it."""
     replica_database_url: str
     """A PostgreSQL that follows the first, for reads that may be seconds old; none when it is empty."""
     replica_max_lag_seconds: int
@@ -261,6 +263,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         threads=threads,
         workers=number("WORKERS", 1, 1, 16),
         database_url=_database_url(values, "DATABASE_URL", problems),
+        owner_database_url=_database_url(values, "OWNER_DATABASE_URL", problems),
         replica_database_url=_database_url(values, "REPLICA_DATABASE_URL", problems),
         replica_max_lag_seconds=number("REPLICA_MAX_LAG_SECONDS", 5, 3, 3600),
         redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
@@ -317,10 +320,15 @@ def settings() -> Settings:
 def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:
     """The URLs that the guide's settings of single parts make."""
     urls: dict[str, str] = {}
-    user, password = quote(values.get("DB_USER", ""), ""), quote(values.get("DB_PASSWORD", ""), "")
+    functions, owner = ("DB_USER", "DB_PASSWORD"), ("DB_OWNER", "DB_OWNER_PASSWORD")
     place = f"{values.get('DB_PORT', '5432')}/{values.get('DB_NAME', 'aegis_user')}"
-    for name, host in (("DATABASE_URL", "DB_HOST"), ("REPLICA_DATABASE_URL", "REPLICA_DB_HOST")):
-        if host in values:
+    for name, host, login in (
+        ("DATABASE_URL", "DB_HOST", functions),
+        ("OWNER_DATABASE_URL", "DB_HOST", owner),
+        ("REPLICA_DATABASE_URL", "REPLICA_DB_HOST", functions),
+    ):
+        if host in values and (login is functions or login[0] in values):
+            user, password = (quote(values.get(part, ""), "") for part in login)
             urls[name] = f"postgresql://{user}:{password}@{values[host]}:{place}"
     if "REDIS_HOST" in values:
         urls["REDIS_URL"] = f"redis://{values['REDIS_HOST']}:{values.get('REDIS_PORT', '6379')}/0"

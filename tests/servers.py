@@ -70,6 +70,8 @@ def own(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own
         supervisor.start(process)
         supervisor.wait_until_ready(process, seconds=30)
         monkeypatch.setenv(name, address)
+        if name == "DATABASE_URL":
+            monkeypatch.setenv("OWNER_DATABASE_URL", "")
         forget_settings()
         return process
 

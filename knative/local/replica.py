@@ -49,11 +49,16 @@ def replica(data: Path, primary_url: str) -> tuple[Process, str]:
     return servers.postgresql(data, database_url.parse(primary_url).password, name)
 
 
-def urls(data: Path, primary_url: str, replica_url: str) -> dict[str, str]:
+def urls(data: Path, primary_url: str, replica_url: str, functions_url: str = "") -> dict[str, str]:
     """The settings of who uses both: the addresses are in the order of `NAMES`, whichever is the primary now."""
     both = [primary_url, replica_url] if primary(data) == NAMES[0] else [replica_url, primary_url]
     ports = [database_url.parse(url).addresses[0].port for url in both]
-    start, _, rest = primary_url.partition("@")
+    owner, _, rest = primary_url.partition("@")
+    start = functions_url.partition("@")[0] or owner
     addresses = ",".join(f"{LOOPBACK}:{port}" for port in ports)
-    url = f"{start}@{addresses}/{rest.partition('/')[2]}?target_session_attrs="
-    return {"DATABASE_URL": f"{url}read-write", "REPLICA_DATABASE_URL": f"{url}standby"}
+    place = f"{addresses}/{rest.partition('/')[2]}?target_session_attrs="
+    return {
+        "DATABASE_URL": f"{start}@{place}read-write",
+        "OWNER_DATABASE_URL": f"{owner}@{place}read-write",
+        "REPLICA_DATABASE_URL": f"{start}@{place}standby",
+    }

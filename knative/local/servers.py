@@ -86,6 +86,11 @@ def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Pro
     return process, f"postgresql://aegis:{password}@{LOOPBACK}:{port}/postgres"
 
 
+def functions_url(owner_url: str, password: str) -> str:
+    """The same database, for the role of the functions, which the migration makes."""
+    return f"postgresql://aegis_functions:{password}@{owner_url.partition('@')[2]}"
+
+
 def _initialize(folder: Path, password: str) -> None:
     password_file = folder.with_name(f"{folder.name}.password")
     password_file.touch(mode=0o600)

@@ -43,6 +43,9 @@ PRELOADED = (
 )
 """Beside the functions: what is imported once, for all of the processes that are ours."""
 
+OF_OPERATORS = ("OWNER_DATABASE_URL",)
+"""Settings that only the migration and the commands of an operator get."""
+
 DEFAULT_PORTS = {"DATABASE_URL": 5432, "REDIS_URL": 6379, "KAFKA_BOOTSTRAP_SERVERS": 9092}
 
 
@@ -142,11 +145,16 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
         if address := os.environ.get(name):
             say(f"using {name} from the environment instead of an embedded {title}")
             check_listening(name, address)
+            if name == "DATABASE_URL" and (owner := os.environ.get("OWNER_DATABASE_URL")):
+                addresses["OWNER_DATABASE_URL"] = owner
         else:
             say(f"starting {title}")
             process, address = make()
             supervisor.start(process)
             processes.append(process)
+            if name == "DATABASE_URL":
+                addresses["OWNER_DATABASE_URL"] = address
+                address = servers.functions_url(address, secret(data, "functions_database_password"))
             if name == "KAFKA_BOOTSTRAP_SERVERS":
                 addresses["KAFKA_FETCH_MILLISECONDS"] = servers.KAFKA_FETCH_MILLISECONDS
         addresses[name] = address
@@ -155,10 +163,10 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
     supervisor.wait_until_ready(*processes, seconds=30)
     if has_replica:
         say("copying PostgreSQL to a replica")
-        process, replica_url = replica.replica(data, addresses["DATABASE_URL"])
+        process, replica_url = replica.replica(data, addresses["OWNER_DATABASE_URL"])
         supervisor.start(process)
         supervisor.wait_until_ready(process, seconds=30)
-        addresses |= replica.urls(data, addresses["DATABASE_URL"], replica_url)
+        addresses |= replica.urls(data, addresses["OWNER_DATABASE_URL"], replica_url, addresses["DATABASE_URL"])
     return addresses
 
 
@@ -242,7 +250,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
         return Process(
             name,
             [sys.executable, "-m", module],
-            {**given, **particular},
+            {name: value for name, value in given.items() if name not in OF_OPERATORS} | particular,
             module=module if fork.IS_SAFE else "",
             is_ready=lambda: "PORT" not in particular or answers(f"http://{LOOPBACK}:{ports[name]}{ready_path}"),
         )
@@ -257,7 +265,8 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     for server in servers_:
         supervisor.start(server)
     say("migrating the database")
-    supervisor.run_to_the_end(python("migrate", "shared.migrate"))
+    owner = {name: environment[name] for name in OF_OPERATORS if name in environment}
+    supervisor.run_to_the_end(python("migrate", "shared.migrate", **owner))
     say("starting outbox relay, trigger dispatcher and router")
     measured = {name: ports[name] for name in functions()} | {"relay": free_port(), "dispatcher": free_port()}
     supervisor.start(python("relay", "shared.relay", PORT=str(measured["relay"])))

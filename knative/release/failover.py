@@ -55,7 +55,7 @@ def _pair(data: Path) -> DatabaseUrl:
     """The URL of the servers of `make up REPLICA=1`."""
     start = "start it with make up REPLICA=1 (DATA_DIR names another folder)."
     try:
-        named = database_url.parse(json.loads((data / ENVIRONMENT).read_text())["DATABASE_URL"])
+        named = database_url.parse(json.loads((data / ENVIRONMENT).read_text())["OWNER_DATABASE_URL"])
     except FileNotFoundError:
         raise Refused(f"Nothing was changed. No service runs on {data}: {start}") from None
     if len(named.addresses) != len(NAMES):

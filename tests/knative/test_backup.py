@@ -81,7 +81,7 @@ def filled() -> Iterator[str]:
 @contextmanager
 def new_database(template: str = "template1") -> Iterator[str]:
     """A database on the server of all tests, dropped at the end."""
-    server, name = os.environ["DATABASE_URL"], f"backup_{secrets.token_hex(6)}"
+    server, name = os.environ["OWNER_DATABASE_URL"], f"backup_{secrets.token_hex(6)}"
     with connected(server, isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     try:
@@ -92,7 +92,11 @@ def new_database(template: str = "template1") -> Iterator[str]:
 
 
 def migrate(url: str) -> None:
-    subprocess.run([sys.executable, "-m", "shared.migrate"], env={**os.environ, "DATABASE_URL": url}, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "shared.migrate"],
+        env={**os.environ, "OWNER_DATABASE_URL": url, "DATABASE_URL": restore.functions_url(url)},
+        check=True,
+    )
 
 
 @pytest.fixture
@@ -344,7 +348,8 @@ def command(*arguments: str, database: str, vault: Vault, under: Sequence[str] =
         cwd=ROOT,
         env={
             **os.environ,
-            "DATABASE_URL": database,
+            "OWNER_DATABASE_URL": database,
+            "DATABASE_URL": restore.functions_url(database),
             "BACKUP_STORE": str(vault.store._root),
             "BACKUP_RECIPIENTS": ",".join(vault.recipients),
             "BACKUP_MANIFEST_KEY": ",".join(key.decode() for key in vault.manifest_keys),
@@ -624,7 +629,7 @@ def test_a_database_that_is_away_and_settings_that_are_not_complete_are_said(vau
     assert process.returncode == 1
     assert "The database at 127.0.0.1:1/none cannot be reached" in said
     assert "hidden" not in said
-    process = command("backup", database=os.environ["DATABASE_URL"], vault=vault._replace(identities=("no key",)))
+    process = command("backup", database=os.environ["OWNER_DATABASE_URL"], vault=vault._replace(identities=("no key",)))
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "BACKUP_IDENTITY is not an age identity" in said

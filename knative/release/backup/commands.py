@@ -18,9 +18,10 @@ def run(called: argparse.Namespace) -> str:
     own, progress = settings(), Progress()
     vault = _vault(own, called, progress)
     if called.command == "backups":
-        accepted = [authenticity.accept(vault, name, own.database_url) for name in called.accept]
+        owner = own.owner_database_url or own.database_url
+        accepted = [authenticity.accept(vault, name, owner) for name in called.accept]
         return "\n".join(accepted) or listing.table(vault)
-    database = _url(called.url) or own.database_url
+    database = _url(called.url) or own.owner_database_url or own.database_url
     postgresql.wait_for(database, progress)
     match called.command:
         case "backup":

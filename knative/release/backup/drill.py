@@ -65,7 +65,7 @@ def _call_functions(database: str) -> str:
         "PATH": os.environ.get("PATH", ""),
         "PYTHONPATH": str(restore.ROOT),
         "LOG_LEVEL": "ERROR",
-        "DATABASE_URL": database,
+        "DATABASE_URL": restore.functions_url(database),
         "REDIS_URL": NOBODY,
         "PUBLIC_URL": "http://drill.invalid",
         # Of the drill's own: it logs people in, and none of its tokens may count elsewhere.

@@ -19,8 +19,10 @@ from knative.release.backup.postgresql import RESTORE_LOCK, ProgramFailed, conne
 from knative.release.backup.store import DUMP, PURGED, Missing, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
+from shared import database_url
 from shared.database import sqlstate
 from shared.migrate import MIGRATIONS
+from shared.settings import settings
 
 LATEST = "latest"
 ROOT = Path(__file__).parents[3]
@@ -141,6 +143,12 @@ def restore(
     return backup
 
 
+def functions_url(database: str) -> str:
+    """A database as functions connect to it: with their login, where they have one of their own."""
+    own = settings()
+    return database_url.with_login_of(database, own.database_url) if own.owner_database_url else database
+
+
 def find(vault: Vault, wanted: str) -> Manifest:
     """The backup of a name, or the latest good one. Raises Refused."""
     if wanted == LATEST:
@@ -251,7 +259,12 @@ def _migrate(into: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shared.migrate"],
         cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": into, "LOG_LEVEL": "WARNING"},
+        env={
+            **os.environ,
+            "OWNER_DATABASE_URL": into,
+            "DATABASE_URL": functions_url(into),
+            "LOG_LEVEL": "WARNING",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -259,5 +272,6 @@ def _migrate(into: str) -> None:
     if done.returncode:
         raise Refused(
             f"The backup is restored, but not migrated: {done.stderr.strip()}\n"
-            "Start no function before that is done: python -m shared.migrate, with DATABASE_URL of this database."
+            "Start no function before that is done: python -m shared.migrate, with OWNER_DATABASE_URL and "
+            "DATABASE_URL of this database."
         )

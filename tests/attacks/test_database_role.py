@@ -1,0 +1,74 @@
+"""What somebody can do who has taken over a function, and with it the function's login to PostgreSQL."""
+
+import os
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from shared import database_url, privileges
+from shared.database import sqlstate, unpooled
+
+INSUFFICIENT_PRIVILEGE = "42501"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM audit",
+        "UPDATE audit SET type = 'forged'",
+        "TRUNCATE audit",
+        "ALTER TABLE audit DISABLE TRIGGER ALL",
+        "ALTER TABLE audit DISABLE TRIGGER refuse_change",
+        "DROP TRIGGER refuse_change ON audit",
+        "CREATE TRIGGER mine BEFORE INSERT ON audit EXECUTE FUNCTION refuse_change()",
+        "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "SET session_replication_role = replica",
+        "DROP TABLE audit",
+        "ALTER TABLE account ADD COLUMN mine text",
+        "CREATE TABLE mine (id int)",
+        "TRUNCATE account CASCADE",
+        "DELETE FROM outbox",
+        "UPDATE outbox SET data = '{}'",
+        "INSERT INTO purged_account SELECT id FROM account",
+        "CREATE ROLE mine SUPERUSER",
+        "COPY (SELECT 1) TO PROGRAM 'id'",
+        "COPY (SELECT 1) TO '/tmp/mine'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT lo_import('/etc/passwd')",
+        "SELECT rolpassword FROM pg_authid",
+        "UPDATE alembic_version SET version_num = '0001'",
+    ],
+)
+def test_the_login_of_a_function_neither_alters_tables_nor_touches_the_audit_trail(statement: str) -> None:
+    assert refusal(statement) == INSUFFICIENT_PRIVILEGE
+
+
+def test_the_login_of_a_function_cannot_become_the_owner() -> None:
+    owner = database_url.parse(os.environ["OWNER_DATABASE_URL"]).user
+    assert refusal(f"SET ROLE {owner}") == INSUFFICIENT_PRIVILEGE
+    assert refusal(f"SET SESSION AUTHORIZATION {owner}") == INSUFFICIENT_PRIVILEGE
+    assert refusal(f"ALTER ROLE {owner} PASSWORD 'mine'") == INSUFFICIENT_PRIVILEGE
+
+
+def refusal(statement: str) -> str:
+    """PostgreSQL's code of the refusal; nothing is committed."""
+    with unpooled(os.environ["DATABASE_URL"]).connect() as connection, pytest.raises(DBAPIError) as refused:
+        connection.exec_driver_sql(statement)
+    return sqlstate(refused.value)
+
+
+def test_the_login_of_a_function_holds_the_privileges_that_are_stated_and_no_other() -> None:
+    role = database_url.parse(os.environ["DATABASE_URL"]).user
+    of_tables = "SELECT table_name, privilege_type FROM information_schema.role_table_grants WHERE grantee = :role"
+    of_columns = """
+        SELECT table_name, privilege_type || ' (' || column_name || ')' FROM information_schema.column_privileges
+        WHERE grantee = :role AND (table_name, privilege_type) NOT IN (
+            SELECT table_name, privilege_type FROM information_schema.role_table_grants WHERE grantee = :role)
+    """
+    with unpooled(os.environ["OWNER_DATABASE_URL"]).connect() as connection:
+        held = {
+            tuple(row) for query in (of_tables, of_columns) for row in connection.execute(text(query), {"role": role})
+        }
+    assert held == {(table, one) for table, stated in privileges.TABLES.items() for one in stated.split(", ") if one}
+    assert {one for table, one in held if table == "audit"} == {"SELECT", "INSERT"}
