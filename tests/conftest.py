@@ -27,10 +27,10 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Engine, Table, text
 
 from shared import openapi
-from shared.database import transaction
+from shared.database import transaction, unpooled
 from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
 
 # How long one example takes says nothing on a machine that runs other tests as well.
@@ -140,6 +140,11 @@ def admin(address: str) -> dict[str, Any]:
 def phone() -> str:
     """A Korean mobile number that no other test has."""
     return f"+8210{secrets.choice('2467')}{secrets.randbelow(10**7):07}"
+
+
+def owner() -> Engine:
+    """Connects as the owner of the tables, for what the role of the functions may not do."""
+    return unpooled(os.environ.get("OWNER_DATABASE_URL") or os.environ["DATABASE_URL"])
 
 
 def create_user(address: str, status: str = "active") -> User:

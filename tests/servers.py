@@ -35,6 +35,10 @@ from shared.request import METHODS
 from tests.conftest import ROOT, BufferedClient, wait_for
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
+RIGHTS_OF_TESTS = """
+    GRANT EXECUTE ON FUNCTION pg_wal_replay_pause, pg_wal_replay_resume, pg_promote, pg_reload_conf TO aegis;
+    GRANT ALTER SYSTEM ON PARAMETER max_standby_streaming_delay TO aegis;\n
+"""
 TAKEOVER_MILLISECONDS = 1500
 """A master that is silent for so long is taken for dead; no shorter, as the machine may be busy."""
 
@@ -82,8 +86,10 @@ def own(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own
 
 @pytest.fixture
 def own_database(own: Own, tmp_path: Path) -> Process:
-    """A PostgreSQL of this test's own, with the tables."""
-    process = own("DATABASE_URL", *servers.postgresql(tmp_path, "password"))
+    """A PostgreSQL of this test's own, with the tables, whose login may also stop and promote a replica."""
+    process, url = servers.postgresql(tmp_path, "password")
+    servers.run_alone(tmp_path / "postgresql", RIGHTS_OF_TESTS)
+    own("DATABASE_URL", process, url)
     migrate()
     return process
 

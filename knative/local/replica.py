@@ -4,14 +4,12 @@ import shutil
 from pathlib import Path
 
 from knative.local import servers
-from knative.local.servers import LOOPBACK
+from knative.local.servers import LOOPBACK, STANDBY
 from knative.local.supervisor import Process, StartFailed
 from shared import database_url
 
 NAMES = ("postgresql", "postgresql-2")
 """Their folders in the data folder."""
-STANDBY = "standby.signal"
-"""PostgreSQL's own mark, in the folder of a server that must not take writes."""
 SLOT = "replica"
 """Under this name a primary keeps what its replica has not read yet."""
 MAKE_SLOT = f"""

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from knative.local.supervisor import Process, StartFailed
 
 LOOPBACK = "127.0.0.1"
 MAX_CONNECTIONS = 500
+STANDBY = "standby.signal"
+"""PostgreSQL's own mark, in the folder of a server that must not take writes."""
+OWNED = "aegis.owner"
+"""In the folder of a server whose tables belong to the role aegis, which is no superuser."""
+_OWNER = Path(__file__).parents[1] / "components" / "postgres" / "owner.sql"
 _NOBODY = "nobody"
 _STATUS = Path("/proc/self/status")
 
@@ -62,6 +67,8 @@ def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Pro
     folder = data / name
     if not (folder / "PG_VERSION").exists():
         _initialize(folder, password)
+    elif not (folder / OWNED).exists() and not (folder / STANDBY).exists():
+        _give_to_owner(folder)  # from before the owner of the tables was another than the superuser
     port = free_port()
     settings = {
         "listen_addresses": LOOPBACK,
@@ -100,15 +107,29 @@ def _initialize(folder: Path, password: str) -> None:
     try:
         make_folder(
             folder,
-            *("initdb", "--username", "aegis", "--auth", "scram-sha-256", "--pwfile", password_file),
+            *("initdb", "--username", "postgres", "--auth", "scram-sha-256", "--pwfile", password_file),
             *("--encoding", "UTF8", "--locale", "C.UTF-8"),
+            finish=_give_to_owner,
         )
     finally:
         password_file.unlink()
 
 
-def make_folder(folder: Path, program: str, *arguments: str | Path) -> None:
-    """Makes a folder of PostgreSQL by one of its programs that take --pgdata."""
+def _give_to_owner(folder: Path) -> None:
+    """Makes the role aegis, which is no superuser, the owner of the database; nobody can log in as the superuser then."""
+    run_alone(folder, _OWNER.read_text("utf-8"))
+    (folder / OWNED).touch()
+
+
+def run_alone(folder: Path, script: str) -> None:
+    """Runs a script as the superuser on a PostgreSQL that is stopped; an empty line ends each statement."""
+    run_program("postgres", "--single", "-j", "-c", "exit_on_error=on", "-D", folder, "postgres", script=script)
+
+
+def make_folder(
+    folder: Path, program: str, *arguments: str | Path, finish: Callable[[Path], None] = lambda _: None
+) -> None:
+    """Makes a folder of PostgreSQL by one of its programs that take --pgdata; `finish` has the last word on it."""
     # Beside the folder and renamed at the end: what is killed half-way is not taken for a database.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -116,13 +137,17 @@ def make_folder(folder: Path, program: str, *arguments: str | Path) -> None:
     if os.geteuid() == 0:
         shutil.chown(unfinished, _NOBODY)
     run_program(program, "--pgdata", unfinished, *arguments)
+    finish(unfinished)
     unfinished.rename(folder)
 
 
-def run_program(program: str, *arguments: str | Path) -> str:
-    """Runs one of PostgreSQL's programs; returns what it prints, and raises StartFailed with what it complains of."""
+def run_program(program: str, *arguments: str | Path, script: str = "") -> str:
+    """Runs one of PostgreSQL's programs, with a script as its input.
+
+    Returns what it prints, and raises StartFailed with what it complains of.
+    """
     command = [str(part) for part in (*_unprivileged(), POSTGRESQL / program, *arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, input=script)
     if done.returncode:
         raise StartFailed(f"{program} failed:\n{done.stderr}")
     return done.stdout

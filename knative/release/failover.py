@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 
 from knative.local import servers
-from knative.local.replica import MAKE_SLOT, NAMES, SLOT, STANDBY, primary
+from knative.local.replica import MAKE_SLOT, NAMES, SLOT, primary
+from knative.local.servers import STANDBY
 from knative.local.supervisor import StartFailed
 from knative.release.refused import Refused
 from knative.release.signing_keys import ENVIRONMENT
@@ -55,7 +56,8 @@ def _pair(data: Path) -> DatabaseUrl:
     """The URL of the servers of `make up REPLICA=1`."""
     start = "start it with make up REPLICA=1 (DATA_DIR names another folder)."
     try:
-        named = database_url.parse(json.loads((data / ENVIRONMENT).read_text())["OWNER_DATABASE_URL"])
+        settings = json.loads((data / ENVIRONMENT).read_text())
+        named = database_url.parse(settings.get("OWNER_DATABASE_URL") or settings["DATABASE_URL"])
     except FileNotFoundError:
         raise Refused(f"Nothing was changed. No service runs on {data}: {start}") from None
     if len(named.addresses) != len(NAMES):

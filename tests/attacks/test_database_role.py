@@ -1,4 +1,4 @@
-"""What somebody can do who has taken over a function, and with it the function's login to PostgreSQL."""
+"""What somebody can do with a login to PostgreSQL: that of a function which they have taken over, or the owner's."""
 
 import os
 
@@ -10,6 +10,7 @@ from shared import database_url, privileges
 from shared.database import sqlstate, unpooled
 
 INSUFFICIENT_PRIVILEGE = "42501"
+INVALID_PASSWORD = "28P01"
 
 
 @pytest.mark.parametrize(
@@ -31,12 +32,6 @@ INSUFFICIENT_PRIVILEGE = "42501"
         "DELETE FROM outbox",
         "UPDATE outbox SET data = '{}'",
         "INSERT INTO purged_account SELECT id FROM account",
-        "CREATE ROLE mine SUPERUSER",
-        "COPY (SELECT 1) TO PROGRAM 'id'",
-        "COPY (SELECT 1) TO '/tmp/mine'",
-        "SELECT pg_read_file('/etc/passwd')",
-        "SELECT lo_import('/etc/passwd')",
-        "SELECT rolpassword FROM pg_authid",
         "UPDATE alembic_version SET version_num = '0001'",
     ],
 )
@@ -51,9 +46,49 @@ def test_the_login_of_a_function_cannot_become_the_owner() -> None:
     assert refusal(f"ALTER ROLE {owner} PASSWORD 'mine'") == INSUFFICIENT_PRIVILEGE
 
 
-def refusal(statement: str) -> str:
+@pytest.mark.parametrize("login", ["DATABASE_URL", "OWNER_DATABASE_URL"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY audit TO PROGRAM 'id'",
+        "COPY audit FROM PROGRAM 'id'",
+        "COPY audit TO '/tmp/mine'",
+        "COPY audit FROM '/etc/passwd'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_read_binary_file('/etc/passwd')",
+        "SELECT pg_ls_dir('/etc')",
+        "SELECT lo_import('/etc/passwd')",
+        "SELECT lo_export(lo_from_bytea(0, 'mine'), '/tmp/mine')",
+        "CREATE FUNCTION mine(cstring) RETURNS int LANGUAGE c AS 'libc.so.6', 'system'",
+        "CREATE EXTENSION file_fdw",
+        "GRANT pg_execute_server_program TO CURRENT_USER",
+        "GRANT pg_read_server_files TO CURRENT_USER",
+        "CREATE ROLE mine SUPERUSER",
+        "ALTER ROLE postgres PASSWORD 'mine'",
+        "SET ROLE postgres",
+        "SELECT rolpassword FROM pg_authid",
+    ],
+)
+def test_no_login_reaches_the_files_and_programs_of_the_machine(login: str, statement: str) -> None:
+    assert refusal(statement, login) == INSUFFICIENT_PRIVILEGE
+
+
+def test_nobody_logs_in_as_the_superuser() -> None:
+    for login in ("DATABASE_URL", "OWNER_DATABASE_URL"):
+        url = os.environ[login]
+        with unpooled(url).connect() as connection:
+            superusers = connection.scalars(text("SELECT rolname FROM pg_roles WHERE rolsuper")).all()
+        assert superusers == ["postgres"]
+        for guess in (database_url.parse(url).password, "postgres"):
+            named = url.replace(url.partition("@")[0], f"postgresql://postgres:{guess}", 1)
+            with pytest.raises(DBAPIError) as refused:
+                unpooled(named).connect()
+            assert sqlstate(refused.value) == INVALID_PASSWORD
+
+
+def refusal(statement: str, login: str = "DATABASE_URL") -> str:
     """PostgreSQL's code of the refusal; nothing is committed."""
-    with unpooled(os.environ["DATABASE_URL"]).connect() as connection, pytest.raises(DBAPIError) as refused:
+    with unpooled(os.environ[login]).connect() as connection, pytest.raises(DBAPIError) as refused:
         connection.exec_driver_sql(statement)
     return sqlstate(refused.value)
 

@@ -25,6 +25,7 @@ from knative.local.servers import LOOPBACK
 from shared import access_tokens, pages
 from shared.access_tokens import Caller
 from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.settings import settings
 from tests.bench import client, servers
 from tests.bench.figures import Figure, beside
 from tests.bench.people import PASSWORD
@@ -117,7 +118,8 @@ def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], flo
 @contextmanager
 def _database(accounts: int) -> Iterator[Engine]:
     """A database of its own with so many accounts."""
-    url = make_url(os.environ["DATABASE_URL"]).set(drivername="postgresql+pg8000")
+    server_url = settings().owner_database_url or settings().database_url
+    url = make_url(server_url).set(drivername="postgresql+pg8000")
     name = f"aegis_growth_{accounts}"
     server = create_engine(url, isolation_level="AUTOCOMMIT")
     database = create_engine(url.set(database=name))
@@ -125,7 +127,7 @@ def _database(accounts: int) -> Iterator[Engine]:
         connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
         connection.execute(text(f"CREATE DATABASE {name}"))
         try:
-            environment = os.environ | {"DATABASE_URL": _url(database)}
+            environment = os.environ | {"DATABASE_URL": _url(database), "OWNER_DATABASE_URL": ""}
             for command in (["shared.migrate"], ["tests.bench.accounts", str(accounts)]):
                 subprocess.run([sys.executable, "-m", *command], env=environment, check=True)
             yield database

@@ -19,7 +19,7 @@ from tests.servers import forget_settings
 
 DATA = ROOT / ".local" / "faults"
 """Kept after a run: its logs tell what happened."""
-_ADDRESSES = ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
+_ADDRESSES = ("DATABASE_URL", "OWNER_DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
 
 
 @dataclass(frozen=True)

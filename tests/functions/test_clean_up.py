@@ -26,7 +26,7 @@ from shared.tables import (
     totp,
     verification,
 )
-from tests.conftest import User, call, create_user, fire, session_of
+from tests.conftest import User, call, create_user, fire, owner, session_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -157,7 +157,7 @@ def put(table: Table, row: Mapping[str, Any]) -> Any:
 
 
 def is_there(table: Table, key: Any) -> bool:
-    with transaction() as connection:
+    with owner().connect() as connection:
         query = select(func.count()).select_from(table)
         for column, value in zip(table.primary_key, key, strict=True):
             query = query.where(column == value)

@@ -12,7 +12,17 @@ from shared import cache, profiles
 from shared.database import transaction
 from shared.settings import settings
 from shared.tables import account, audit, credential, metadata, phone_verification, session
-from tests.conftest import User, add_business, call, create_user, events_of, fire, session_of, withdrawn_since
+from tests.conftest import (
+    User,
+    add_business,
+    call,
+    create_user,
+    events_of,
+    fire,
+    owner,
+    session_of,
+    withdrawn_since,
+)
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -45,7 +55,7 @@ def test_all_personal_data_is_gone_and_the_audit_trail_stays_under_the_id_alone(
     assert fire("purge_withdrawn").status_code == 204
     assert not exists(active_user)
     left = {}
-    with transaction() as connection:
+    with owner().connect() as connection:
         for table in metadata.sorted_tables:
             owned = [table.c[name] for name in ("account_id", "subject") if name in table.c]
             for column in owned:

@@ -1,7 +1,6 @@
 """Recording events in the audit trail."""
 
 import json
-import os
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from uuid_utils.compat import uuid7
 
 from knative.local.supervisor import Supervisor
-from shared.database import engine, transaction, unpooled
+from shared.database import engine, transaction
 from shared.deliveries import authorization
 from shared.tables import account, audit
-from tests.conftest import User, client, envelope, post, somebody_waits_for, wait_for
+from tests.conftest import User, client, envelope, owner, post, somebody_waits_for, wait_for
 from tests.servers import function_process, kill, post_event, start_again
 
 LOGGED_OUT = "com.aegis.user.logged_out.v1"
@@ -205,7 +204,6 @@ def test_whatever_an_event_holds_it_is_recorded_or_refused_for_good(
 def test_nobody_changes_what_is_recorded(active_user: User, statement: str) -> None:
     deliver(active_user.id, event())
     parameters = {"id": active_user.id} if ":id" in statement else {}
-    owner = unpooled(os.environ["OWNER_DATABASE_URL"])
-    with pytest.raises(DBAPIError, match="append-only"), owner.begin() as connection:
+    with pytest.raises(DBAPIError, match="append-only"), owner().begin() as connection:
         connection.execute(text(statement), parameters)
     assert len(rows(active_user.id)) == 1

@@ -17,7 +17,8 @@ import urllib3
 from sqlalchemy import select, text
 
 from knative.local import servers
-from knative.local.replica import NAMES, STANDBY, primary, replica, urls
+from knative.local.replica import NAMES, primary, replica, urls
+from knative.local.servers import STANDBY
 from knative.local.supervisor import Process, StartFailed, Supervisor
 from knative.release.failover import failover
 from knative.release.refused import Refused

@@ -20,7 +20,7 @@ from knative.local.supervisor import Process
 from shared import database
 from shared.problems import ServiceUnavailable
 from shared.settings import settings
-from tests.conftest import wait_for
+from tests.conftest import owner, wait_for
 from tests.servers import kill
 
 START_UP = 3 << 16
@@ -116,17 +116,18 @@ def ask(statement: str) -> Any:
 def test_a_statement_with_other_columns_since_a_migration_is_refused_once() -> None:
     table = f"migrated_{uuid.uuid4().hex}"
     statement = f"SELECT value FROM {table} WHERE value::int = :number"  # noqa: S608
-    with database.transaction() as connection:
+    with owner().begin() as connection:
         connection.execute(text(f"CREATE TABLE {table} AS SELECT 1 AS value"))
+        connection.execute(text(f"GRANT SELECT ON {table} TO PUBLIC"))
     try:
         assert ask(statement) == ask(statement) == 1
-        with database.transaction() as connection:
+        with owner().begin() as connection:
             connection.execute(text(f"ALTER TABLE {table} ALTER value TYPE text"))
         with pytest.raises(ServiceUnavailable):
             ask(statement)
         assert ask(statement) == ask(statement) == "1"
     finally:
-        with database.transaction() as connection:
+        with owner().begin() as connection:
             connection.execute(text(f"DROP TABLE {table}"))
 
 

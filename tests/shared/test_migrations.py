@@ -157,6 +157,7 @@ def test_addresses_that_were_stored_before_they_were_folded_are_found(own_databa
     stored = ["straße@example.com", unverified, verified, "straße@faß.com", "\u017fam@example.com"]
     with engine().begin() as connection:
         # What the migrations from 0009 on have added.
+        connection.execute(text("DROP FUNCTION add_outbox_day, drop_outbox_day, replication_lag"))
         connection.execute(text("DROP INDEX account_folded_name_prefix"))
         connection.execute(text("DROP TABLE former_email"))
         connection.execute(text("ALTER TABLE passkey DROP COLUMN backup_eligible"))
@@ -196,7 +197,7 @@ def test_a_migration_says_that_it_waits_for_another(own_database: Process) -> No
 def test_a_migration_without_a_database_names_it_and_not_the_password() -> None:
     port = free_port()
     url = f"postgresql://aegis:secret-password@{LOOPBACK}:{port}/aegis"
-    said = refused(start(ROOT, "-c", WITHOUT_PATIENCE, DATABASE_URL=url), status=os.EX_TEMPFAIL)
+    said = refused(start(ROOT, "-c", WITHOUT_PATIENCE, OWNER_DATABASE_URL=url), status=os.EX_TEMPFAIL)
     assert said.startswith("the migration gave up: the database is away (")
     assert str(port) in said
     assert "secret" not in said

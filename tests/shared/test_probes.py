@@ -96,7 +96,10 @@ def test_a_role_that_may_not_see_replicas_says_nothing_of_them(
     own_database: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with transaction() as connection:
-        connection.execute(text("CREATE ROLE plain LOGIN PASSWORD 'plain' IN ROLE pg_read_all_data"))
+        connection.execute(text("CREATE ROLE plain LOGIN PASSWORD 'plain'"))
+        connection.execute(text("GRANT plain TO CURRENT_USER"))
+        connection.execute(text("GRANT USAGE, CREATE ON SCHEMA public TO plain"))
+        connection.execute(text("GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain"))
     url = urlsplit(os.environ["DATABASE_URL"])
     primary = ["--dbname", os.environ["DATABASE_URL"]]
     command: list[str | Path] = [servers.POSTGRESQL / "pg_receivewal", *primary, "--directory", tmp_path]
