@@ -12,6 +12,9 @@ from pathlib import Path
 import pyrage
 from cryptography.hazmat.primitives.asymmetric import ec
 
+OWNER = "aegis"
+"""The role that owns the tables."""
+
 
 def new_signing_keys() -> str:
     """A JWK Set (RFC 7517) with one new private P-256 key."""
@@ -49,11 +52,18 @@ def recipient_of(identity: str) -> str:
 def write_secrets(file: Path) -> list[str]:
     """Adds the secrets that a file lacks, which may be all of them. Returns their names.
 
-    Those of the backups, which no function needs, are in files beside it.
+    Those that no function needs are in files beside it: of the owner of the tables in owner.env, and of the backups.
     """
-    signing_keys = _given(file).get("JWT_SECRET_KEY") or new_signing_keys()
+    given = _given(file)
+    owner = {"username": OWNER, "password": secrets.token_hex(16)}
+    if given.get("DB_USER") == OWNER:  # from before functions had a role of their own
+        owner["password"] = given["DB_PASSWORD"]
+        others = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in ("DB_USER", "DB_PASSWORD")]
+        _add(file.with_name("owner.env"), owner)
+        file.write_text("".join(f"{line}\n" for line in others))
+    signing_keys = given.get("JWT_SECRET_KEY") or new_signing_keys()
     values = {
-        "DB_USER": "aegis",
+        "DB_USER": "aegis_functions",
         "DB_PASSWORD": secrets.token_hex(16),
         "JWT_SECRET_KEY": signing_keys,
         "JWT_PUBLIC_KEYS": public_keys(signing_keys),
@@ -64,7 +74,11 @@ def write_secrets(file: Path) -> list[str]:
         "SMS_API_KEY": new_sms_key(),
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
-    return [*_add(file, values), *_write_secrets_of_backups(file.parent)]
+    return [
+        *_add(file, values),
+        *_add(file.with_name("owner.env"), owner),
+        *_write_secrets_of_backups(file.parent),
+    ]
 
 
 def _write_secrets_of_backups(folder: Path) -> list[str]:

@@ -116,7 +116,7 @@ def _initialize(folder: Path, password: str) -> None:
 
 
 def _give_to_owner(folder: Path) -> None:
-    """Makes the role aegis, which is no superuser, the owner of the database; nobody can log in as the superuser then."""
+    """Makes the role aegis, which is no superuser, own the database; nobody can log in as the superuser then."""
     run_alone(folder, _OWNER.read_text("utf-8"))
     (folder / OWNED).touch()
 

@@ -239,18 +239,19 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     internal_port = free_port()
     for provider in ("EMAIL_SERVICE_URL", "SMS_SERVICE_URL", "BUSINESS_REGISTRY_API_URL"):
         environment[provider] = f"http://{LOOPBACK}:{ports[SITE]}"
+    usual = {name: value for name, value in environment.items() if name not in OF_OPERATORS}
 
     def python(
         name: str,
         module: str,
         ready_path: str = "/health/ready",
-        given: Mapping[str, str] = environment,
+        given: Mapping[str, str] = usual,
         **particular: str,
     ) -> Process:
         return Process(
             name,
             [sys.executable, "-m", module],
-            {name: value for name, value in given.items() if name not in OF_OPERATORS} | particular,
+            {**given, **particular},
             module=module if fork.IS_SAFE else "",
             is_ready=lambda: "PORT" not in particular or answers(f"http://{LOOPBACK}:{ports[name]}{ready_path}"),
         )
@@ -258,15 +259,14 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     say(f"starting {len(functions())} functions")
     named = secrets_of_functions()
     servers_ = [
-        python(name, "shared.server", PORT=str(ports[name]), **variables, given=of_function(environment, named[name]))
+        python(name, "shared.server", PORT=str(ports[name]), **variables, given=of_function(usual, named[name]))
         for name, variables in containers().items()
     ]
     servers_.append(python(SITE, "knative.local.site", ready_path="/inbox", PORT=str(ports[SITE])))
     for server in servers_:
         supervisor.start(server)
     say("migrating the database")
-    owner = {name: environment[name] for name in OF_OPERATORS if name in environment}
-    supervisor.run_to_the_end(python("migrate", "shared.migrate", **owner))
+    supervisor.run_to_the_end(python("migrate", "shared.migrate", given=environment))
     say("starting outbox relay, trigger dispatcher and router")
     measured = {name: ports[name] for name in functions()} | {"relay": free_port(), "dispatcher": free_port()}
     supervisor.start(python("relay", "shared.relay", PORT=str(measured["relay"])))

@@ -35,7 +35,7 @@ class JobFailed(Refused):
 
 
 def derived(migration: Object, name: str, command: list[str], **variables: str) -> Object:
-    """A Job like that of the migration, with the same image, settings and secrets."""
+    """A Job like that of the migration, with the same image, settings and secrets, but for the owner of the tables."""
     job = copy.deepcopy(migration)
     job["metadata"]["name"] = name
     job["spec"]["backoffLimit"] = 0
@@ -44,7 +44,8 @@ def derived(migration: Object, name: str, command: list[str], **variables: str) 
     template.setdefault("metadata", {})["labels"] = {"app": "release-check"}
     (container,) = template["spec"]["containers"]
     container["command"] = command
-    container.setdefault("env", []).extend({"name": variable, "value": value} for variable, value in variables.items())
+    container["env"] = [one for one in container.get("env", ()) if not one["name"].startswith("DB_OWNER")]
+    container["env"].extend({"name": variable, "value": value} for variable, value in variables.items())
     return job
 
 

@@ -585,7 +585,12 @@ def test_the_other_secrets_stay_and_only_the_owner_reads_the_file(file: Path) ->
     rotate(file)
     after = file.read_text().splitlines()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert {path.name for path in file.parent.iterdir()} == {file.name, "backup.env", "backup-identity.txt"}
+    assert {path.name for path in file.parent.iterdir()} == {
+        file.name,
+        "owner.env",
+        "backup.env",
+        "backup-identity.txt",
+    }
     differing = [line.partition("=")[0] for line, other in zip(before, after, strict=True) if line != other]
     assert differing == ["JWT_SECRET_KEY", "JWT_PUBLIC_KEYS"]
     values = dict(line.split("=", 1) for line in after if "=" in line)

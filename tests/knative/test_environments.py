@@ -170,16 +170,17 @@ def test_whatever_logs_is_told_which_environment_it_is(environment: str) -> None
     assert untold <= {"ping"}  # which prints one line for who reads its Job
 
 
+SECRETS_OF_FILES = {"user-service-secrets", "postgres-owner", "backup-secrets"}
+
+
 def test_no_secret_of_production_is_in_a_file(objects: Objects, environment: str) -> None:
     secrets = {name for kind, name in objects if kind == "Secret"}
     of_the_drill = {"drill-secrets"} if environment == "staging" else set()
-    assert secrets == (
-        set() if environment == "production" else {"user-service-secrets", "backup-secrets"} | of_the_drill
-    )
+    assert secrets == (set() if environment == "production" else SECRETS_OF_FILES | of_the_drill)
 
 
 def test_production_fetches_every_secret_that_development_makes() -> None:
-    for name, more in (("user-service-secrets", set()), ("backup-secrets", OF_A_BUCKET)):
+    for name, more in (("user-service-secrets", set()), ("postgres-owner", set()), ("backup-secrets", OF_A_BUCKET)):
         made = objects_of("development")["Secret", name]["data"].keys()
         spec = objects_of("production")["ExternalSecret", name]["spec"]
         composed = spec["target"].get("template", {}).get("data", {}).keys()
@@ -394,7 +395,7 @@ def max_connections(objects: Objects) -> int:
 
 def configuration(objects: Objects) -> dict[str, str]:
     """PostgreSQL's, by parameter."""
-    (found,) = [item for (kind, name), item in objects.items() if kind == "ConfigMap" and "postgres" in name]
+    (found,) = [item for (kind, name), item in objects.items() if kind == "ConfigMap" and name.startswith("postgres-config")]
     lines = [line for line in found["data"]["postgresql.conf"].splitlines() if not line.startswith("#")]
     return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
 

@@ -72,9 +72,21 @@ def test_the_private_key_of_an_earlier_release_is_moved_to_the_operator_and_stil
 
 def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "secrets.env"
-    file.write_text("DB_USER=aegis\nDB_PASSWORD=kept\n")
+    file.write_text("DB_USER=aegis_functions\nDB_PASSWORD=kept\n")
     assert write_secrets(file)[0] == "JWT_SECRET_KEY"
     assert read(file)["DB_PASSWORD"] == "kept"
+    assert write_secrets(file) == []
+
+
+def test_the_login_that_functions_had_becomes_the_owners_and_functions_get_one_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    file.write_text("DB_USER=aegis\nDB_PASSWORD=kept\nEMAIL_API_KEY=also-kept\n")
+    write_secrets(file)
+    assert read(tmp_path / "owner.env") == {"username": "aegis", "password": "kept"}
+    assert stat.S_IMODE((tmp_path / "owner.env").stat().st_mode) == 0o600
+    given = read(file)
+    assert (given["DB_USER"], given["EMAIL_API_KEY"]) == ("aegis_functions", "also-kept")
+    assert given["DB_PASSWORD"] not in ("", "kept")
     assert write_secrets(file) == []
 
 

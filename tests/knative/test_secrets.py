@@ -1,6 +1,7 @@
 """Which process is given which secret: those that it uses, and no other."""
 
 import copy
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from knative import check
 from knative.local import up
 from knative.release import overlays
 from knative.release.checks import with_settings
+from knative.release.jobs import derived
 from shared.registry import load_all, uses
 from shared.settings import REQUIRED_BY, SECRETS, load, secrets_of
 from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of
 
+OF_OWNER = {"DB_OWNER", "DB_OWNER_PASSWORD"}
 OF_SIGNERS = {"login", "login_with_passkey", "login_with_second_factor", "refresh_token"}
 
 
@@ -33,7 +36,60 @@ def test_a_function_is_given_the_secrets_that_it_uses_and_no_other(environment: 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_relay_and_migration_are_given_the_password_of_the_database_alone(environment: str) -> None:
     assert secrets(objects_of(environment)["Deployment", "relay"]) == {"DB_USER", "DB_PASSWORD"}
-    assert secrets(objects_of(environment, "migration")["Job", "migrate"]) == {"DB_USER", "DB_PASSWORD"}
+    assert secrets(objects_of(environment, "migration")["Job", "migrate"]) == {"DB_USER", "DB_PASSWORD"} | OF_OWNER
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_owner_of_the_tables_is_known_to_the_database_the_migration_and_the_backups_alone(environment: str) -> None:
+    objects = objects_of(environment) | objects_of(environment, "migration")
+    users = {
+        item["metadata"]["name"]
+        for item in objects.values()
+        for pod in overlays.pods(item)
+        if "'name': 'postgres-owner'" in str(pod)
+    }
+    assert {"migrate", "backup"} <= users <= {"migrate", "backup", "drill", "postgres", "postgres-replica"}
+
+
+def test_jobs_that_only_look_are_not_given_the_owner() -> None:
+    environment = overlays.environment("production", "v1")
+    for job in (
+        derived(environment.migration, "smoke", ["python"]),
+        derived(with_settings(environment), "settings", ["python"]),
+    ):
+        assert not OF_OWNER & {variable["name"] for variable in container(job)["env"]}
+
+
+@pytest.mark.parametrize("environment", ["development", "staging"])
+def test_functions_and_pgbouncer_connect_as_another_role_than_the_owner(environment: str) -> None:
+    objects = objects_of(environment)
+    login, owner = (
+        {key: b64decode(value).decode() for key, value in objects["Secret", name]["data"].items()}
+        for name in ("user-service-secrets", "postgres-owner")
+    )
+    assert (login["DB_USER"], owner["username"]) == ("aegis_functions", "aegis")
+    assert login["DB_PASSWORD"] != owner["password"]
+    for (kind, name), item in objects.items():
+        if kind == "Deployment" and "pgbouncer" in name:
+            assert "postgres-owner" not in str(item)
+
+
+def test_cloudnativepg_makes_both_roles_and_neither_is_a_superuser() -> None:
+    objects = objects_of("production")
+    spec = objects["Cluster", "postgres"]["spec"]
+    roles = {role["name"]: role for role in spec["managed"]["roles"]}
+    assert roles.keys() == {"aegis", "aegis_functions"}
+    assert not any({"superuser", "createrole", "createdb", "replication"} & role.keys() for role in roles.values())
+    assert roles["aegis_functions"]["passwordSecret"]["name"] == "postgres-functions"
+    assert "inRoles" not in roles["aegis_functions"]
+    assert not spec.get("enableSuperuserAccess")
+    initdb = spec["bootstrap"]["initdb"]
+    assert (initdb["owner"], initdb["secret"]["name"]) == ("aegis", "postgres-owner")
+    sources = {
+        name: {entry["remoteRef"]["key"] for entry in objects["ExternalSecret", name]["spec"]["data"]}
+        for name in ("user-service-secrets", "postgres-functions", "postgres-owner")
+    }
+    assert sources["user-service-secrets"] == sources["postgres-functions"] != sources["postgres-owner"]
 
 
 def test_keys_of_providers_and_of_tokens_reach_those_alone_that_use_them() -> None:
