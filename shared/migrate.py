@@ -48,6 +48,7 @@ def migrate() -> None:
         DBAPIError, OSError, ServiceUnavailable: a statement failed, or the database is away or busy.
         CommandError: a newer release has migrated it.
         Overprivileged: the role of the functions has rights that it must not have.
+        RoleMissing: somebody else has yet to make that role.
     """
     engine = unpooled(_owner_url())
     config = Config()
@@ -93,7 +94,7 @@ def main() -> None:
                 f"the migration refuses this database: {error}\nA newer release has migrated it. "
                 "A roll-back needs no migration: the release before runs on the new schema."
             )
-        except (DBAPIError, OSError, ServiceUnavailable) as error:
+        except (DBAPIError, OSError, ServiceUnavailable, privileges.RoleMissing) as error:
             reason = _reason(error)
             is_over = time.monotonic() > deadline
             if is_over or (isinstance(error, DBAPIError) and not is_unavailable(error)):
@@ -113,6 +114,8 @@ def _is_locked(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, privileges.RoleMissing):
+        return str(error)
     if not isinstance(error, DBAPIError) or not error.orig or not sqlstate(error):
         place = _owner_url().rpartition("@")[2]
         return f"the database is away ({place}: {error.orig if isinstance(error, DBAPIError) else error})"

@@ -35,6 +35,10 @@ class Overprivileged(Exception):
     """The role of the functions holds more than functions may."""
 
 
+class RoleMissing(Exception):
+    """The role of the functions does not exist and the owner may not make it; CloudNativePG, say, does so soon."""
+
+
 def grant(connection: Connection, functions: DatabaseUrl) -> None:
     """Makes the role of the functions where it is missing, and grants it what it needs and nothing else.
 
@@ -42,12 +46,15 @@ def grant(connection: Connection, functions: DatabaseUrl) -> None:
 
     Raises:
         Overprivileged: the role is a superuser, may make roles or databases, or is a member of the owner.
+        RoleMissing: somebody else has yet to make the role.
     """
     holds_more = connection.scalar(text(_HOLDS_MORE), {"role": functions.user})
     if holds_more:
         raise Overprivileged(f"the role {functions.user} of the functions is a superuser, or has rights of the owner")
     role = identifier(functions.user)
     if holds_more is None:
+        if not connection.scalar(text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")):
+            raise RoleMissing(f"the role {functions.user} of the functions does not exist yet")
         _create(connection, role, functions.password)
     # Databases that were made before PostgreSQL 15 let everybody make tables.
     connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")

@@ -41,6 +41,17 @@ def test_the_service_is_told_where_each_server_is() -> None:
         assert any(f"{name}:{port}" in environment[setting] for name in SERVERS), setting
 
 
+def test_the_functions_connect_as_another_role_than_the_owner_and_nobody_as_the_superuser() -> None:
+    environment = COMPOSE["services"]["user-service"]["environment"]
+    users = [environment[name].partition("//")[2].partition(":")[0] for name in ("DATABASE_URL", "OWNER_DATABASE_URL")]
+    assert users == ["aegis_functions", "aegis"]
+    postgres = COMPOSE["services"]["postgres"]
+    assert "POSTGRES_USER" not in postgres["environment"]
+    (script,) = postgres["configs"]
+    assert script["target"].startswith("/docker-entrypoint-initdb.d/")
+    assert (ROOT / COMPOSE["configs"][script["source"]]["file"]).name == "owner.sql"
+
+
 def test_what_must_outlive_a_container_is_on_a_named_volume() -> None:
     mounted = {volume.partition(":")[0] for one in COMPOSE["services"].values() for volume in one.get("volumes", [])}
     assert mounted == COMPOSE["volumes"].keys() == {"postgres", "kafka", "service"}

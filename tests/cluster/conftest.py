@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import uuid
-from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,13 +132,16 @@ def make_certificate() -> None:
 
 
 def make_secrets() -> None:
-    """The two Secrets that the External Secrets Operator would fetch from the store."""
+    """The Secrets that the External Secrets Operator would fetch from the store."""
     file = ROOT / "knative" / "overlays" / "staging" / "data" / "secrets.env"
     values = dict(line.split("=", 1) for line in file.read_text().splitlines())
-    owner = [f"--from-literal=username={values['DB_USER']}", f"--from-literal=password={values['DB_PASSWORD']}"]
+    login = [f"--from-literal=username={values['DB_USER']}", f"--from-literal=password={values['DB_PASSWORD']}"]
+    of_type = "--type=kubernetes.io/basic-auth"
     if "user-service-secrets" not in namespaced("get", "secrets", "-o", "name"):
         namespaced("create", "secret", "generic", "user-service-secrets", f"--from-env-file={file}")
-        namespaced("create", "secret", "generic", "postgres-owner", "--type=kubernetes.io/basic-auth", *owner)
+        owner = f"--from-env-file={file.with_name('owner.env')}"
+        namespaced("create", "secret", "generic", "postgres-owner", of_type, owner)
+        namespaced("create", "secret", "generic", "postgres-functions", of_type, *login)
 
 
 def gateway() -> tuple[str, int]:
@@ -236,8 +238,7 @@ def bearers(deployed: None) -> list[dict[str, str]]:
 
 def on(pod: str, statement: str) -> str:
     """What PostgreSQL in a pod says to a statement."""
-    user = b64decode(namespaced("get", "secret", "user-service-secrets", "-o", "jsonpath={.data.DB_USER}")).decode()
-    psql = ["psql", "--no-psqlrc", "-At", "-U", user, "-d", DATABASE, "-c", statement]
+    psql = ["psql", "--no-psqlrc", "-At", "-U", "postgres", "-d", DATABASE, "-c", statement]
     return namespaced("exec", pod, "-c", "postgres", "--", *psql).strip()
 
 

@@ -118,7 +118,7 @@ def test_rotate_other_secrets() -> None:
     namespaced("rollout", "status", "deployment/sandbox", "--timeout=120s")
     join()
 
-    stored = "SELECT rolpassword FROM pg_authid WHERE rolname = 'aegis'"
+    stored = "SELECT rolpassword FROM pg_authid WHERE rolname = 'aegis_functions'"
     before = on("postgres-0", stored)
     put("secrets.env", "DB_PASSWORD", secrets.token_hex(16))
     run(of_the_database)

@@ -142,12 +142,13 @@ def test_no_wall_or_secret_is_among_what_a_release_applies() -> None:
 
 def test_the_admission_policy_lets_every_workload_of_each_environment_pass() -> None:
     """What it refuses, tests/cluster/test_access.py shows: Kubernetes alone evaluates its expressions."""
-    secrets, jobs_secrets = admitted("secrets")
+    of_jobs, of_stateful_sets, of_others = admitted("secrets")
     for objects in everywhere():
         for (kind, name), item in objects.items():
             for pod in pods(item):
                 is_job = kind in ("Job", "CronJob")
-                assert secrets_of(pod) <= (jobs_secrets if is_job else secrets), name
+                admitted_ = of_jobs if is_job else of_stateful_sets if kind == "StatefulSet" else of_others
+                assert secrets_of(pod) <= admitted_, name
                 accounts = {"", "user-service"} | ({"backup"} if is_job else set())
                 assert pod.get("serviceAccountName", "") in accounts, name
                 assert pod["automountServiceAccountToken"] is False, name
@@ -156,16 +157,15 @@ def test_the_admission_policy_lets_every_workload_of_each_environment_pass() -> 
                     assert {"emptyDir", "configMap"} & volume.keys() or (is_job and claim == "backups"), name
 
 
-def admitted(variable: str) -> tuple[set[str], set[str]]:
-    """The Secrets that the policy lets other workloads and Jobs have."""
+def admitted(variable: str) -> list[set[str]]:
+    """The Secrets that the policy lets Jobs, StatefulSets and other workloads have."""
     (policy,) = [
         item["spec"]
         for item in access()
         if item["kind"] == "ValidatingAdmissionPolicy" and item["metadata"]["name"] == "aegis-workloads"
     ]
     (expression,) = [one["expression"] for one in policy["variables"] if one["name"] == variable]
-    of_jobs, others = (set(re.findall("'([^']+)'", part)) for part in expression.partition("?")[2].split(":"))
-    return others, of_jobs
+    return [set(re.findall("'([^']+)'", names)) for names in re.findall(r"\[(.*?)\]", expression)]
 
 
 def secrets_of(pod: dict[str, Any]) -> set[str]:

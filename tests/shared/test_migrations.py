@@ -184,6 +184,15 @@ def test_addresses_that_were_stored_before_they_were_folded_are_found(own_databa
     assert {row.new_canonical_email for row in rows} >= {"strasse@faß.com", "κωστασ@example.com"}
 
 
+def test_a_migration_waits_for_a_role_that_it_may_not_make(own: Own, tmp_path: Path) -> None:
+    process, url = servers.postgresql(tmp_path, "password")
+    servers.run_alone(tmp_path / "postgresql", "ALTER ROLE aegis NOCREATEROLE;\n\n")
+    own("DATABASE_URL", process, url)
+    logins = {"OWNER_DATABASE_URL": url, "DATABASE_URL": servers.functions_url(url, "password")}
+    said = refused(start(ROOT, "-c", WITHOUT_PATIENCE, **logins), status=os.EX_TEMPFAIL)
+    assert said.startswith("the migration gave up: the role aegis_functions of the functions does not exist yet\n")
+
+
 def test_a_migration_says_that_it_waits_for_another(own_database: Process) -> None:
     with transaction() as other:
         other.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
