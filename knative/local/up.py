@@ -1,7 +1,8 @@
 """Runs the whole service on one machine: `make up`.
 
 PORT, LISTEN_ADDRESS and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the
-embedded server. REPLICA=1 starts a second PostgreSQL, which follows the first.
+embedded server; OWNER_DATABASE_URL is the database with the login of the tables' owner, for the migration. REPLICA=1
+starts a second PostgreSQL, which follows the first.
 """
 
 import contextlib

@@ -93,6 +93,12 @@ def refusal(statement: str, login: str = "DATABASE_URL") -> str:
     return sqlstate(refused.value)
 
 
+_OUR_TABLES = """
+    SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+    AND relname <> 'alembic_version' AND relname !~ '^outbox_[0-9]'
+"""
+
+
 def test_the_login_of_a_function_holds_the_privileges_that_are_stated_and_no_other() -> None:
     role = database_url.parse(os.environ["DATABASE_URL"]).user
     of_tables = "SELECT table_name, privilege_type FROM information_schema.role_table_grants WHERE grantee = :role"
@@ -105,5 +111,7 @@ def test_the_login_of_a_function_holds_the_privileges_that_are_stated_and_no_oth
         held = {
             tuple(row) for query in (of_tables, of_columns) for row in connection.execute(text(query), {"role": role})
         }
+        tables = connection.scalars(text(_OUR_TABLES)).all()
+    assert set(tables) == privileges.TABLES.keys()
     assert held == {(table, one) for table, stated in privileges.TABLES.items() for one in stated.split(", ") if one}
     assert {one for table, one in held if table == "audit"} == {"SELECT", "INSERT"}

@@ -395,7 +395,9 @@ def max_connections(objects: Objects) -> int:
 
 def configuration(objects: Objects) -> dict[str, str]:
     """PostgreSQL's, by parameter."""
-    (found,) = [item for (kind, name), item in objects.items() if kind == "ConfigMap" and name.startswith("postgres-config")]
+    (found,) = [
+        item for (kind, name), item in objects.items() if kind == "ConfigMap" and name.startswith("postgres-config")
+    ]
     lines = [line for line in found["data"]["postgresql.conf"].splitlines() if not line.startswith("#")]
     return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
 
