@@ -58,7 +58,7 @@ def write_secrets(file: Path) -> list[str]:
     owner = {"username": OWNER, "password": secrets.token_hex(16)}
     if given.get("DB_USER") == OWNER:  # from before functions had a role of their own
         owner["password"] = given["DB_PASSWORD"]
-        others = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in ("DB_USER", "DB_PASSWORD")]
+        others = [line for line in file.read_text().splitlines() if not line.startswith(("DB_USER=", "DB_PASSWORD="))]
         _add(file.with_name("owner.env"), owner)
         file.write_text("".join(f"{line}\n" for line in others))
     signing_keys = given.get("JWT_SECRET_KEY") or new_signing_keys()
