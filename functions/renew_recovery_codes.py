@@ -6,10 +6,10 @@ from shared import sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import RecoveryCodesRenewed, announce
+from shared.factors import has_app
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
 from shared.second_factors import NewRecoveryCodes, replace_recovery_codes
-from shared.tables import totp
 
 
 @http_function("POST", "/api/v1/users/me/totp/recovery-codes", status=201, recent_login=True, problems=[NoSuchItem])
@@ -19,10 +19,9 @@ def renew_recovery_codes(caller: Caller) -> NewRecoveryCodes:
     Ten, each good for one log-in without the authenticator app; they are shown this once, and those from before are
     void. A 404 where no authenticator app is set up. The owner is told by mail.
     """
-    has_app = select(totp.c.account_id).where(totp.c.account_id == caller.user_id, totp.c.confirmed_at.is_not(None))
     with transaction() as connection:
         sessions.lock(connection, caller)
-        if connection.scalar(has_app) is None:
+        if not connection.scalar(select(has_app(caller.user_id))):
             raise NoSuchItem
         codes = replace_recovery_codes(connection, caller.user_id)
         announce(connection, RecoveryCodesRenewed(user_id=caller.user_id))

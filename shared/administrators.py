@@ -5,8 +5,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, exists, func, literal, or_, select, text
 
+from shared.factors import has_app, has_passkey
 from shared.problems import Problem
-from shared.tables import account, passkey, totp
+from shared.tables import account
 
 ADMIN: Literal["admin"] = "admin"
 
@@ -31,15 +32,13 @@ def require_another(connection: Connection, user_id: UUID) -> None:
     Raises:
         LastAdministrator
     """
-    has_app = exists().where(totp.c.account_id == account.c.id, totp.c.confirmed_at.is_not(None))
-    has_passkey = exists().where(passkey.c.account_id == account.c.id)
     another = exists().where(
         account.c.id != user_id,
         account.c.status == "active",
         # The partial index account_with_roles has the few accounts that there are with any.
         account.c.roles != text("'{}'"),
         literal(ADMIN) == account.c.roles.any_(),
-        or_(has_app, has_passkey),
+        or_(has_app(account.c.id), has_passkey(account.c.id)),
     )
     if not connection.scalar(select(another)):
         raise LastAdministrator

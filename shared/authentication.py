@@ -1,16 +1,17 @@
 """Who calls: the access token, and the session behind it, which may have ended since the token was issued."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from shared import access_tokens, cache, own_writes
-from shared.access_tokens import MULTI_FACTOR, PASSKEY, Caller, InvalidAccessToken
-from shared.problems import ReauthenticationRequired, Unauthenticated
+from shared.access_tokens import Caller, InvalidAccessToken
+from shared.problems import Unauthenticated
 from shared.settings import Dependency
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row, Select
+    from sqlalchemy import Select
 
 USES: frozenset[Dependency] = frozenset({"access_tokens", "database", "cache"})
 
@@ -18,6 +19,9 @@ _ACTIVE = b"active"
 _ACTIVE_SECONDS = 60
 _ENDED = b"ended"
 _ENDED_SECONDS = access_tokens.LIFETIME_SECONDS + access_tokens.CLOCK_SKEW_SECONDS
+
+takes_strongest_factor: ContextVar[bool] = ContextVar("takes_strongest_factor", default=False)
+"""Whether the request in hand takes the strongest factor of the account: `sessions.lock` then asks for it."""
 
 
 def caller_of(authorization: str) -> Caller:
@@ -58,32 +62,6 @@ def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:
     cache.put(*(state_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)
 
 
-def require_strongest_factor(caller: Caller) -> None:
-    """Makes sure that a session has passed the strongest factor of its account: a passkey, else an authenticator app.
-
-    Raises:
-        ReauthenticationRequired: the account has a stronger one than the session has passed.
-    """
-    if PASSKEY in caller.amr:
-        return
-    factors = _factors_of(caller.user_id)
-    if factors.has_passkey:
-        raise ReauthenticationRequired("passkey-missing", "The account has a passkey: log in with it for this.")
-    if factors.has_app and MULTI_FACTOR not in caller.amr:
-        raise ReauthenticationRequired(
-            "second-factor-missing", "The account has an authenticator app: log in with a code of it for this."
-        )
-
-
-def _factors_of(user_id: UUID) -> "Row[Any]":
-    """Whether an account has a passkey, and an app; never of the replica, which may not know it yet."""
-    # Imported when it is asked: a read of one's own profile never meets the database.
-    from shared.database import transaction
-
-    with transaction() as connection:
-        return connection.execute(_factors(), {"user_id": user_id}).one()
-
-
 def _is_active_in_database(caller: Caller) -> bool:
     # Imported on a miss: a warm read never meets the database.
     from shared.database import transaction
@@ -111,18 +89,3 @@ def _live_session() -> "Select[tuple[UUID]]":
             account.c.status == "active",
         )
     )
-
-
-@functools.cache
-def _factors() -> "Select[Any]":
-    from sqlalchemy import BindParameter, bindparam, exists, select
-
-    from shared.database import prepared
-    from shared.tables import passkey, totp
-
-    user_id: BindParameter[UUID] = bindparam("user_id")
-    columns: list[Any] = [
-        exists().where(passkey.c.account_id == user_id).label("has_passkey"),
-        exists().where(totp.c.account_id == user_id, totp.c.confirmed_at.is_not(None)).label("has_app"),
-    ]
-    return prepared(select(*columns))

@@ -215,15 +215,17 @@ def _perform(
             own_writes.add(caller.user_id)
         # Where Redis tells nothing of the session, it tells nothing of what was written, either.
         own_writes.may_lag.set(operation.may_lag and values[0] is not None and values[-1] is None)
-        if caller and operation.strongest_factor:
-            authentication.require_strongest_factor(caller)
+        authentication.takes_strongest_factor.set(operation.strongest_factor)
+        if operation.method == "GET":
+            _check_factor(caller)
         if key is None:
             return perform()
         # Imported for those who ask for it.
         from shared.idempotency import answer_once
 
         scope = f"{operation.name} {subjects.get('account', '')}"
-        return answer_once(key, scope, request.full_path.encode() + b"\n" + body, perform)
+        whole = request.full_path.encode() + b"\n" + body
+        return answer_once(key, scope, whole, perform, before_replay=lambda: _check_factor(caller))
     except ServiceUnavailable:
         # Who does as told, and comes again until we are back, has not used up what is allowed to them.
         rate_limits.take_back(counted_as, operation.limits, subjects)
@@ -286,6 +288,17 @@ def _check_rights(operation: HttpFunction, caller: Caller) -> None:
         )
     if operation.recent_login and time.time() - caller.authenticated_at > RECENT_SECONDS:
         raise ReauthenticationRequired("login-too-old", max_age=RECENT_SECONDS)
+
+
+def _check_factor(caller: Caller | None) -> None:
+    """Asks for the strongest factor where nothing is locked: `sessions.lock` asks wherever something is changed."""
+    if caller and authentication.takes_strongest_factor.get():
+        # Imported when it is asked: a read of one's own profile never meets the database.
+        from shared import factors
+        from shared.database import transaction
+
+        with transaction() as connection:
+            factors.require_strongest(connection, caller)
 
 
 def _success(operation: HttpFunction, request: Request, result: Any) -> Response:

@@ -60,7 +60,9 @@ class IdempotencyKeyReused(Problem):
 PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
 
 
-def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], Response]) -> Response:
+def answer_once(
+    header: str, scope: str, request: bytes, perform: Callable[[], Response], *, before_replay: Callable[[], None]
+) -> Response:
     """The answer of `perform`, or the one that it gave to this request before.
 
     A problem that it raises is an answer too. Not stored are failures on our side (5xx), which change nothing, and
@@ -70,6 +72,7 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
         header: the value of Idempotency-Key.
         scope: operation and caller; the same key means something else in another.
         request: what makes two requests the same.
+        before_replay: raises the problem of a caller who may not have an answer that is stored.
 
     Raises:
         InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused
@@ -84,6 +87,7 @@ def answer_once(header: str, scope: str, request: bytes, perform: Callable[[], R
             raise IdempotencyKeyReused
         if found.answer is None:
             raise RequestInProgress
+        before_replay()
         response = _response(unseal(_PURPOSE, found.answer, id_))
         if _may_come_again(response, found.claimed_at):
             return response

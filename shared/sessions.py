@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, 
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import access_tokens, authentication, known_devices, withdrawals
+from shared import access_tokens, authentication, factors, known_devices, withdrawals
 from shared.access_tokens import Caller
 from shared.clients import Client
 from shared.database import prepared, together
@@ -164,10 +164,12 @@ def lock(connection: Connection, caller: Caller, *others: UUID) -> None:
         others: accounts that are locked with it, in one order, so that no two lock each other's and wait for ever.
 
     What a session may do is decided here and not when the request came in: since then the owner may have set another
-    password, or an administrator have ended it.
+    password or added a factor, or an administrator have ended the session.
 
     Raises:
         Unauthenticated: the session has ended, or the account is not active any more.
+        ReauthenticationRequired: the operation takes the strongest factor of the account, which the session has not
+            passed.
     """
     if others:
         accounts = select(account.c.id).where(account.c.id.in_([caller.user_id, *others])).order_by(account.c.id)
@@ -175,6 +177,9 @@ def lock(connection: Connection, caller: Caller, *others: UUID) -> None:
     parameters = {"user_id": caller.user_id, "session_id": caller.session_id}
     if connection.execute(_GOES_ON, parameters).first() is None:
         raise Unauthenticated
+    if authentication.takes_strongest_factor.get():
+        # A statement of its own: the one that waits for the lock does not see what was committed meanwhile.
+        factors.require_strongest(connection, caller)
 
 
 def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:

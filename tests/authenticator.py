@@ -155,8 +155,10 @@ def with_passkey(user: User, flags: int = USER_PRESENT | USER_VERIFIED) -> Authe
 def with_passkeys(user: User, count: int) -> None:
     """So many passkeys without a request, that nobody holds the keys of."""
     with transaction() as connection:
-        rows = [
-            {"id": uuid7(), "account_id": user.id, "credential_id": os.urandom(32), "name": "Phone"}
-            for _ in range(count)
-        ]
-        connection.execute(insert(passkey).values([{**row, "public_key": b"", "sign_count": 0} for row in rows]))
+        connection.execute(insert(passkey).values([keyless_passkey(user) for _ in range(count)]))
+
+
+def keyless_passkey(user: User) -> dict[str, Any]:
+    """The row of a passkey that nobody holds the key of."""
+    row = {"id": uuid7(), "account_id": user.id, "credential_id": os.urandom(32), "name": "Phone"}
+    return {**row, "public_key": b"", "sign_count": 0}

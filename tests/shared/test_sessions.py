@@ -4,18 +4,19 @@ import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, insert, select
 
 from functions.register_passkey import EXAMPLE
 from shared import sessions
 from shared.clients import Client
 from shared.database import transaction
 from shared.registry import HTTP_FUNCTIONS, load_all
-from shared.tables import account
-from tests.authenticator import with_passkey, with_totp
+from shared.tables import account, passkey
+from tests.authenticator import Authenticator, keyless_passkey, with_passkey, with_passkeys, with_totp
 from tests.conftest import (
     PASSWORD,
     User,
@@ -151,6 +152,43 @@ def test_what_matters_takes_the_strongest_factor_that_the_account_has(
         assert (response.status_code, response.json.get("reason")) == (401, reason), name
         assert "insufficient_user_authentication" in response.headers["WWW-Authenticate"]
     assert call("get_profile", tokens).status_code == 200
+
+
+def test_a_passkey_added_while_a_request_is_under_way_is_asked_for(active_user: User, address: str) -> None:
+    load_all()
+    admin, admin_tokens = create_admin(f"admin-{address}")
+    tokens = session_of(active_user)
+    options = call("request_passkey_registration", tokens).json
+    credential = Authenticator(active_user.id.bytes).register(options)
+    bodies = {
+        **MATTERS,
+        "register_passkey": {"name": "Phone", "credential": credential},
+        "update_user": {"status": "suspended"},
+    }
+    guarded = [each for each in HTTP_FUNCTIONS.values() if each.strongest_factor and each.method != "GET"]
+    assert len(guarded) > len(MATTERS)
+    for operation in guarded:
+        owner, of_owner = (admin, admin_tokens) if operation.role else (active_user, tokens)
+        ids: dict[str, Any] = {"user_id": active_user.id, "passkey_id": uuid.uuid4(), "session_id": uuid.uuid4()}
+        with ThreadPoolExecutor(1) as pool:
+            with transaction() as connection:
+                connection.execute(select(account.c.id).where(account.c.id == owner.id).with_for_update(key_share=True))
+                connection.execute(insert(passkey).values(keyless_passkey(owner)))
+                answer = pool.submit(call, operation.name, of_owner, bodies.get(operation.name), **ids)
+                wait_for(partial(somebody_waits_for, connection))
+            response = answer.result()
+        assert (response.status_code, response.json.get("reason")) == (401, "passkey-missing"), operation.name
+        with transaction() as connection:
+            connection.execute(delete(passkey).where(passkey.c.account_id == owner.id))
+
+
+def test_an_answer_that_comes_again_takes_the_strongest_factor_as_well(active_user: User) -> None:
+    tokens, key = session_of(active_user), {"Idempotency-Key": f'"{uuid.uuid4()}"'}
+    assert call("enroll_totp", tokens, headers=key).status_code == 201
+    assert call("enroll_totp", tokens, headers=key).headers["Idempotency-Replayed"] == "true"
+    with_passkeys(active_user, 1)
+    response = call("enroll_totp", tokens, headers=key)
+    assert (response.status_code, response.json.get("reason")) == (401, "passkey-missing")
 
 
 def test_every_operation_of_administrators_takes_their_strongest_factor(address: str) -> None:
