@@ -6,11 +6,12 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from sqlalchemy import func, select, update
 
-from shared import authentication, profiles, sessions
+from shared import authentication, first_factor, profiles, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import TotpEnabled, announce
-from shared.fields import RequestBody
+from shared.fields import ABSENT, RequestBody
+from shared.first_factor import FirstFactorCode, FirstFactorCodeRequired
 from shared.http_function import http_function
 from shared.problems import FieldError, InvalidRequest, Problem
 from shared.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
@@ -25,6 +26,7 @@ class TotpConfirmation(RequestBody):
         SecretStr,
         Field(min_length=6, max_length=32, description="Six digits of the app, also as 123 456.", examples=["123456"]),
     ]
+    first_factor_code: FirstFactorCode = ABSENT
 
 
 class NoTotpEnrolment(Problem):
@@ -38,7 +40,7 @@ class NoTotpEnrolment(Problem):
     "/api/v1/users/me/totp/confirm",
     limits={"address": "60/minute", "account": "20/minute"},
     strongest_factor=True,
-    problems=[NoTotpEnrolment],
+    problems=[NoTotpEnrolment, FirstFactorCodeRequired],
 )
 def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     """Confirm the authenticator app.
@@ -46,6 +48,8 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     From now on logging in with a password takes a code as well. The ten recovery codes, each good for one log-in
     without the app, are shown this once. The user's other sessions end, as they never passed the second factor. Nor has
     this one, which goes on: for what takes a second factor, log in with it.
+
+    Where the account has a role and no factor yet, it also takes `first_factor_code`.
     """
     user_id = caller.user_id
     waiting = select(totp.c.secret).where(
@@ -54,6 +58,7 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     with transaction() as connection:
         # No log-in slips through by the password alone while this takes effect.
         sessions.lock(connection, caller)
+        first_factor.require_code(connection, caller, body.first_factor_code)
         secret = connection.scalar(waiting)
         if secret is None:
             raise NoTotpEnrolment

@@ -32,6 +32,7 @@ from shared.tables import (
     totp,
     verification,
 )
+from shared.verifications import FIRST_FACTOR
 
 MAX_ITEMS = 5000
 """Of each kind, newest first; a user who has more of one gets the others on request."""
@@ -120,6 +121,7 @@ class ExportedSecrets(TypedDict):
     recovery_codes: int
     passkey_public_keys: int
     refresh_tokens: bool
+    first_factor_code: bool
     mailed_links: bool
     texted_code: bool
     unfinished_log_ins: bool
@@ -218,7 +220,9 @@ def _secrets(connection: Connection, user_id: UUID) -> ExportedSecrets:
         "recovery_codes": count(recovery_code),
         "passkey_public_keys": count(passkey),
         "refresh_tokens": any_of(session, refresh_token.c.session_id == session.c.id),
-        "mailed_links": any_of(verification) | any_of(former_email, former_email.c.token_hash.is_not(None)),
+        "first_factor_code": any_of(verification, verification.c.purpose == FIRST_FACTOR),
+        "mailed_links": any_of(verification, verification.c.purpose != FIRST_FACTOR)
+        | any_of(former_email, former_email.c.token_hash.is_not(None)),
         "texted_code": any_of(phone_verification, phone_verification.c.code_hash.is_not(None)),
         "unfinished_log_ins": any_of(challenge),
     }

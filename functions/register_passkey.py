@@ -8,12 +8,13 @@ from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import challenges, passkeys, sessions, tokens
+from shared import challenges, first_factor, passkeys, sessions, tokens
 from shared.access_tokens import Caller
 from shared.challenges import PASSKEY_REGISTRATION
 from shared.database import transaction
 from shared.events import PasskeyRegistered, announce
-from shared.fields import Name, RequestBody
+from shared.fields import ABSENT, Name, RequestBody
+from shared.first_factor import FirstFactorCode, FirstFactorCodeRequired
 from shared.formats import TimeText, UuidText
 from shared.http_function import http_function
 from shared.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
@@ -51,6 +52,7 @@ EXAMPLE = {
 class PasskeyRegistration(RequestBody):
     name: Name
     credential: Annotated[NewCredential, Field(examples=[EXAMPLE])]
+    first_factor_code: FirstFactorCode = ABSENT
 
 
 class RegisteredPasskey(TypedDict):
@@ -76,14 +78,14 @@ class PasskeyAlreadyRegistered(Problem):
     "/api/v1/users/me/passkeys",
     status=201,
     recent_login=True,
-    problems=[PasskeyNotVerified, PasskeyAlreadyRegistered, TooManyPasskeys],
+    problems=[PasskeyNotVerified, PasskeyAlreadyRegistered, TooManyPasskeys, FirstFactorCodeRequired],
 )
 def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPasskey:
     """Register a passkey.
 
     `credential` is what `toJSON()` of the browser's new credential says, made for the options that
     /api/v1/users/me/passkeys/options gave within the last five minutes; `name` is how the user tells it from
-    others. An account may have 20.
+    others. An account may have 20. Where the account has a role and no factor yet, it also takes `first_factor_code`.
     """
     with passkeys.refused_as(PasskeyNotVerified):
         challenge, new = _verified(body.credential)
@@ -96,6 +98,7 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
     )
     with transaction() as connection:
         sessions.lock(connection, caller)
+        first_factor.require_code(connection, caller, body.first_factor_code)
         if not challenges.spend(connection, challenge, PASSKEY_REGISTRATION, user_id):
             raise PasskeyNotVerified
         count = select(func.count()).select_from(passkey).where(passkey.c.account_id == user_id)

@@ -4,10 +4,11 @@ from uuid import UUID
 
 from sqlalchemy import delete
 
-from shared import sessions
+from shared import factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import PasskeyRemoved, announce
+from shared.factors import LastFactor
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
 from shared.tables import passkey
@@ -18,12 +19,12 @@ from shared.tables import passkey
     "/api/v1/users/me/passkeys/{passkey_id}",
     status=204,
     recent_login=True,
-    problems=[NoSuchItem],
+    problems=[NoSuchItem, LastFactor],
 )
 def remove_passkey(passkey_id: UUID, caller: Caller) -> None:
     """Remove a passkey.
 
-    Nobody can log in with it any more. Sessions that it started go on.
+    Nobody can log in with it any more. Sessions that it started go on. An account with a role keeps its last factor.
     """
     with transaction() as connection:
         sessions.lock(connection, caller)
@@ -32,4 +33,5 @@ def remove_passkey(passkey_id: UUID, caller: Caller) -> None:
         )
         if not removed.rowcount:
             raise NoSuchItem
+        factors.require_one(connection, caller)
         announce(connection, PasskeyRemoved(user_id=caller.user_id, passkey_id=passkey_id))

@@ -2,10 +2,11 @@
 
 from sqlalchemy import select
 
-from shared import profiles, second_factors, sessions
+from shared import factors, profiles, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import TotpRemoved, announce
+from shared.factors import LastFactor
 from shared.http_function import http_function
 from shared.problems import NoSuchItem
 from shared.tables import totp
@@ -16,12 +17,13 @@ from shared.tables import totp
     "/api/v1/users/me/totp",
     status=204,
     recent_login=True,
-    problems=[NoSuchItem],
+    problems=[NoSuchItem, LastFactor],
 )
 def remove_totp(caller: Caller) -> None:
     """Remove the authenticator app.
 
-    From now on the password alone is enough to log in. The recovery codes go with it.
+    From now on the password alone is enough to log in. The recovery codes go with it. An account with a role keeps its
+    last factor.
     """
     with transaction() as connection:
         sessions.lock(connection, caller)
@@ -29,6 +31,7 @@ def remove_totp(caller: Caller) -> None:
         if not second_factors.remove(connection, caller.user_id):
             raise NoSuchItem
         if was_confirmed:
+            factors.require_one(connection, caller)
             announce(connection, TotpRemoved(user_id=caller.user_id))
         profile = profiles.read(connection, caller.user_id)
     profiles.put(profile)

@@ -2,15 +2,16 @@
 
 from uuid import UUID
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
+from typing_extensions import TypedDict
 
-from shared import administrators, authentication, profiles, second_factors, sessions
+from shared import administrators, authentication, first_factor, profiles, second_factors, sessions
 from shared.access_tokens import Caller
 from shared.database import transaction
 from shared.events import FactorsRemoved, announce
 from shared.http_function import http_function
 from shared.problems import NoSuchItem, Problem
-from shared.tables import passkey
+from shared.tables import account, passkey
 
 
 class OwnFactors(Problem):
@@ -19,19 +20,26 @@ class OwnFactors(Problem):
     detail = "Nothing was changed. Remove them one by one, or ask another administrator."
 
 
+class RemovedFactors(TypedDict):
+    first_factor_code: str | None
+    """For an account with a role, which binds its next factor only with it; shown this once, good for 24 hours."""
+
+
 @http_function(
     "DELETE",
     "/api/v1/users/{user_id}/factors",
-    status=204,
     role="admin",
     recent_login=True,
     problems=[NoSuchItem, OwnFactors],
 )
-def remove_user_factors(user_id: UUID, caller: Caller) -> None:
+def remove_user_factors(user_id: UUID, caller: Caller) -> RemovedFactors:
     """Remove all factors of a user beside the password.
 
     For administrators, who have made sure of the person by other means, when app, recovery codes and passkeys are
     lost. Removes all of them. All sessions end, and the owner is told by mail.
+
+    An account with a role binds its next factor only with `first_factor_code`: hand it over in person. It is shown this
+    once and good for 24 hours; called again, this gives another. It is null for an account without a role.
     """
     if user_id == caller.user_id:
         raise OwnFactors
@@ -39,10 +47,13 @@ def remove_user_factors(user_id: UUID, caller: Caller) -> None:
         administrators.lock(connection)
         sessions.lock(connection, caller, user_id)
         ended = sessions.end_all(connection, user_id)
+        has_role = connection.scalar(select(account.c.roles != []).where(account.c.id == user_id))
         removed = connection.execute(delete(passkey).where(passkey.c.account_id == user_id)).rowcount
-        if not second_factors.remove(connection, user_id) and not removed:
+        if not second_factors.remove(connection, user_id) and not removed and not has_role:
             raise NoSuchItem
+        code = first_factor.issue_code(connection, user_id) if has_role else None
         announce(connection, FactorsRemoved(user_id=user_id, actor_id=caller.user_id))
         profile = profiles.read(connection, user_id)
     authentication.refuse_tokens_of(user_id, *ended)
     profiles.put(profile)
+    return RemovedFactors(first_factor_code=code)

@@ -31,19 +31,25 @@ class OwnAccount(Problem):
     detail = "Nothing was changed. Another administrator can suspend you or take the role from you."
 
 
+class NoFactor(Problem):
+    status = 409
+    title = "The account has no second factor"
+    detail = "Nothing was changed. Only who has set up an authenticator app or a passkey can have a role."
+
+
 @http_function(
     "PATCH",
     "/api/v1/users/{user_id}",
     role="admin",
     recent_login=True,
-    problems=[NoSuchItem, OwnAccount],
+    problems=[NoSuchItem, OwnAccount, NoFactor],
 )
 def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: Caller) -> Reply[UserDetails]:
     """Suspend or reinstate a user, or change their roles.
 
     For administrators. A JSON merge patch (RFC 7396). Suspending a user and changing their roles end all of their
     sessions at once: access tokens carry the roles. Lifting the suspension of a user who had withdrawn leaves them
-    withdrawn. An account whose address is not verified keeps its status.
+    withdrawn. An account whose address is not verified keeps its status. A role takes an account with a second factor.
     """
     ended: Sequence[UUID] = ()
     with transaction() as connection:
@@ -56,6 +62,8 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
         changes = _changes(user, body)
         if caller.user_id == user_id and (changes.get("status") or ADMIN not in changes.get("roles", [ADMIN])):
             raise OwnAccount
+        if changes.get("roles") and not (user["second_factor"] or user["passkeys"]):
+            raise NoFactor
         if changes:
             connection.execute(update(account).where(account.c.id == user_id).values(changes))
             if changes.get("status") == "suspended" or "roles" in changes:

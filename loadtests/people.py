@@ -207,19 +207,20 @@ class Administrator(Somebody):
 
     fixed_count = ADMINISTRATORS
     wait_time = between(1, 4)
-    emails: ClassVar[list[str]] = []
-    """Of accounts that have the role and no password yet."""
+    appointed: ClassVar[list[tuple[str, str]]] = []
+    """Addresses of accounts that have the role and no password yet, each with the code for its first factor."""
     found = ""
     """The id of a user whom they have seen in a list."""
 
     def on_start(self) -> None:
         super().on_start()
-        self.email = self.emails.pop()
+        self.email, first_factor_code = self.appointed.pop()
         body = {"token": self.mailed_token(), "password": PASSWORD}
         self.insist("reset_password", "POST", f"{USERS}/password/reset", body)
         self.log_in()
         app = pyotp.TOTP(self.insist("enroll_totp", "POST", f"{USERS}/me/totp").json()["secret"])
-        answer = self.insist("confirm_totp", "POST", f"{USERS}/me/totp/confirm", {"code": app.now()})
+        body = {"code": app.now(), "first_factor_code": first_factor_code}
+        answer = self.insist("confirm_totp", "POST", f"{USERS}/me/totp/confirm", body)
         self.recovery_codes: list[str] = answer.json()["recovery_codes"]
         self.log_in_again()
 
@@ -269,4 +270,5 @@ def appoint_administrators() -> None:
                 f"No administrator can be made: {(done.stderr or done.stdout).strip()}\n"
                 f"ADMIN_CREATE is the command that makes one: {command}"
             )
-        Administrator.emails.append(email)
+        code = re.search("[0-9A-Z]{4}(-[0-9A-Z]{4}){5}", done.stdout)
+        Administrator.appointed.append((email, code[0] if code else ""))

@@ -3,9 +3,9 @@
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import Connection, exists, func, literal, or_, select, text
+from sqlalchemy import Connection, exists, func, literal, select, text
 
-from shared.factors import has_app, has_passkey
+from shared.factors import has_any
 from shared.problems import Problem
 from shared.tables import account
 
@@ -38,7 +38,7 @@ def require_another(connection: Connection, user_id: UUID) -> None:
         # The partial index account_with_roles has the few accounts that there are with any.
         account.c.roles != text("'{}'"),
         literal(ADMIN) == account.c.roles.any_(),
-        or_(has_app(account.c.id), has_passkey(account.c.id)),
+        has_any(account.c.id),
     )
     if not connection.scalar(select(another)):
         raise LastAdministrator

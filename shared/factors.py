@@ -2,12 +2,18 @@
 
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, exists, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, exists, or_, select
 
 from shared.access_tokens import MULTI_FACTOR, PASSKEY, Caller
 from shared.database import prepared
-from shared.problems import ReauthenticationRequired
+from shared.problems import Problem, ReauthenticationRequired
 from shared.tables import passkey, totp
+
+
+class LastFactor(Problem):
+    status = 409
+    title = "This is the last factor of an account with a role"
+    detail = "Nothing was changed. Set up another factor first, or let an administrator take the role away."
 
 
 def has_app(account_id: Any) -> ColumnElement[bool]:
@@ -18,6 +24,11 @@ def has_app(account_id: Any) -> ColumnElement[bool]:
 def has_passkey(account_id: Any) -> ColumnElement[bool]:
     """The condition that an account has a passkey."""
     return exists().where(passkey.c.account_id == account_id)
+
+
+def has_any(account_id: Any) -> ColumnElement[bool]:
+    """The condition that an account has any factor beside its password."""
+    return or_(has_app(account_id), has_passkey(account_id))
 
 
 _user_id: BindParameter[Any] = bindparam("user_id")
@@ -39,3 +50,13 @@ def require_strongest(connection: Connection, caller: Caller) -> None:
         raise ReauthenticationRequired(
             "second-factor-missing", "The account has an authenticator app: log in with a code of it for this."
         )
+
+
+def require_one(connection: Connection, caller: Caller) -> None:
+    """Makes sure, after one was removed, that a caller who holds a role still has a factor.
+
+    Raises:
+        LastFactor
+    """
+    if caller.roles and not connection.scalar(select(has_any(caller.user_id))):
+        raise LastFactor

@@ -25,7 +25,7 @@ _DRIFT = 1
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MISREAD = str.maketrans("OIL", "011", " -")
-_RECOVERY_CODE_LENGTH = 24
+_CODE_LENGTH = 24
 """Characters of 5 bits each: 120 bits, so that a plain keyed hash of them will do (ASVS 5.0, 6.5.2)."""
 
 
@@ -73,19 +73,28 @@ def replace_recovery_codes(connection: Connection, user_id: UUID) -> NewRecovery
 
 
 def new_recovery_codes() -> list[str]:
-    """Ten codes as users read them: 7K3M-QP0X-..., in Crockford's base 32, which leaves out what looks alike."""
-    return [
-        "-".join("".join(secrets.choice(_CROCKFORD) for _ in range(4)) for _ in range(_RECOVERY_CODE_LENGTH // 4))
-        for _ in range(RECOVERY_CODES)
-    ]
+    """Ten codes as users read them."""
+    return [new_code() for _ in range(RECOVERY_CODES)]
 
 
 def recovery_code_hash(user_id: UUID, code: str) -> bytes | None:
-    """The hash to store for a recovery code; spaces, case and O for 0 do not matter. None if it cannot be a code."""
-    code = plain(code).upper().translate(_MISREAD)
-    if len(code) != _RECOVERY_CODE_LENGTH or not set(code) <= set(_CROCKFORD):
-        return None
-    return keyed_hash("recovery code", user_id.bytes + code.encode())
+    """The hash to store for a recovery code; None if it cannot be a code."""
+    read = read_code(code)
+    return keyed_hash("recovery code", user_id.bytes + read.encode()) if read else None
+
+
+def new_code() -> str:
+    """A code for people to type: 7K3M-QP0X-..., in Crockford's base 32, which leaves out what looks alike."""
+    return "-".join("".join(secrets.choice(_CROCKFORD) for _ in range(4)) for _ in range(_CODE_LENGTH // 4))
+
+
+def read_code(text: str) -> str | None:
+    """The characters of a code as somebody typed it: spaces, dashes, case and O for 0 do not matter.
+
+    None if it cannot be a code.
+    """
+    code = plain(text).upper().translate(_MISREAD)
+    return code if len(code) == _CODE_LENGTH and set(code) <= set(_CROCKFORD) else None
 
 
 def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -> bool:

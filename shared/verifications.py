@@ -1,4 +1,7 @@
-"""Single-use tokens that prove control of an address: stored hashed, one live for each account and purpose."""
+"""Single-use tokens that prove control of an address, or the right to bind a first factor.
+
+Stored hashed, one live for each account and purpose.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -14,6 +17,7 @@ from shared.tokens import hash_token, new_token
 VERIFY_EMAIL = "verify_email"
 CHANGE_EMAIL = "change_email"
 RESET_PASSWORD = "reset_password"  # noqa: S105
+FIRST_FACTOR = "first_factor"
 
 
 class InvalidLink(Problem):
@@ -22,9 +26,15 @@ class InvalidLink(Problem):
     detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
 
 
-def create(connection: Connection, account_id: UUID, purpose: str, lifetime: timedelta) -> str:
-    """A new token of 256 bits; it replaces an earlier one for the same purpose."""
-    token = new_token()
+def create(
+    connection: Connection, account_id: UUID, purpose: str, lifetime: timedelta, *, token: str | None = None
+) -> str:
+    """A new token; it replaces an earlier one for the same purpose.
+
+    Args:
+        token: by default one of 256 bits.
+    """
+    token = token or new_token()
     row = {"token_hash": hash_token(token), "created_at": func.now(), "expires_at": func.now() + lifetime}
     connection.execute(
         insert(verification)

@@ -297,6 +297,14 @@ def issue(user: User, purpose: str, lifetime: timedelta = timedelta(minutes=30))
         return verifications.create(connection, user.id, purpose, lifetime)
 
 
+def first_factor_code_of(user: User) -> str:
+    """A new code with which a holder of a role binds their first factor."""
+    from shared import first_factor
+
+    with transaction() as connection:
+        return first_factor.issue_code(connection, user.id)
+
+
 def withdrawn_since(ago: timedelta, *users: User) -> None:
     """Lets users have withdrawn so long ago."""
     from sqlalchemy import func, update

@@ -1,6 +1,7 @@
-"""Makes administrators: `aegis admin create`."""
+"""Makes administrators, and the codes for their first factor: `aegis admin`."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -9,9 +10,10 @@ from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
 from knative.release.refused import Refused
-from shared import authentication, former_addresses, profiles, sessions
+from shared import authentication, first_factor, former_addresses, profiles, sessions
 from shared.database import transaction
 from shared.events import PasswordResetRequested, RolesChanged, announce
+from shared.factors import has_any
 from shared.fields import canonical_email, normalize_email
 from shared.tables import account, credential, verification
 
@@ -20,11 +22,24 @@ Makes the first administrator. Others are made with PATCH /api/v1/users/{user_id
 
 A new account gets no password: its owner gets a mail with a link to set one, then logs in and
 sets up a second factor, which every operation of administrators takes. An account that is there
-already gets the role, and its sessions end. Repeat it as often as you like: nothing happens
-twice, but an owner who has no password yet gets a new link.
+already gets the role, and its sessions end.
+
+Where the account has no second factor, this prints a code that the owner needs to set up the first
+one, once and within 24 hours. Hand it over in person or by phone, not by mail: whoever reads the
+owner's mail can set the password.
+
+Repeat it as often as you like: nothing happens twice, but an owner who has no password yet gets a
+new link, and one without a second factor a new code.
 
 The settings are those of the environment (DATABASE_URL, REDIS_URL); without DATABASE_URL those
 of the service that make up runs on DATA_DIR (.local)."""
+
+CODE_HELP = """\
+Prints a new code with which an administrator sets up the first second factor, once and within
+24 hours. A code from before is void. Hand it over in person or by phone, not by mail.
+
+It changes nothing else. Who still has a factor gets none: another administrator first calls
+DELETE /api/v1/users/{user_id}/factors, which answers with a code too."""
 
 ADMIN = "admin"
 _NEXT = "The owner gets a mail with a link to set a password, then logs in and sets up a second factor."
@@ -65,6 +80,7 @@ def create(email: str, locale: str) -> str:
             connection.execute(delete(credential).where(credential.c.account_id == found.id))
             connection.execute(delete(verification).where(verification.c.account_id == found.id))
             has_password = False
+        code = None if found.has_factor else first_factor.issue_code(connection, found.id)
         gets_role = ADMIN not in found.roles
         ended: Sequence[UUID] = ()
         if gets_role:
@@ -80,24 +96,63 @@ def create(email: str, locale: str) -> str:
     authentication.refuse_tokens_of(found.id, *ended)
 
     if made or found.status == "pending":
-        return f"Made the administrator {email} ({found.id}). {_NEXT}"
-    if not has_password:
-        return f"{email} ({found.id}) is an administrator, and has no password yet. {_NEXT}"
-    if gets_role:
-        return (
+        done = f"Made the administrator {email} ({found.id}). {_NEXT}"
+    elif not has_password:
+        done = f"{email} ({found.id}) is an administrator, and has no password yet. {_NEXT}"
+    elif gets_role:
+        done = (
             f"Made {email} ({found.id}) an administrator. Its sessions have ended: log in again, with a second factor."
         )
-    return f"{email} ({found.id}) is an administrator already. Nothing was changed."
+    else:
+        done = f"{email} ({found.id}) is an administrator already."
+        if not code:
+            done += " Nothing was changed."
+    return f"{done}\n{_shown(code)}" if code else done
+
+
+def new_code(email: str) -> str:
+    """Gives an administrator without a factor a new code for the first one. Returns what was done.
+
+    Raises:
+        Refused: the address is no administrator's, or its account is not active, or has a factor.
+    """
+    try:
+        address = canonical_email(email)
+    except ValueError:
+        raise Refused(f"Nothing was changed. {email!r} is not an e-mail address.") from None
+    with transaction() as connection:
+        found = _lock(connection, address)
+        if found is None or ADMIN not in found.roles:
+            raise Refused(f"Nothing was changed. {email} is no administrator's: aegis admin create makes one of it.")
+        if found.status in ("suspended", "withdrawn"):
+            raise Refused(_refusal(email, found.status))
+        if found.has_factor:
+            raise Refused(
+                f"Nothing was changed. {email} has a second factor. If it is lost, another administrator removes it: "
+                f"DELETE /api/v1/users/{found.id}/factors, which answers with a code."
+            )
+        code = first_factor.issue_code(connection, found.id)
+    return f"A new code for {email} ({found.id}); one from before is void.\n{_shown(code)}"
+
+
+def _shown(code: str) -> str:
+    hours = first_factor.LIFETIME // timedelta(hours=1)
+    return f"Code for the first second factor, good once and for {hours} hours, shown only now: {code}"
 
 
 def _lock(connection: Connection, address: str) -> Any:
+    """The account at an address, locked; None where there is none."""
     query = (
-        select(*account.c["id", "status", "roles"], credential.c.account_id.is_not(None).label("has_password"))
+        select(
+            *account.c["id", "status", "roles"],
+            credential.c.account_id.is_not(None).label("has_password"),
+            has_any(account.c.id).label("has_factor"),
+        )
         .select_from(account.outerjoin(credential))
         .where(account.c.canonical_email == address)
         .with_for_update(of=account)
     )
-    return connection.execute(query).one()
+    return connection.execute(query).first()
 
 
 def _refusal(email: str, status: str) -> str:

@@ -137,6 +137,8 @@ def _run(called: argparse.Namespace, data: Path) -> str:
     match called.command:
         case "admin create":
             result = admins.create(called.email, called.locale)
+        case "admin code":
+            result = admins.new_code(called.email)
         case "events dead list":
             result = dead_letters.table(_chosen(called))
         case "events dead show":
@@ -201,6 +203,14 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("email", metavar="EMAIL", help="the administrator's address")
     create.add_argument("--locale", choices=("ko", "en"), default="ko", help="language of the mails (ko)")
     create.set_defaults(command="admin create")
+    code = admin.add_parser(
+        "code",
+        help="print a new code for the first second factor of an administrator",
+        description=admins.CODE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    code.add_argument("email", metavar="EMAIL", help="the administrator's address")
+    code.set_defaults(command="admin code")
 
     events = groups.add_parser("events", help="events").add_subparsers(required=True, metavar="COMMAND")
     dead = events.add_parser(

@@ -7,15 +7,18 @@ from typing import Any
 
 import jwt
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from shared.database import transaction
-from shared.tables import account, credential, recovery_code, totp
-from tests.authenticator import App, second_factor_challenge, with_passkey, with_totp
+from shared.tables import account, credential, recovery_code, totp, verification
+from tests.authenticator import App, Authenticator, second_factor_challenge, with_passkey, with_totp
 from tests.conftest import (
     User,
     call,
+    create_admin,
     events_of,
+    first_factor_code_of,
+    issue,
     log_in,
     passkey_session_of,
     session_of,
@@ -155,3 +158,74 @@ def test_without_an_enrolment_there_is_nothing_to_confirm(active_user: User) -> 
 
 def test_it_takes_an_access_token() -> None:
     assert call("confirm_totp", body={"code": "123456"}).status_code == 401
+
+
+def test_a_role_takes_a_code_for_the_first_factor(address: str) -> None:
+    admin, _ = create_admin(address)
+    tokens, code = session_of(admin), first_factor_code_of(admin)
+    app = enroll(tokens)
+    refused = call("confirm_totp", tokens, {"code": app.code()})
+    assert (refused.status_code, refused.json["type"]) == (403, "urn:aegis:problem:first-factor-code-required")
+    assert call("get_profile", tokens).json["second_factor"] is False
+    as_typed = code.lower().replace("-", " ").replace("0", "o")
+    assert call("confirm_totp", tokens, {"code": app.code(), "first_factor_code": as_typed}).status_code == 200
+    assert call("get_profile", tokens).json["second_factor"] is True
+
+
+def test_a_code_for_the_first_factor_is_good_once(address: str) -> None:
+    admin, _ = create_admin(address)
+    code = first_factor_code_of(admin)
+    for status in (200, 403):
+        tokens = session_of(admin)
+        body = {"code": enroll(tokens).code(), "first_factor_code": code}
+        assert call("confirm_totp", tokens, body).status_code == status
+        with transaction() as connection:
+            connection.execute(delete(totp).where(totp.c.account_id == admin.id))
+
+
+def test_a_new_password_leaves_the_code_for_the_first_factor_good(address: str) -> None:
+    """A new administrator gets the code before there is a password at all."""
+    admin, _ = create_admin(address)
+    code = first_factor_code_of(admin)
+    reset = {"token": issue(admin, "reset_password"), "password": "a wholly new choice of words"}
+    assert call("reset_password", body=reset).status_code == 204
+    tokens = session_of(admin)
+    body = {"code": enroll(tokens).code(), "first_factor_code": code}
+    assert call("confirm_totp", tokens, body).status_code == 200
+
+
+def test_an_expired_code_for_the_first_factor_is_refused(address: str) -> None:
+    admin, _ = create_admin(address)
+    code = first_factor_code_of(admin)
+    with transaction() as connection:
+        past = func.now() - timedelta(seconds=1)
+        connection.execute(update(verification).where(verification.c.account_id == admin.id).values(expires_at=past))
+    tokens = session_of(admin)
+    assert call("confirm_totp", tokens, {"code": enroll(tokens).code(), "first_factor_code": code}).status_code == 403
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}], ids=str)
+def test_a_wrong_code_of_the_app_leaves_the_code_for_the_first_factor_good(
+    address: str, headers: dict[str, str]
+) -> None:
+    admin, _ = create_admin(address)
+    code, tokens = first_factor_code_of(admin), session_of(admin)
+    app = enroll(tokens)
+    wrong = {"code": app.code(steps=9), "first_factor_code": code}
+    assert call("confirm_totp", tokens, wrong, headers=headers).status_code == 422
+    assert call("confirm_totp", tokens, {"code": app.code(), "first_factor_code": code}).status_code == 200
+
+
+def test_of_two_factors_bound_with_one_code_at_once_one_is(address: str) -> None:
+    admin, _ = create_admin(address)
+    code, tokens = first_factor_code_of(admin), session_of(admin)
+    app = enroll(tokens)
+    options = call("request_passkey_registration", tokens).json
+    credential = Authenticator(admin.id.bytes).register(options)
+    requests: list[tuple[str, Any]] = [
+        ("confirm_totp", {"code": app.code(), "first_factor_code": code}),
+        ("register_passkey", {"name": "Phone", "credential": credential, "first_factor_code": code}),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda request: call(request[0], tokens, request[1]).status_code, requests))
+    assert sorted(answers) in ([200, 401], [201, 401])

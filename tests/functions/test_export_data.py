@@ -203,6 +203,7 @@ def test_secrets_are_said_to_be_there_and_not_shown(active_user: User) -> None:
         "recovery_codes": 1,
         "passkey_public_keys": 1,
         "refresh_tokens": True,
+        "first_factor_code": False,
         "mailed_links": True,
         "texted_code": True,
         "unfinished_log_ins": True,

@@ -15,7 +15,17 @@ from shared import sessions
 from shared.database import transaction
 from shared.tables import challenge, passkey
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_passkeys
-from tests.conftest import User, call, create_user, events_of, log_in, passkey_session_of, session_of
+from tests.conftest import (
+    User,
+    call,
+    create_admin,
+    create_user,
+    events_of,
+    first_factor_code_of,
+    log_in,
+    passkey_session_of,
+    session_of,
+)
 
 GARBAGE = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 """For one user of a test: fewer requests than an account may make in a minute."""
@@ -257,3 +267,21 @@ def test_members_and_values_that_browsers_may_add_are_ignored(active_user: User)
     credential |= {"unknown": 1, "authenticatorAttachment": "wireless"}
     credential["response"]["unknown"] = [1]
     assert register(tokens, credential).status_code == 201
+
+
+def test_a_role_takes_a_code_for_the_first_factor(address: str) -> None:
+    admin, _ = create_admin(address)
+    tokens = session_of(admin)
+    credential = Authenticator(admin.id.bytes).register(options_for(tokens))
+    refused = register(tokens, credential)
+    assert (refused.status_code, refused.json["type"]) == (403, "urn:aegis:problem:first-factor-code-required")
+    body = {"name": "Phone", "credential": credential, "first_factor_code": first_factor_code_of(admin)}
+    assert call("register_passkey", tokens, body).status_code == 201
+    assert len(passkeys_of(admin)) == 1
+
+
+def test_a_role_adds_another_passkey_without_a_code(address: str) -> None:
+    admin, _ = create_admin(address)
+    with_passkey(admin)
+    tokens = passkey_session_of(admin)
+    assert register(tokens, Authenticator(admin.id.bytes).register(options_for(tokens))).status_code == 201

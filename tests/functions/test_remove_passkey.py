@@ -4,8 +4,17 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-from tests.authenticator import with_passkey
-from tests.conftest import User, call, create_user, events_of, passkey_session_of, session_of, strong_session_of
+from tests.authenticator import with_passkey, with_totp
+from tests.conftest import (
+    User,
+    call,
+    create_admin,
+    create_user,
+    events_of,
+    passkey_session_of,
+    session_of,
+    strong_session_of,
+)
 
 
 def only_passkey(tokens: dict[str, Any]) -> str:
@@ -49,3 +58,15 @@ def test_it_takes_a_recent_log_in(active_user: User) -> None:
 
 def test_it_takes_an_access_token() -> None:
     assert call("remove_passkey", passkey_id=uuid.uuid4()).status_code == 401
+
+
+def test_a_role_keeps_its_last_factor(address: str) -> None:
+    admin, _ = create_admin(address)
+    with_passkey(admin)
+    tokens = passkey_session_of(admin)
+    id_ = only_passkey(tokens)
+    response = call("remove_passkey", tokens, passkey_id=id_)
+    assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:last-factor")
+    assert only_passkey(tokens) == id_
+    with_totp(admin)
+    assert call("remove_passkey", tokens, passkey_id=id_).status_code == 204

@@ -6,8 +6,17 @@ from sqlalchemy import select
 
 from shared.database import transaction
 from shared.tables import recovery_code
-from tests.authenticator import second_factor_challenge, with_totp
-from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of
+from tests.authenticator import second_factor_challenge, with_passkey, with_totp
+from tests.conftest import (
+    User,
+    call,
+    create_admin,
+    events_of,
+    log_in,
+    passkey_session_of,
+    session_of,
+    strong_session_of,
+)
 
 
 def test_the_password_alone_is_enough_again(active_user: User) -> None:
@@ -59,3 +68,19 @@ def test_it_takes_a_recent_log_in(active_user: User) -> None:
 
 def test_it_takes_an_access_token() -> None:
     assert call("remove_totp").status_code == 401
+
+
+def test_a_role_keeps_its_last_factor(address: str) -> None:
+    admin, tokens = create_admin(address)
+    with_totp(admin)
+    response = call("remove_totp", tokens)
+    assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:last-factor")
+    assert call("get_profile", tokens).json["second_factor"] is True
+    with_passkey(admin)
+    assert call("remove_totp", passkey_session_of(admin)).status_code == 204
+
+
+def test_a_role_forgets_an_enrolment_that_waits(address: str) -> None:
+    tokens = session_of(create_admin(address)[0])
+    call("enroll_totp", tokens)
+    assert call("remove_totp", tokens).status_code == 204

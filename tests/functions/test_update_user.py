@@ -10,7 +10,8 @@ from sqlalchemy import select, update
 from shared import access_tokens
 from shared.database import transaction
 from shared.tables import account, outbox
-from tests.conftest import User, call, create_admin, create_user, events_of, log_in, strong_session_of
+from tests.authenticator import with_passkey, with_totp
+from tests.conftest import User, call, create_admin, create_user, events_of, log_in, session_of, strong_session_of
 
 
 def status_of(user: User) -> str:
@@ -81,6 +82,7 @@ def test_an_unverified_account_keeps_its_status(address: str, admin: dict[str, A
 def test_changing_roles_ends_the_sessions_whose_tokens_carry_the_old_ones(
     active_user: User, admin: dict[str, Any]
 ) -> None:
+    with_totp(active_user)
     theirs = strong_session_of(active_user)
     response = call("update_user", admin, {"roles": ["admin", "admin"]}, user_id=active_user.id)
     assert (response.status_code, response.json["roles"]) == (200, ["admin"])
@@ -123,6 +125,7 @@ def test_of_two_administrators_who_disarm_each_other_one_stays(address: str) -> 
 
 
 def test_of_two_changes_to_one_state_one_is_made(active_user: User, admin: dict[str, Any]) -> None:
+    with_totp(active_user)
     known = call("get_user", admin, user_id=active_user.id).headers["ETag"]
 
     def change(body: Any) -> Any:
@@ -173,3 +176,13 @@ def test_nobody_gets_a_role_before_their_address_is_verified(address: str, admin
     response = call("update_user", admin, {"roles": ["admin"]}, user_id=user.id)
     assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, "/roles")
     assert events_of(user) == []
+
+
+def test_a_role_takes_an_account_with_a_second_factor(active_user: User, admin: dict[str, Any]) -> None:
+    response = call("update_user", admin, {"roles": ["admin"]}, user_id=active_user.id)
+    assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:no-factor")
+    assert events_of(active_user) == []
+    call("enroll_totp", session_of(active_user))
+    assert call("update_user", admin, {"roles": ["admin"]}, user_id=active_user.id).status_code == 409
+    with_passkey(active_user)
+    assert call("update_user", admin, {"roles": ["admin"]}, user_id=active_user.id).status_code == 200

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 from uuid_utils.compat import uuid7
 
 from knative.local.keys import new_signing_keys, write_secrets
@@ -31,7 +32,19 @@ from shared.database import transaction
 from shared.events import SOURCE
 from shared.relay import attributes
 from shared.tables import account, credential, dead_letter, outbox, processed_event
-from tests.conftest import DATA, PASSWORD, ROOT, User, call, create_user, events_of, log_in
+from tests.authenticator import App, with_passkey, with_totp
+from tests.conftest import (
+    DATA,
+    PASSWORD,
+    ROOT,
+    User,
+    call,
+    create_admin,
+    create_user,
+    events_of,
+    log_in,
+    session_of,
+)
 from tests.servers import kill
 
 SETTINGS = ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS", "DB_HOST", "REDIS_HOST")
@@ -104,6 +117,50 @@ def test_an_active_account_gets_the_role_and_its_sessions_end(active_user: User)
     aegis.main(["admin", "create", active_user.email])
     assert call("get_profile", again).status_code == 200
     assert events_of(active_user)[2:] == ["logged_in"]
+
+
+CODE = re.compile("(?:[0-9A-HJKMNP-TV-Z]{4}-){5}[0-9A-HJKMNP-TV-Z]{4}")
+
+
+def confirmed(admin: User, code: str) -> int:
+    """The status of setting up an authenticator app with a code for the first factor."""
+    tokens = session_of(admin)
+    app = App(call("enroll_totp", tokens).json["secret"])
+    answer = call("confirm_totp", tokens, {"code": app.code(), "first_factor_code": code})
+    return int(answer.status_code)
+
+
+@pytest.mark.parametrize("status", ["active", "pending", None], ids=str)
+def test_an_administrator_without_a_factor_sets_one_up_with_the_newest_code(
+    address: str, status: str | None, capsys: Any
+) -> None:
+    if status:
+        create_user(address, status)
+    for arguments in (["create", address], ["create", address], ["code", address.upper()]):
+        aegis.main(["admin", *arguments])
+    *void, newest = CODE.findall(capsys.readouterr().out)
+    assert len({*void, newest}) == 3
+    admin = user_at(address)
+    assert [confirmed(admin, code) for code in [*void, newest]] == [403, 403, 200]
+
+
+@pytest.mark.parametrize("set_up", [with_totp, with_passkey])
+def test_an_account_with_a_factor_gets_the_role_and_no_code(active_user: User, set_up: Any, capsys: Any) -> None:
+    set_up(active_user)
+    aegis.main(["admin", "create", active_user.email])
+    assert not CODE.search(capsys.readouterr().out)
+    assert "has a second factor" in refusal("admin", "code", active_user.email)
+
+
+def test_a_code_is_for_active_administrators_alone(active_user: User, address: str) -> None:
+    nobody = f"nobody-{address}"
+    for email in (active_user.email, nobody):
+        assert "no administrator" in refusal("admin", "code", email)
+    assert "'nobody' is not an e-mail address" in refusal("admin", "code", "nobody")
+    admin, _ = create_admin(f"admin-{address}")
+    with transaction() as connection:
+        connection.execute(update(account).where(account.c.id == admin.id).values(status="suspended"))
+    assert "suspended" in refusal("admin", "code", admin.email)
 
 
 def test_nothing_comes_into_force_that_a_stranger_chose_for_the_address(address: str) -> None:
