@@ -3,13 +3,13 @@
 import time
 from datetime import timedelta
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 
 from shared.database import transaction
 from shared.event_function import event_function
 from shared.events import BusinessCheckDue, announce
 from shared.schedules import ScheduleFired
-from shared.tables import business
+from shared.tables import account, business
 
 INTERVAL = timedelta(hours=23)
 """Less than a day, so that what was checked late one night is not left out the next."""
@@ -34,6 +34,7 @@ def _announce_batch() -> int:
         .where(
             business.c.status.in_(("verified", "pending")),
             func.coalesce(business.c.checked_at, business.c.submitted_at) < cutoff,
+            ~exists().where(account.c.id == business.c.account_id, account.c.status == "withdrawn"),
             or_(business.c.check_announced_at.is_(None), business.c.check_announced_at < cutoff),
         )
         .limit(BATCH)

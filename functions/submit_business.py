@@ -51,8 +51,9 @@ def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusi
     """Submit the business registration.
 
     It is checked with the registry of the National Tax Service within seconds; the profile then shows `verified`,
-    or `rejected` with the reason: `not_registered_as_stated`, `unregistered`, `suspended`, `closed`. A verified
-    business is checked again each day. Submitting again replaces what was submitted, and starts over.
+    or `rejected` with the reason: `not_registered_as_stated`, `unregistered`, `suspended`, `closed`, or
+    `verified_elsewhere` where another account has the number. A verified business is checked again each day. Submitting
+    again replaces what was submitted, and starts over.
 
     A number whose check digit does not fit is taken with a warning, as some that are in use have another.
     """
@@ -64,6 +65,7 @@ def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusi
         "reason": None,
         "submitted_at": func.now(),
         "checked_at": None,
+        "holds_number": False,
     }
     with transaction() as connection:
         sessions.lock(connection, caller)

@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, exists, func, select, update
 
 from shared import profiles, providers
 from shared.database import transaction
@@ -15,6 +15,8 @@ from shared.events import (
     BusinessSubmitted,
     BusinessVerified,
     Event,
+    UserReinstated,
+    UserRestored,
     announce,
 )
 from shared.problems import Problem, ServiceUnavailable
@@ -40,29 +42,34 @@ class RegistryRefused(Problem):
     detail = "Asking it again would not help."
 
 
-@event_function(BusinessSubmitted, BusinessCheckDue, uses=["business_registry", "cache"])
-def verify_business(event: BusinessSubmitted | BusinessCheckDue, mark: Mark) -> None:
+@event_function(BusinessSubmitted, BusinessCheckDue, UserRestored, UserReinstated, uses=["business_registry", "cache"])
+def verify_business(event: BusinessSubmitted | BusinessCheckDue | UserRestored | UserReinstated, mark: Mark) -> None:
     """Check a business registration with the registry of the National Tax Service.
 
     The registry is asked between two transactions. A submission that was replaced meanwhile has an event of its own,
-    and the answer on the one before is dropped.
+    and the answer on the one before is dropped. One account at a time can have a number verified; whoever withdraws
+    gives it back, and is checked anew on their return.
     """
     query = select(*business.c["number", "opened_on", "representative", "status", "submitted_at"])
     with transaction() as connection:
-        found = connection.execute(query.where(business.c.account_id == event.user_id)).first()
+        found = connection.execute(
+            query.join(account).where(business.c.account_id == event.user_id, account.c.status != "withdrawn")
+        ).first()
     if found is None:
         return
     match event, found.status:
         case _, "pending":
             verdict = _examine(found.number, found.opened_on, found.representative)
-        case BusinessCheckDue(), "verified":
+        case BusinessCheckDue() | UserRestored() | UserReinstated(), "verified":
             verdict = _examine_again(found.number)
         case _:
             return
     with transaction() as connection:
         # The account first, as everywhere: who submits anew at this moment waits, or is waited for.
-        connection.execute(select(account.c.id).where(account.c.id == event.user_id).with_for_update(key_share=True))
-        changed = _write(connection, event, found, verdict)
+        status = connection.scalar(
+            select(account.c.status).where(account.c.id == event.user_id).with_for_update(key_share=True)
+        )
+        changed = status != "withdrawn" and _write(connection, event, found, verdict)
         profile = profiles.read(connection, event.user_id) if changed else None
         mark(connection)
     profiles.put(profile)
@@ -73,6 +80,12 @@ def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdi
 
     Returns whether that is a change.
     """
+    holds_number = False
+    if verdict[0] == "verified":
+        holds_number = not _is_taken(connection, event, found.number)
+        # A daily check leaves those as they are that were verified before numbers were held by one account.
+        if not holds_number and not (isinstance(event, BusinessCheckDue) and found.status == "verified"):
+            verdict = "rejected", "verified_elsewhere"
     status, reason = verdict
     written = connection.execute(
         update(business)
@@ -82,7 +95,7 @@ def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdi
             business.c.submitted_at == found.submitted_at,
             business.c.status == found.status,
         )
-        .values(status=status, reason=reason, checked_at=func.now())
+        .values(status=status, reason=reason, checked_at=func.now(), holds_number=holds_number)
     ).rowcount
     if not written or status == found.status:
         return False
@@ -94,6 +107,21 @@ def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdi
         case "rejected", str(reason):
             announce(connection, BusinessRejected(user_id=event.user_id, reason=reason))
     return True
+
+
+def _is_taken(connection: Connection, event: Event, number: str) -> bool:
+    """Whether a number is verified on another account, which nothing changes until the transaction ends."""
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"business {number}", 0))))
+    own, other = business.alias(), business.alias()
+    holds = exists().where(own.c.account_id == event.user_id, own.c.number == number, own.c.holds_number)
+    verified = exists().where(
+        other.c.number == number,
+        other.c.status == "verified",
+        other.c.account_id != event.user_id,
+        other.c.account_id == account.c.id,
+        account.c.status != "withdrawn",
+    )
+    return bool(connection.scalar(select(~holds & verified)))
 
 
 def _examine(number: str, opened_on: date, representative: str) -> Verdict:

@@ -10,7 +10,7 @@ from shared.database import transaction
 from shared.events import UserWithdrawn, announce
 from shared.fields import Password, RequestBody
 from shared.http_function import http_function
-from shared.tables import account
+from shared.tables import account, business
 
 
 class Withdrawal(RequestBody):
@@ -29,11 +29,17 @@ def withdraw(caller: Caller, body: Withdrawal) -> None:
     """Leave the service.
 
     Takes the current password. All sessions end at once. For 30 days, or as many as the service is set to, logging
-    in restores the account as it was; after that, all personal data is deleted for good. The last administrator with a
-    second factor cannot leave.
+    in restores the account as it was; after that, all personal data is deleted for good. A verified business gives its
+    number back, and is checked anew after a return. The last administrator with a second factor cannot leave.
     """
     require_password(caller.user_id, body.password)
     leave = update(account).where(account.c.id == caller.user_id).values(status="withdrawn", withdrawn_at=func.now())
+    # Another account may have the number now; who comes back is checked anew.
+    give_number_back = (
+        update(business)
+        .where(business.c.account_id == caller.user_id, business.c.status == "verified")
+        .values(status="pending", holds_number=False)
+    )
     # The roles in the token are current: a change of roles ends all sessions.
     is_administrator = ADMIN in caller.roles
     with transaction() as connection:
@@ -43,6 +49,7 @@ def withdraw(caller: Caller, body: Withdrawal) -> None:
         if is_administrator:
             administrators.require_another(connection, caller.user_id)
         connection.execute(leave)
+        connection.execute(give_number_back)
         ended = sessions.end_all(connection, caller.user_id)
         announce(connection, UserWithdrawn(user_id=caller.user_id))
     authentication.refuse_tokens_of(caller.user_id, *ended)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    and_,
     func,
     text,
 )
@@ -273,6 +274,13 @@ business = Table(
     Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("checked_at", DateTime(timezone=True)),
     Column("check_announced_at", DateTime(timezone=True)),
+    Column("holds_number", Boolean, nullable=False, server_default="false"),  # while verified: no other account can be
+)
+Index(
+    "business_held_number",
+    business.c.number,
+    unique=True,
+    postgresql_where=and_(business.c.status == text("'verified'"), business.c.holds_number),
 )
 Index("business_number", business.c.number)
 Index("business_checked_at", business.c.checked_at)

@@ -1,21 +1,36 @@
 """Checking a business with the registry, and a registry that misbehaves."""
 
+import fcntl
 import json
 import os
 import threading
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import delete, func, update
 
 from functions import verify_business
 from shared.database import transaction
 from shared.event_function import CLAIM_LIFETIME
 from shared.tables import business, processed_event
-from tests.conftest import User, add_business, call, envelope, events_of, log_in, post, row_of
+from tests.conftest import (
+    DATA,
+    PASSWORD,
+    User,
+    add_business,
+    call,
+    create_user,
+    envelope,
+    events_of,
+    log_in,
+    post,
+    row_of,
+    wait_for,
+)
 from tests.providers import Answer, Asked, Provider, serving
 
 SUBMITTED = "com.aegis.user.business_submitted.v1"
@@ -35,10 +50,25 @@ def state(code: str) -> dict[str, str]:
 ACTIVE = found(valid="01", status=state("01"))
 
 
+@pytest.fixture(autouse=True)
+def number_is_free() -> Iterator[None]:
+    """No other account has the numbers that are fixed here, nor does a test in another process."""
+    with (DATA / "business.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with transaction() as connection:
+            connection.execute(delete(business).where(business.c.number.startswith("10101000")))
+        yield
+
+
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     with serving("BUSINESS_REGISTRY_API_URL", lambda _: ACTIVE, monkeypatch) as server:
         yield server
+
+
+def add_here(user: User, **changes: Any) -> None:
+    """A business of the number that the registry of these tests answers on."""
+    add_business(user, number=NUMBER, **changes)
 
 
 def outcome(user: User) -> tuple[str, str | None]:
@@ -51,7 +81,7 @@ def deliver(user: User, type_: str = SUBMITTED, headers: dict[str, str] | None =
 
 
 def test_the_registry_is_asked_as_it_wants_to_be(active_user: User, registry: Provider) -> None:
-    add_business(active_user)
+    add_here(active_user)
     assert deliver(active_user).status_code == 204
     (asked,) = registry.asked
     assert asked.path == VALIDATE
@@ -60,7 +90,7 @@ def test_the_registry_is_asked_as_it_wants_to_be(active_user: User, registry: Pr
 
 
 def test_a_name_that_was_stored_decomposed_is_sent_composed(active_user: User, registry: Provider) -> None:
-    add_business(active_user, representative=unicodedata.normalize("NFD", " 김민준 "))
+    add_here(active_user, representative=unicodedata.normalize("NFD", " 김민준 "))
     assert deliver(active_user).status_code == 204
     (asked,) = registry.asked
     assert json.loads(asked.body)["businesses"][0]["p_nm"] == "김민준"
@@ -68,7 +98,7 @@ def test_a_name_that_was_stored_decomposed_is_sent_composed(active_user: User, r
 
 def test_a_business_that_is_active_as_stated_is_verified(active_user: User, registry: Provider) -> None:
     tokens = log_in(active_user)
-    add_business(active_user)
+    add_here(active_user)
     assert call("get_profile", tokens).json["business"]["status"] == "pending"
     deliver(active_user)
     assert outcome(active_user) == ("verified", None)
@@ -94,7 +124,7 @@ def test_any_other_is_rejected_with_the_reason(
     active_user: User, registry: Provider, answers: list[Answer], reason: str
 ) -> None:
     tokens = log_in(active_user)
-    add_business(active_user)
+    add_here(active_user)
     registry.answers = list(answers)
     assert deliver(active_user).status_code == 204
     assert outcome(active_user) == ("rejected", reason)
@@ -104,7 +134,7 @@ def test_any_other_is_rejected_with_the_reason(
 
 
 def test_the_state_is_asked_where_the_answer_leaves_it_out(active_user: User, registry: Provider) -> None:
-    add_business(active_user)
+    add_here(active_user)
     registry.answers = [found(valid="01"), found(**state("01"))]
     deliver(active_user)
     assert outcome(active_user) == ("verified", None)
@@ -146,7 +176,7 @@ UNCLEAR = [
 def test_a_registry_that_is_away_or_unclear_changes_nothing_and_is_asked_again(
     active_user: User, registry: Provider, answer: Answer
 ) -> None:
-    add_business(active_user)
+    add_here(active_user)
     headers = envelope(SUBMITTED)
     registry.answers = [answer]
     failed = deliver(active_user, headers=headers)
@@ -157,7 +187,7 @@ def test_a_registry_that_is_away_or_unclear_changes_nothing_and_is_asked_again(
 
 
 def test_a_registry_that_says_when_to_come_again_is_heard(active_user: User, registry: Provider) -> None:
-    add_business(active_user)
+    add_here(active_user)
     registry.answers = [Answer(429, {"code": -21}, headers={"Retry-After": "17"})]
     failed = deliver(active_user)
     assert (failed.status_code, failed.headers["Retry-After"]) == (503, "17")
@@ -170,7 +200,7 @@ def test_a_registry_that_says_when_to_come_again_is_heard(active_user: User, reg
 def test_a_registry_that_hangs_or_trickles_is_given_up_and_asked_again(
     active_user: User, registry: Provider, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_business(active_user)
+    add_here(active_user)
     headers = envelope(SUBMITTED)
     registry.answers = [found(valid="01"), answer]
     with monkeypatch.context() as patched:
@@ -199,7 +229,7 @@ def test_what_is_written_of_an_answer_and_the_mark_are_one_transaction(
                 )
         return ACTIVE
 
-    add_business(active_user)
+    add_here(active_user)
     with serving("BUSINESS_REGISTRY_API_URL", answer, monkeypatch):
         assert deliver(active_user, headers=headers).status_code == 503
         assert outcome(active_user) == ("pending", None)
@@ -214,7 +244,7 @@ def test_what_is_written_of_an_answer_and_the_mark_are_one_transaction(
 def test_a_question_that_the_registry_refuses_is_not_asked_again(
     active_user: User, registry: Provider, status: int, code: str
 ) -> None:
-    add_business(active_user)
+    add_here(active_user)
     registry.answers = [Answer(status, {"status_code": code})]
     refused = deliver(active_user)
     assert (refused.status_code, refused.json["detail"]) == (422, f"The business registry answered {code}.")
@@ -231,7 +261,7 @@ def test_an_answer_on_a_submission_that_was_replaced_meanwhile_is_dropped(
         replaced.wait(3)
         return ACTIVE
 
-    add_business(active_user)
+    add_here(active_user)
     with serving("BUSINESS_REGISTRY_API_URL", answer_late, monkeypatch):
         delivery = threading.Thread(target=deliver, args=(active_user,))
         delivery.start()
@@ -257,7 +287,7 @@ def test_no_transaction_is_open_while_the_registry_is_asked(active_user: User, m
         checked_out.append(engine().pool.checkedout())  # type: ignore[attr-defined]
         return ACTIVE
 
-    add_business(active_user)
+    add_here(active_user)
     with serving("BUSINESS_REGISTRY_API_URL", look, monkeypatch):
         deliver(active_user)
     assert checked_out == [0]
@@ -265,7 +295,7 @@ def test_no_transaction_is_open_while_the_registry_is_asked(active_user: User, m
 
 @pytest.mark.parametrize("status", ["verified", "rejected", "closed"])
 def test_a_submission_is_examined_once(active_user: User, registry: Provider, status: str) -> None:
-    add_business(active_user, status=status)
+    add_here(active_user, status=status)
     assert deliver(active_user).status_code == 204
     assert registry.asked == []
 
@@ -276,7 +306,7 @@ def test_without_a_business_nothing_happens(active_user: User, registry: Provide
 
 
 def test_a_verified_business_that_is_still_active_stays_so(active_user: User, registry: Provider) -> None:
-    add_business(active_user, status="verified", checked_at=func.now() - timedelta(days=1))
+    add_here(active_user, status="verified", checked_at=func.now() - timedelta(days=1))
     registry.answers = [found(**state("01"))]
     before = events_of(active_user)
     assert deliver(active_user, DUE).status_code == 204
@@ -291,7 +321,7 @@ def test_a_verified_business_that_is_active_no_more_is_closed(
     active_user: User, registry: Provider, code: str, reason: str
 ) -> None:
     tokens = log_in(active_user)
-    add_business(active_user, status="verified")
+    add_here(active_user, status="verified")
     assert call("get_profile", tokens).json["business"]["status"] == "verified"
     registry.answers = [found(**state(code))]
     deliver(active_user, DUE)
@@ -301,7 +331,7 @@ def test_a_verified_business_that_is_active_no_more_is_closed(
 
 @pytest.mark.parametrize("answer", [*UNCLEAR, found(**state("04")), found(valid="01")], ids=str)
 def test_no_unclear_answer_closes_a_business(active_user: User, registry: Provider, answer: Answer) -> None:
-    add_business(active_user, status="verified")
+    add_here(active_user, status="verified")
     registry.answers = [answer]
     assert deliver(active_user, DUE).status_code == 503
     assert outcome(active_user) == ("verified", None)
@@ -310,7 +340,7 @@ def test_no_unclear_answer_closes_a_business(active_user: User, registry: Provid
 def test_a_submission_that_never_got_an_answer_is_examined_when_its_check_is_due(
     active_user: User, registry: Provider
 ) -> None:
-    add_business(active_user)
+    add_here(active_user)
     deliver(active_user, DUE)
     assert outcome(active_user) == ("verified", None)
     assert registry.asked[0].path == VALIDATE
@@ -338,3 +368,77 @@ def test_in_the_sandbox_some_close_after_they_were_verified(active_user: User) -
     assert outcome(active_user) == ("verified", None)
     deliver(active_user, DUE)
     assert outcome(active_user) == ("closed", "closed")
+
+
+@pytest.fixture
+def other_user(address: str) -> User:
+    return create_user(f"other-{address}")
+
+
+@pytest.mark.parametrize("holds", [True, False], ids=["since numbers are held", "from before"])
+def test_a_number_that_is_verified_on_one_account_is_rejected_on_another(
+    active_user: User, other_user: User, registry: Provider, holds: bool
+) -> None:
+    tokens = log_in(other_user)
+    add_here(active_user, status="verified", holds_number=holds)
+    add_here(other_user)
+    assert deliver(other_user).status_code == 204
+    shown = call("get_profile", tokens).json["business"]
+    assert shown == {"number": NUMBER, "status": "rejected", "reason": "verified_elsewhere"}
+    assert events_of(other_user)[-1] == "business_rejected"
+    assert outcome(active_user) == ("verified", None)
+
+
+def test_who_states_what_the_registry_does_not_know_learns_nothing_of_another_account(
+    active_user: User, other_user: User, registry: Provider
+) -> None:
+    add_here(active_user, status="verified", holds_number=True)
+    add_here(other_user)
+    registry.answers = [found(valid="02", valid_msg="확인할 수 없습니다."), found(**state("01"))]
+    deliver(other_user)
+    assert outcome(other_user) == ("rejected", "not_registered_as_stated")
+
+
+def test_of_two_accounts_that_are_checked_at_once_one_gets_the_number(address: str, registry: Provider) -> None:
+    users = [create_user(f"{number}-{address}") for number in range(4)]
+    for user in users:
+        add_here(user)
+    with ThreadPoolExecutor(4) as pool:
+        assert {answer.status_code for answer in pool.map(deliver, users)} == {204}
+    rejected = ("rejected", "verified_elsewhere")
+    assert sorted(map(outcome, users)) == [rejected] * 3 + [("verified", None)]
+
+
+def test_who_withdraws_gives_the_number_back_and_gets_it_again_only_where_it_is_free(
+    active_user: User, other_user: User, registry: Provider
+) -> None:
+    add_here(active_user)
+    deliver(active_user)
+    assert call("withdraw", log_in(active_user), {"password": PASSWORD}).status_code == 204
+    deliver(active_user, DUE)
+    assert outcome(active_user) == ("pending", None)
+    add_here(other_user)
+    deliver(other_user)
+    assert outcome(other_user) == ("verified", None)
+    log_in(active_user)
+    wait_for(lambda: outcome(active_user)[0] != "pending")
+    assert outcome(active_user) == ("rejected", "verified_elsewhere")
+
+
+def test_who_comes_back_is_verified_again(active_user: User) -> None:
+    add_business(active_user)
+    deliver(active_user)
+    assert call("withdraw", log_in(active_user), {"password": PASSWORD}).status_code == 204
+    log_in(active_user)
+    wait_for(lambda: outcome(active_user) == ("verified", None))
+
+
+def test_a_check_leaves_accounts_as_they_are_that_shared_a_number_before(
+    active_user: User, other_user: User, registry: Provider
+) -> None:
+    add_here(active_user, status="verified", holds_number=True)
+    add_here(other_user, status="verified")
+    for user in (active_user, other_user):
+        deliver(user, DUE)
+    assert [row_of(user, business).holds_number for user in (active_user, other_user)] == [True, False]
+    assert outcome(active_user) == outcome(other_user) == ("verified", None)

@@ -161,6 +161,7 @@ def test_addresses_that_were_stored_before_they_were_folded_are_found(own_databa
         connection.execute(text("DROP INDEX account_folded_name_prefix"))
         connection.execute(text("DROP TABLE former_email"))
         connection.execute(text("ALTER TABLE passkey DROP COLUMN backup_eligible"))
+        connection.execute(text("ALTER TABLE business DROP COLUMN holds_number"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0008'"))
         for email in stored:
             row = {"id": uuid.uuid4(), "email": email, "verified": email == verified}
@@ -210,3 +211,36 @@ def test_a_migration_without_a_database_names_it_and_not_the_password() -> None:
     assert said.startswith("the migration gave up: the database is away (")
     assert str(port) in said
     assert "secret" not in said
+
+
+def test_of_accounts_that_have_verified_one_number_the_first_holds_it(own_database: Process) -> None:
+    before = ScriptDirectory(str(MIGRATIONS)).get_revision("0013").down_revision
+    with engine().begin() as connection:
+        connection.execute(text("ALTER TABLE business DROP COLUMN holds_number"))
+        connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": before})
+        for day, status in enumerate(["withdrawn", "active", "active"], 1):
+            row = {"id": uuid.uuid4(), "email": f"{day}@example.com", "status": status, "day": day}
+            connection.execute(
+                text("""
+                INSERT INTO account (id, email, canonical_email, locale, status)
+                VALUES (:id, :email, :email, 'ko', :status)
+                """),
+                row,
+            )
+            connection.execute(
+                text("""
+                INSERT INTO business (account_id, number, opened_on, representative, status, submitted_at)
+                VALUES (:id, '2010100014', '2019-03-04', '김민준', 'verified', make_date(2026, 1, :day))
+                """),
+                row,
+            )
+    migrate()
+    with transaction() as connection:
+        held = text("""
+            SELECT email, business.status, holds_number FROM business JOIN account ON id = account_id ORDER BY email
+        """)
+        assert connection.execute(held).all() == [
+            ("1@example.com", "verified", False),
+            ("2@example.com", "verified", True),
+            ("3@example.com", "verified", False),
+        ]

@@ -1,0 +1,30 @@
+"""A business number that is verified on one account can be verified on no other.
+
+Numbers that are verified on several accounts stay so: the account that submitted one first holds it.
+"""
+
+from alembic import op
+
+revision = "0013"
+down_revision = "0011"
+
+STATEMENTS = (
+    "ALTER TABLE business ADD COLUMN holds_number boolean NOT NULL DEFAULT false",
+    """
+    UPDATE business SET holds_number = true
+    FROM (
+        SELECT DISTINCT ON (business.number) business.account_id
+        FROM business JOIN account ON account.id = business.account_id
+        WHERE business.status = 'verified' AND account.status <> 'withdrawn'
+        ORDER BY business.number, business.submitted_at, business.account_id
+    ) AS first
+    WHERE business.account_id = first.account_id
+    """,
+    # Not of all that are verified: the previous release, which does not know of it, goes on verifying.
+    "CREATE UNIQUE INDEX business_held_number ON business (number) WHERE status = 'verified' AND holds_number",
+)
+
+
+def upgrade() -> None:
+    for statement in STATEMENTS:
+        op.execute(statement)
