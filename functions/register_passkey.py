@@ -87,17 +87,18 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
     /api/v1/users/me/passkeys/options gave within the last five minutes; `name` is how the user tells it from
     others. An account may have 20. Where the account has a role and no factor yet, it also takes `first_factor_code`.
     """
-    with passkeys.refused_as(PasskeyNotVerified):
-        challenge, new = _verified(body.credential)
     passkey_id, user_id = uuid7(), caller.user_id
-    add = (
-        insert(passkey)
-        .values(id=passkey_id, account_id=user_id, name=body.name, **new)
-        .on_conflict_do_nothing(index_elements=["credential_id"])
-        .returning(passkey.c.created_at)
-    )
     with transaction() as connection:
         sessions.lock(connection, caller)
+        # Only now: who may not add a passkey is told that, whatever they send.
+        with passkeys.refused_as(PasskeyNotVerified):
+            challenge, new = _verified(body.credential)
+        add = (
+            insert(passkey)
+            .values(id=passkey_id, account_id=user_id, name=body.name, **new)
+            .on_conflict_do_nothing(index_elements=["credential_id"])
+            .returning(passkey.c.created_at)
+        )
         first_factor.require_code(connection, caller, body.first_factor_code)
         if not challenges.spend(connection, challenge, PASSKEY_REGISTRATION, user_id):
             raise PasskeyNotVerified
