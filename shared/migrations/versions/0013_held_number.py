@@ -6,7 +6,7 @@ Numbers that are verified on several accounts stay so: the account that submitte
 from alembic import op
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 
 STATEMENTS = (
     "ALTER TABLE business ADD COLUMN holds_number boolean NOT NULL DEFAULT false",
