@@ -23,7 +23,7 @@ def test_new_secrets_are_readable_by_their_owner_alone_and_taken_by_the_settings
 
 def test_the_identity_that_opens_backups_is_in_no_file_that_goes_into_a_cluster(tmp_path: Path) -> None:
     write_secrets(tmp_path / "secrets.env")
-    files = {"secrets.env", "backup.env", "backup-identity.txt"}
+    files = {"secrets.env", "owner.env", "backup.env", "backup-identity.txt"}
     assert {file.name for file in tmp_path.iterdir()} == files
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
     identity = (tmp_path / "backup-identity.txt").read_text().strip()
