@@ -316,16 +316,6 @@ def withdrawn_since(ago: timedelta, *users: User) -> None:
         connection.execute(update(account).where(account.c.id.in_([user.id for user in users])).values(withdrawn))
 
 
-def new_business_number() -> str:
-    """A business number that no other test has; the sandbox knows it as active as stated, for its last digit."""
-    from shared.business_numbers import check_digit
-
-    while True:
-        first_nine = f"{200 + secrets.randbelow(700)}{10 + secrets.randbelow(80)}{1 + secrets.randbelow(9998):04}"
-        if check_digit(first_nine) <= "4":
-            return first_nine + check_digit(first_nine)
-
-
 def add_business(user: User, **changes: Any) -> None:
     """A business that nobody has checked yet, under a number of its own; the sandbox knows it as active."""
     from sqlalchemy import insert

@@ -24,6 +24,7 @@ import urllib3
 
 from shared.registry import HTTP_FUNCTIONS, load_all
 from tests.authenticator import Authenticator
+from tests.businesses import new_business_number
 
 T = TypeVar("T")
 
@@ -180,7 +181,8 @@ def verifies_phone_and_business(kim: Person) -> None:
     code = re.search(r"\b\d{6}\b", messages(phone, 1)[0])
     kim.does("verify_phone", {"code": code and code[0]})
     kim.does("remove_phone")
-    kim.does("submit_business", {"number": "123-45-67891", "opened_on": "2020-01-02", "representative": "김민준"})
+    company = {"number": new_business_number(), "opened_on": "2020-01-02", "representative": "김민준"}
+    kim.does("submit_business", company)
     wait_for(lambda: kim.does("get_profile")["business"]["status"] == "verified", "the registry's word")
 
 

@@ -1,7 +1,8 @@
 """Somebody else's company, claimed with what its certificate of registration says."""
 
 from tests.attacks.attacker import USERS, Caller
-from tests.conftest import new_business_number, wait_for
+from tests.businesses import new_business_number
+from tests.conftest import wait_for
 
 
 def submitted(caller: Caller, number: str) -> dict[str, str]:

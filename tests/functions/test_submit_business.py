@@ -10,7 +10,8 @@ from sqlalchemy import update
 from functions.submit_business import KOREA
 from shared.database import transaction
 from shared.tables import business
-from tests.conftest import User, call, events_of, log_in, new_business_number, row_of, wait_for
+from tests.businesses import new_business_number
+from tests.conftest import User, call, events_of, log_in, row_of, wait_for
 
 REGISTRATION = {"opened_on": "2019-03-04", "representative": "김민준"}
 

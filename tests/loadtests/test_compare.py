@@ -21,6 +21,7 @@ from knative.release.cluster import key
 from knative.release.overlays import OVERLAYS, render
 from loadtests import compare
 from loadtests.compare import HPA, KNATIVE, SIDES, Pods, Side
+from shared.deliveries import authorization
 from tests.browser import needs_chromium
 from tests.conftest import PASSWORD, ROOT, create_user, envelope, mailed_token, wait_for
 from tests.loadtests.test_report import a_run
@@ -113,6 +114,9 @@ def test_one_process_serves_all_functions(every_function: str, address: str) -> 
 def test_one_process_takes_events_and_refuses_what_has_no_route(every_function: str, address: str) -> None:
     user = create_user(address)
     event = envelope("com.aegis.user.email_verified.v1", subject=str(user.id), time="2026-01-01T00:00:00Z")
+    anonymous = call(every_function, "POST", "/record-audit/", {"user_id": str(user.id)}, **event)
+    assert anonymous[0] == 401
+    event |= authorization("record-audit")
     assert call(every_function, "POST", "/record-audit/", {"user_id": str(user.id)}, **event)[0] == 204
     assert call(every_function, "GET", "/nowhere")[1]["type"] == "urn:aegis:problem:not-found"
     assert call(every_function, "DELETE", "/api/v1/users/me")[0] == 405
