@@ -32,6 +32,7 @@ from sqlalchemy import Connection, Engine, Table, text
 from shared import openapi
 from shared.database import transaction, unpooled
 from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
+from tests.businesses import new_business_number
 
 # How long one example takes says nothing on a machine that runs other tests as well.
 hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
