@@ -53,6 +53,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[Statements]:
 
     monkeypatch.setattr(tour, "http", SimpleNamespace(request=request))
     monkeypatch.setattr(tour, "URL", os.environ["PUBLIC_URL"])
+    monkeypatch.setattr(tour, "INBOX_URL", os.environ["PUBLIC_URL"])
     monkeypatch.setenv("DATA_DIR", str(DATA))
     event.listen(database.engine(), "before_cursor_execute", record)
     yield recorded

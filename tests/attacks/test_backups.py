@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from knative.local.keys import new_backup_key, recipient_of
+from knative.release.backup.restore import functions_url
 from tests.conftest import ROOT, wait_for
 from tests.knative.test_backup import connected, database, empty, filled
 
@@ -31,7 +32,8 @@ def aegis(store: Path, database: str, tmp_path: Path) -> Aegis:
     (tmp_path / "identity.txt").write_text(f"{identity}\n")
     environment = {
         **os.environ,
-        "DATABASE_URL": database,
+        "DATABASE_URL": functions_url(database),
+        "OWNER_DATABASE_URL": database,
         "BACKUP_STORE": str(store),
         "BACKUP_RECIPIENTS": recipient_of(identity),
         "BACKUP_MANIFEST_KEY": "k" * 32,
@@ -76,6 +78,7 @@ def test_twelve_objects_of_one_byte_delete_no_backup(aegis: Aegis, store: Path) 
     for name in forged:
         (store / name).mkdir()
         (store / name / "manifest.json").write_bytes(b"x")
+    wait_for(lambda: name_at(datetime.now(UTC)) not in names(store))
     done = aegis("backup")
     assert done.returncode == 0, done.stderr
     assert "12 backups in the store cannot be verified" in done.stderr
