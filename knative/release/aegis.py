@@ -194,31 +194,17 @@ def _parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     admin = groups.add_parser("admin", help="administrators").add_subparsers(required=True, metavar="COMMAND")
-    create = admin.add_parser(
-        "create",
-        help="make the first administrator",
-        description=admins.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    create = _add(admin, "create", "make the first administrator", admins.HELP)
     create.add_argument("email", metavar="EMAIL", help="the administrator's address")
     create.add_argument("--locale", choices=("ko", "en"), default="ko", help="language of the mails (ko)")
     create.set_defaults(command="admin create")
-    code = admin.add_parser(
-        "code",
-        help="print a new code for the first second factor of an administrator",
-        description=admins.CODE_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    code = _add(admin, "code", "print a new code for the first second factor of an administrator", admins.CODE_HELP)
     code.add_argument("email", metavar="EMAIL", help="the administrator's address")
     code.set_defaults(command="admin code")
 
     events = groups.add_parser("events", help="events").add_subparsers(required=True, metavar="COMMAND")
-    dead = events.add_parser(
-        "dead",
-        help="those that could not be delivered",
-        description=dead_letters.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).add_subparsers(required=True, metavar="COMMAND")
+    letters = _add(events, "dead", "those that could not be delivered", dead_letters.HELP)
+    dead = letters.add_subparsers(required=True, metavar="COMMAND")
     listed = dead.add_parser("list", help="show which there are, newest first")
     _add_filters(listed)
     listed.set_defaults(command="events dead list", numbers=())
@@ -234,32 +220,18 @@ def _parser() -> argparse.ArgumentParser:
         which.add_argument("--all", action="store_true", help="all that the list has")
         _add_filters(chosen)
         chosen.set_defaults(command=f"events dead {name}")
-    again = events.add_parser(
-        "replay",
-        help="send those again that a broker may have lost",
-        description=replay.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    again = _add(events, "replay", "send those again that a broker may have lost", replay.HELP)
     again.add_argument("--since", metavar="TIME", required=True, help="a time as 2026-01-31T09:30Z, or an age as 2h")
     again.set_defaults(command="events replay")
 
     _add_releases(groups)
     _add_backups(groups)
 
-    groups.add_parser(
-        "failover",
-        help="make the replica of make up REPLICA=1 the primary",
-        description=FAILOVER_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).set_defaults(command="failover")
+    failover = _add(groups, "failover", "make the replica of make up REPLICA=1 the primary", FAILOVER_HELP)
+    failover.set_defaults(command="failover")
 
     keys = groups.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="COMMAND")
-    rotate = keys.add_parser(
-        "rotate",
-        help="replace the key that signs access tokens, step by step",
-        description=signing_keys.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    rotate = _add(keys, "rotate", "replace the key that signs access tokens, step by step", signing_keys.HELP)
     rotate.add_argument(
         "--file", metavar="FILE", help="a secrets.env, or the secrets.json of a data folder (default: of DATA_DIR)"
     )
@@ -274,11 +246,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add(
+    group: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, help_: str, description: str
+) -> argparse.ArgumentParser:
+    """A command, or a group of commands, whose description is shown as it is written."""
+    return group.add_parser(
+        name, help=help_, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     def add(name: str, help_: str, description: str = "") -> argparse.ArgumentParser:
-        parser = groups.add_parser(
-            name, help=help_, description=description or help_, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = _add(groups, name, help_, description or help_)
         parser.add_argument("--context", metavar="CTX", help="the kube context (the current one)")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
         parser.set_defaults(command=name)
@@ -312,9 +291,7 @@ def _add_releases(groups: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_backups(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     def add(name: str, help_: str, description: str, other: str = "", other_help: str = "") -> argparse.ArgumentParser:
-        parser = groups.add_parser(
-            name, help=help_, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = _add(groups, name, help_, description)
         where = parser.add_mutually_exclusive_group()
         where.add_argument("--in-cluster", action="store_true", help="run it there, in a pod as the CronJob's own")
         if other:
