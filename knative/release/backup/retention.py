@@ -37,7 +37,7 @@ def apply(vault: Vault, taken: Manifest, keep: Keep, progress: Progress) -> list
     if len(names) > MOST:
         progress.say(f"WARNING: there are {len(names):,} names in the store. Nothing was deleted: docs/backup.md")
         return names
-    good = {name for name in names if not isinstance(authenticity.problem(vault, name), str)}
+    good = authenticity.good(vault)
     authenticity.report(set(names) - good, progress)
     kept = chosen(good, keep) if good else set()
     if taken.name not in kept:
