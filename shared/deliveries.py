@@ -7,9 +7,14 @@ Eventing sends the token of a service account (OIDC), which counts where DELIVER
 import hashlib
 import hmac
 import time
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from shared.problems import Problem
-from shared.settings import settings
+from shared.settings import required, settings
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
 
 LIFETIME_SECONDS = 120
 """Longer than a delivery waits for a pod to start."""
@@ -53,7 +58,7 @@ def authenticate(service: str, header: str) -> None:
 
 def _signature(service: str, expires: str) -> str:
     message = f"aegis delivery\n{service}\n{expires}".encode()
-    return hmac.digest(settings().delivery_key, message, hashlib.sha256).hex()
+    return hmac.digest(required(settings().delivery_key, "DELIVERY_KEY"), message, hashlib.sha256).hex()
 
 
 def _authenticate_service_account(service: str, token: str) -> None:
@@ -67,10 +72,9 @@ def _authenticate_service_account(service: str, token: str) -> None:
 
     try:
         kid = jwt.get_unverified_header(token).get("kid")
-        keys = {key.key_id: key for key in jwt.PyJWKSet.from_json(settings().delivery_jwks).keys}
         claims = jwt.decode(
             token,
-            keys[kid],
+            _cluster_keys(settings().delivery_jwks)[kid],
             algorithms=["RS256", "ES256"],
             audience=service,
             issuer=settings().delivery_issuer,
@@ -82,3 +86,11 @@ def _authenticate_service_account(service: str, token: str) -> None:
     subject = str(claims["sub"])
     if not (subject.startswith(f"system:serviceaccount:{NAMESPACE}:") and subject.endswith(SENDERS)):
         raise UnauthenticatedDelivery
+
+
+@lru_cache(maxsize=1)
+def _cluster_keys(jwk_set: str) -> "dict[str | None, PyJWK]":
+    """The cluster's keys by their ids; read once, as there may be thousands of deliveries a minute."""
+    from jwt import PyJWKSet
+
+    return {key.key_id: key for key in PyJWKSet.from_json(jwk_set).keys}

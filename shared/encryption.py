@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 
-from shared.settings import settings
+from shared.settings import required, settings
 
 _NONCE_BYTES = 12
 
@@ -40,7 +40,5 @@ def keyed_hash(purpose: str, content: bytes) -> bytes:
 
 def _key(use: str, purpose: str) -> bytes:
     """The 256-bit key of a purpose; no two uses share one (NIST SP 800-57, 5.2)."""
-    key = settings().encryption_key
-    if not key:
-        raise RuntimeError("ENCRYPTION_KEY is not set: a function that seals or hashes has to state it")
+    key = required(settings().encryption_key, "ENCRYPTION_KEY")
     return hmac.digest(key, f"{use} {purpose}".encode(), hashlib.sha256)

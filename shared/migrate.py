@@ -50,7 +50,8 @@ def migrate() -> None:
         Overprivileged: the role of the functions has rights that it must not have.
         RoleMissing: somebody else has yet to make that role.
     """
-    engine = unpooled(_owner_url())
+    url = settings().privileged_database_url
+    engine = unpooled(url)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
@@ -62,17 +63,14 @@ def migrate() -> None:
             connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            if (functions := database_url.parse(settings().database_url)).user != database_url.parse(_owner_url()).user:
+            functions = database_url.parse(settings().database_url)
+            if functions.user != database_url.parse(url).user:
                 privileges.grant(connection, functions)
             else:
                 log.warning("functions connect as the owner of the tables: set DB_OWNER and DB_OWNER_PASSWORD")
     finally:
         engine.dispose()
     keep_days(datetime.now(UTC))
-
-
-def _owner_url() -> str:
-    return settings().owner_database_url or settings().database_url
 
 
 def main() -> None:
@@ -117,7 +115,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, privileges.RoleMissing):
         return str(error)
     if not isinstance(error, DBAPIError) or not error.orig or not sqlstate(error):
-        place = _owner_url().rpartition("@")[2]
+        place = settings().privileged_database_url.rpartition("@")[2]
         return f"the database is away ({place}: {error.orig if isinstance(error, DBAPIError) else error})"
     holders = _holders() if _is_locked(error) else []
     statement = [f"in: {error.statement.strip()}"] if error.statement else []
@@ -134,7 +132,7 @@ def _holders() -> list[str]:
         WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND granted AND pid <> pg_backend_pid()
         GROUP BY pid, application_name, state, backend_type, xact_start ORDER BY xact_start
     """
-    engine = unpooled(_owner_url())
+    engine = unpooled(settings().privileged_database_url)
     try:
         with engine.connect() as connection:
             found = connection.execute(text(query)).all()

@@ -18,7 +18,7 @@ from shared.clients import Client
 from shared.database import prepared, together
 from shared.events import ANNOUNCEMENT, LoggedIn, UserRestored, announce, announced
 from shared.problems import Unauthenticated
-from shared.settings import settings
+from shared.settings import required, settings
 from shared.tables import account, credential, refresh_token, session
 from shared.tokens import encode, new_token
 
@@ -219,7 +219,4 @@ def successor(token: str) -> str:
 
 
 def _key() -> bytes:
-    key = settings().refresh_key
-    if not key:
-        raise RuntimeError("JWT_REFRESH_SECRET_KEY is not set: a function with refresh tokens has to state it")
-    return key
+    return required(settings().refresh_key, "JWT_REFRESH_SECRET_KEY")

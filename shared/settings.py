@@ -181,6 +181,11 @@ class Settings:
     backup_keep: tuple[int, int, int]
     """How many backups of the last days, weeks and months."""
 
+    @property
+    def privileged_database_url(self) -> str:
+        """With the login of the tables' owner, or that of the functions where it is the only one."""
+        return self.owner_database_url or self.database_url
+
 
 def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> Settings:
     """Reads and checks the settings.
@@ -247,7 +252,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
     except ValueError:
         problems.append("RATE_LIMIT_EXEMPT_NETWORKS is not a list of networks such as 10.0.0.0/8")
 
-    origins = frozenset(origin.strip() for origin in values.get("CORS_ALLOWED_ORIGINS", "").split(",")) - {""}
+    origins = frozenset(_listed(values.get("CORS_ALLOWED_ORIGINS", "")))
     if any(urlsplit(origin)[2:] != ("", "", "") or not urlsplit(origin).hostname for origin in origins):
         problems.append("CORS_ALLOWED_ORIGINS is not a list of origins such as https://app.example.com")
 
@@ -315,6 +320,17 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 def settings() -> Settings:
     """The settings of this process."""
     return load(os.environ)
+
+
+def required(key: bytes, name: str) -> bytes:
+    """A key that is used: under an empty one anybody could make what we make.
+
+    Raises:
+        RuntimeError: it is not set, as the function does not state that it uses it.
+    """
+    if not key:
+        raise RuntimeError(f"{name} is not set: a function that needs it has to state what it uses")
+    return key
 
 
 def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:

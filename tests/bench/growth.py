@@ -118,7 +118,7 @@ def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], flo
 @contextmanager
 def _database(accounts: int) -> Iterator[Engine]:
     """A database of its own with so many accounts."""
-    server_url = settings().owner_database_url or settings().database_url
+    server_url = settings().privileged_database_url
     url = make_url(server_url).set(drivername="postgresql+pg8000")
     name = f"aegis_growth_{accounts}"
     server = create_engine(url, isolation_level="AUTOCOMMIT")

@@ -28,7 +28,7 @@ def measure() -> list[Figure]:
     try:
         return [_cached(), _miss(), _login(), _refresh(), _register()]
     finally:
-        with unpooled(settings().owner_database_url or settings().database_url).begin() as connection:
+        with unpooled(settings().privileged_database_url).begin() as connection:
             connection.execute(text("TRUNCATE outbox"))  # or whoever measures the relay would find them
 
 

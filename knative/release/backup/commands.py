@@ -18,10 +18,9 @@ def run(called: argparse.Namespace) -> str:
     own, progress = settings(), Progress()
     vault = _vault(own, called, progress)
     if called.command == "backups":
-        owner = own.owner_database_url or own.database_url
-        accepted = [authenticity.accept(vault, name, owner) for name in called.accept]
+        accepted = [authenticity.accept(vault, name, own.privileged_database_url) for name in called.accept]
         return "\n".join(accepted) or listing.table(vault)
-    database = _url(called.url) or own.owner_database_url or own.database_url
+    database = _url(called.url) or own.privileged_database_url
     postgresql.wait_for(database, progress)
     match called.command:
         case "backup":
