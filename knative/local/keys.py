@@ -124,7 +124,7 @@ def _add(file: Path, values: dict[str, str]) -> list[str]:
 def main() -> None:
     for file in map(Path, sys.argv[1:]):
         if made := write_secrets(file):
-            print(f"{file} now has {', '.join(made)}")
+            print(f"the secrets in {file.parent} now have {', '.join(made)}")
         else:
             print(f"{file} has all secrets already; delete it for new ones")
 
