@@ -10,7 +10,7 @@ import pyrage
 import pytest
 
 from knative.release.backup import identity, in_cluster
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_for
 from tests.knative.test_backup import new_vault, refusal
 
 CONTEXT, POD = "a-context", "restore-20260131-170000-abcde"
@@ -61,7 +61,7 @@ def test_an_identity_reaches_the_command_in_a_pod_by_its_standard_input_alone(
     given = new_identity(), new_identity()
     in_cluster.hand_over(CONTEXT, POD, given)
     assert arguments.read_text().split()[-1] == POD
-    assert identity.TAKEN in log.read_text()
+    wait_for(lambda: identity.TAKEN in log.read_text())  # tee passes a line on before it has written it
     for one in given:
         assert one not in arguments.read_text() + log.read_text()
 
