@@ -23,7 +23,7 @@ fuzz: setup  ## send what nobody expects to every operation (EXAMPLES=300 for ea
 test-kafka: setup  ## run the tests of events on Apache Kafka (KAFKA=../shared/kafka/kafka, a command that sets one up)
 	@export KAFKA="$(or $(KAFKA),../shared/kafka/kafka)" KAFKA_DATA="$(CURDIR)/.local/kafka"; \
 	export KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) && trap '"$$KAFKA" down' EXIT && \
-	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/shared/test_consumer_lag.py tests/knative/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
+	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/shared/test_consumer_lag.py tests/shared/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
 
 test-clients: setup  ## run the examples of docs/tokens.md in Node, Go and Spring, where these are installed
 	@$(BIN)/python -m pytest tests/clients -n 0
@@ -49,10 +49,11 @@ bench-scale: setup  ## measure what a million accounts cost beside a thousand: t
 bench-cluster: setup  ## on a cluster: measure the way from zero pods, and what a pod of each function takes (JSON= WHAT=zero)
 	@$(BIN)/python -m tests.bench.cluster $(WHAT)
 
-check: setup  ## lint code and API documents, check format and types, render and validate the manifests
+check: setup  ## lint code and API documents, check format, types and imports, render and validate the manifests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m knative.check
 	@$(BIN)/python -m tests.documents
 

@@ -3,16 +3,18 @@
 from sqlalchemy import select, update
 from uuid_utils.compat import uuid7
 
-from shared import credentials, former_addresses, profiles, sessions
-from shared.access_tokens import Caller
-from shared.credentials import WrongPassword
-from shared.database import transaction
-from shared.events import EmailChangeRequested, EmailVerificationRequested, RegistrationRepeated, announce
-from shared.fields import EmailAddress, Password, RequestBody, canonical_email
-from shared.http_function import http_function
-from shared.problems import Problem
-from shared.tables import account
-from shared.verifications import CHANGE_EMAIL, void
+from shared.events.outbox import announce
+from shared.events.types import EmailChangeRequested, EmailVerificationRequested, RegistrationRepeated
+from shared.framework.http_function import http_function
+from shared.identity import credentials, former_addresses, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.credentials import WrongPassword
+from shared.identity.verifications import CHANGE_EMAIL, void
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import Problem
+from shared.text.fields import EmailAddress, Password, RequestBody, canonical_email
+from shared.users import profiles
 
 
 class EmailChange(RequestBody):

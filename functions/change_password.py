@@ -1,12 +1,13 @@
 """Change one's password."""
 
-from shared import authentication, credentials, profiles, sessions
-from shared.access_tokens import Caller
-from shared.credentials import WrongPassword
-from shared.database import transaction
-from shared.fields import NewPassword, Password, RequestBody
-from shared.http_function import http_function
-from shared.passwords import check_acceptable, hash_password
+from shared.framework.http_function import http_function
+from shared.identity import authentication, credentials, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.credentials import WrongPassword
+from shared.identity.passwords import check_acceptable, hash_password
+from shared.postgresql.transactions import transaction
+from shared.text.fields import NewPassword, Password, RequestBody
+from shared.users import profiles
 
 
 class PasswordChange(RequestBody):

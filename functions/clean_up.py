@@ -8,12 +8,14 @@ from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Table, delete, exists, func, select, tuple_
 
-from shared import idempotency, outbox, sessions
-from shared.database import transaction
-from shared.event_function import event_function
-from shared.events import UserPurged, announce
-from shared.schedules import ScheduleFired
-from shared.tables import (
+from shared.events.outbox import announce
+from shared.events.schedules import ScheduleFired
+from shared.events.types import UserPurged
+from shared.framework import idempotency
+from shared.framework.event_function import event_function
+from shared.identity import sessions
+from shared.postgresql import partitions
+from shared.postgresql.tables import (
     account,
     challenge,
     credential,
@@ -27,6 +29,7 @@ from shared.tables import (
     totp,
     verification,
 )
+from shared.postgresql.transactions import transaction
 
 BATCH = 1000
 WORK_SECONDS = 20.0
@@ -38,7 +41,7 @@ PENDING = timedelta(days=7)
 """For so long an address may wait to be verified, from the last registration of it, or until a link has expired."""
 ENDED_SESSIONS = timedelta(days=90)
 """For so long a user can see in an export which sessions there were."""
-DELIVERED = outbox.KEPT
+DELIVERED = partitions.KEPT
 """An event may come again for as long as the outbox has it."""
 RETRIED = timedelta(days=30)
 """For so long an operator can see what was retried and not given up again."""

@@ -6,16 +6,18 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from sqlalchemy import func, select, update
 
-from shared import authentication, first_factor, profiles, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import TotpEnabled, announce
-from shared.fields import ABSENT, RequestBody
-from shared.first_factor import FirstFactorCode, FirstFactorCodeRequired
-from shared.http_function import http_function
-from shared.problems import FieldError, InvalidRequest, Problem
-from shared.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
-from shared.tables import totp
+from shared.events.outbox import announce
+from shared.events.types import TotpEnabled
+from shared.framework.http_function import http_function
+from shared.identity import authentication, first_factor, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.first_factor import FirstFactorCode, FirstFactorCodeRequired
+from shared.identity.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
+from shared.postgresql.tables import totp
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import FieldError, InvalidRequest, Problem
+from shared.text.fields import ABSENT, RequestBody
+from shared.users import profiles
 
 LIFETIME = timedelta(minutes=15)
 """Of an enrolment that waits to be confirmed."""

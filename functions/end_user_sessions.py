@@ -4,13 +4,14 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from shared import authentication, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import SessionsEnded, announce
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.tables import account
+from shared.events.outbox import announce
+from shared.events.types import SessionsEnded
+from shared.framework.http_function import http_function
+from shared.identity import authentication, sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import NoSuchItem
 
 
 @http_function(

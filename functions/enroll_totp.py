@@ -7,13 +7,13 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 
-from shared import sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.http_function import http_function
-from shared.problems import Problem
-from shared.second_factors import SECRET_BYTES, seal_secret
-from shared.tables import account, totp
+from shared.framework.http_function import http_function
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.second_factors import SECRET_BYTES, seal_secret
+from shared.postgresql.tables import account, totp
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import Problem
 
 
 class TotpEnrolment(TypedDict):

@@ -9,14 +9,13 @@ from flask import Request
 from sqlalchemy import Connection, Select, exists, func, select
 from typing_extensions import TypedDict
 
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import DataExported, announce
-from shared.formats import DateText, TimeText, UuidText
-from shared.http_function import http_function
-from shared.problems import Unauthenticated
-from shared.replica import read
-from shared.tables import (
+from shared.events.outbox import announce
+from shared.events.types import DataExported
+from shared.framework.http_function import http_function
+from shared.identity.access_tokens import Caller
+from shared.identity.verifications import FIRST_FACTOR
+from shared.postgresql.replica import read
+from shared.postgresql.tables import (
     account,
     audit,
     business,
@@ -32,7 +31,9 @@ from shared.tables import (
     totp,
     verification,
 )
-from shared.verifications import FIRST_FACTOR
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import Unauthenticated
+from shared.text.formats import DateText, TimeText, UuidText
 
 MAX_ITEMS = 5000
 """Of each kind, newest first; a user who has more of one gets the others on request."""

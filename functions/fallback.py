@@ -2,10 +2,10 @@
 
 from flask import Request
 
-from shared import cors
-from shared.http_function import http_function
-from shared.manifests import methods_at
-from shared.problems import MethodNotAllowed, NotFound
+from shared.framework.http_function import http_function
+from shared.http import cors
+from shared.runtime.manifests import methods_at
+from shared.runtime.problems import MethodNotAllowed, NotFound
 
 
 @http_function("*", "/*", status=204)

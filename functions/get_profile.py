@@ -1,10 +1,10 @@
 """Read one's own profile."""
 
-from shared import profiles
-from shared.access_tokens import Caller
-from shared.http_function import http_function
-from shared.problems import Unauthenticated
-from shared.profiles import Profile
+from shared.framework.http_function import http_function
+from shared.identity.access_tokens import Caller
+from shared.runtime.problems import Unauthenticated
+from shared.users import profiles
+from shared.users.profiles import Profile
 
 
 def cache_key(caller: Caller) -> str:
@@ -21,7 +21,7 @@ def get_profile(caller: Caller, cached: bytes | None) -> Profile | bytes:
     if cached:
         return cached
     # Imported on a miss: a warm read never meets the database.
-    from shared.database import transaction
+    from shared.postgresql.transactions import transaction
 
     with transaction() as connection:
         profile = profiles.read(connection, caller.user_id)

@@ -2,13 +2,13 @@
 
 from uuid import UUID
 
-from shared import users
-from shared.access_tokens import Caller
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.replica import read
-from shared.request import Reply
-from shared.users import UserDetails
+from shared.framework.http_function import http_function
+from shared.http.request import Reply
+from shared.identity.access_tokens import Caller
+from shared.postgresql.replica import read
+from shared.runtime.problems import NoSuchItem
+from shared.users import users
+from shared.users.users import UserDetails
 
 
 @http_function("GET", "/api/v1/users/{user_id}", role="admin", problems=[NoSuchItem], may_lag=True)

@@ -2,11 +2,11 @@
 
 from typing_extensions import TypedDict
 
-from shared.access_tokens import ALGORITHM
-from shared.discovery import CACHE_CONTROL, JWKS_PATH
-from shared.http_function import http_function
-from shared.request import Reply
-from shared.settings import settings
+from shared.framework.http_function import http_function
+from shared.http.request import Reply
+from shared.identity.access_tokens import ALGORITHM
+from shared.identity.discovery import CACHE_CONTROL, JWKS_PATH
+from shared.runtime.settings import settings
 
 
 class PublicKey(TypedDict):

@@ -14,11 +14,11 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from sqlalchemy import case, func
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import logs
-from shared.database import transaction
-from shared.event_function import MAX_IDENTITY_LENGTH, event_function
-from shared.manifests import function_name
-from shared.tables import dead_letter
+from shared.framework.event_function import MAX_IDENTITY_LENGTH, event_function
+from shared.postgresql.tables import dead_letter
+from shared.postgresql.transactions import transaction
+from shared.runtime import logs
+from shared.runtime.manifests import function_name
 
 MAX_ERROR_LENGTH = 1000
 

@@ -6,14 +6,14 @@ from uuid import UUID
 from sqlalchemy import Select, select
 from typing_extensions import TypedDict
 
-from shared import pages
-from shared.access_tokens import Caller
-from shared.formats import TimeText, UuidText
-from shared.http_function import http_function
-from shared.pages import PageQuery
-from shared.replica import read
-from shared.request import Reply
-from shared.tables import audit
+from shared.framework import pages
+from shared.framework.http_function import http_function
+from shared.framework.pages import PageQuery
+from shared.http.request import Reply
+from shared.identity.access_tokens import Caller
+from shared.postgresql.replica import read
+from shared.postgresql.tables import audit
+from shared.text.formats import TimeText, UuidText
 
 
 class AuditEntry(TypedDict):

@@ -3,11 +3,11 @@
 from sqlalchemy import select
 from typing_extensions import TypedDict
 
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.formats import TimeText, UuidText
-from shared.http_function import http_function
-from shared.tables import passkey
+from shared.framework.http_function import http_function
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import passkey
+from shared.postgresql.transactions import transaction
+from shared.text.formats import TimeText, UuidText
 
 
 class Passkey(TypedDict):

@@ -3,12 +3,12 @@
 from sqlalchemy import select
 from typing_extensions import TypedDict
 
-from shared import sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.formats import TimeText, UuidText
-from shared.http_function import http_function
-from shared.tables import session
+from shared.framework.http_function import http_function
+from shared.identity.access_tokens import Caller
+from shared.identity.live_sessions import is_live
+from shared.postgresql.tables import session
+from shared.postgresql.transactions import transaction
+from shared.text.formats import TimeText, UuidText
 
 
 class LiveSession(TypedDict):
@@ -35,7 +35,7 @@ def list_sessions(caller: Caller) -> LiveSessions:
     """
     of_caller = (
         select(session)
-        .where(session.c.account_id == caller.user_id, sessions.is_live())
+        .where(session.c.account_id == caller.user_id, is_live())
         .order_by(session.c.last_used_at.desc(), session.c.id.desc())
     )
     with transaction() as connection:

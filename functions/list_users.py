@@ -8,18 +8,19 @@ from pydantic import AfterValidator, Field
 from sqlalchemy import ColumnElement, Connection, Select, any_, func, literal, select
 from typing_extensions import TypedDict
 
-from shared import pages, users
-from shared.access_tokens import Caller
-from shared.business_numbers import BusinessNumber
-from shared.fields import Prefix, mailbox
-from shared.http_function import http_function
-from shared.pages import PageQuery
-from shared.phone_numbers import PhoneNumber
-from shared.replica import read
-from shared.request import Reply
-from shared.tables import account, business, folded_name
-from shared.text import folded
-from shared.users import ListedUser, Status
+from shared.framework import pages
+from shared.framework.http_function import http_function
+from shared.framework.pages import PageQuery
+from shared.http.request import Reply
+from shared.identity.access_tokens import Caller
+from shared.postgresql.replica import read
+from shared.postgresql.tables import account, business, folded_name
+from shared.text.business_numbers import BusinessNumber
+from shared.text.fields import Prefix, mailbox
+from shared.text.normalisation import folded
+from shared.users import users
+from shared.users.phone_numbers import PhoneNumber
+from shared.users.users import ListedUser, Status
 
 PATH = "/api/v1/users"
 

@@ -5,18 +5,20 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, select
 
-from shared import challenges, logs, sessions
-from shared.challenges import SECOND_FACTOR
-from shared.clients import Client
-from shared.credentials import GUESSES
-from shared.database import prepared, transaction
-from shared.fields import EmailAddress, Password, RequestBody, canonical_email
-from shared.http_function import http_function
-from shared.passwords import verify_password
-from shared.problems import Problem, ProblemExtensions
-from shared.rate_limits import forgive
-from shared.sessions import TokenPair
-from shared.tables import account, credential, totp
+from shared.framework.http_function import http_function
+from shared.http.clients import Client
+from shared.http.rate_limits import forgive
+from shared.identity import challenges, sessions
+from shared.identity.challenges import SECOND_FACTOR
+from shared.identity.credentials import GUESSES
+from shared.identity.passwords import verify_password
+from shared.identity.sessions import TokenPair
+from shared.postgresql.pool import prepared
+from shared.postgresql.tables import account, credential, totp
+from shared.postgresql.transactions import transaction
+from shared.runtime import logs
+from shared.runtime.problems import Problem, ProblemExtensions
+from shared.text.fields import EmailAddress, Password, RequestBody, canonical_email
 
 # Made once, as to compose a statement takes longer than to execute it.
 BY_EMAIL = prepared(

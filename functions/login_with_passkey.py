@@ -5,18 +5,19 @@ from typing import Annotated, Any
 from pydantic import Field
 from sqlalchemy import Row, func, select, update
 
-from shared import challenges, logs, passkeys, sessions
-from shared.challenges import PASSKEY_LOGIN
-from shared.clients import Client
-from shared.database import transaction
-from shared.fields import RequestBody
-from shared.http_function import http_function
-from shared.passkeys import LongBytes, PublicKeyCredential, ShortBytes, WebAuthnObject
-from shared.problems import Problem
-from shared.sessions import TokenPair
-from shared.settings import settings
-from shared.tables import account, passkey
-from shared.tokens import decode, encode
+from shared.framework.http_function import http_function
+from shared.http.clients import Client
+from shared.identity import challenges, passkeys, sessions
+from shared.identity.challenges import PASSKEY_LOGIN
+from shared.identity.passkeys import LongBytes, PublicKeyCredential, ShortBytes, WebAuthnObject
+from shared.identity.sessions import TokenPair
+from shared.identity.tokens import decode, encode
+from shared.postgresql.tables import account, passkey
+from shared.postgresql.transactions import transaction
+from shared.runtime import logs
+from shared.runtime.problems import Problem
+from shared.runtime.settings import settings
+from shared.text.fields import RequestBody
 
 AMR = ["pop", "user", "mfa"]
 """RFC 8176, 2: possession of a key was proved, by a user who was present, with a PIN, finger or face beside it."""

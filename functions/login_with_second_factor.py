@@ -5,18 +5,20 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr
 from sqlalchemy import Connection, Row, Select, select
 
-from shared import challenges, known_devices, logs, sessions
-from shared.challenges import SECOND_FACTOR
-from shared.clients import Client
-from shared.database import transaction
-from shared.events import RecoveryCodeUsed, announce
-from shared.fields import OpaqueToken, RequestBody
-from shared.http_function import http_function
-from shared.problems import Problem
-from shared.rate_limits import enforce, forgive
-from shared.second_factors import METHODS, recovery_code_hash, step_of, use_recovery_code, use_step
-from shared.sessions import TokenPair
-from shared.tables import account, challenge, totp
+from shared.events.outbox import announce
+from shared.events.types import RecoveryCodeUsed
+from shared.framework.http_function import http_function
+from shared.http.clients import Client
+from shared.http.rate_limits import enforce, forgive
+from shared.identity import challenges, known_devices, sessions
+from shared.identity.challenges import SECOND_FACTOR
+from shared.identity.second_factors import METHODS, recovery_code_hash, step_of, use_recovery_code, use_step
+from shared.identity.sessions import TokenPair
+from shared.postgresql.tables import account, challenge, totp
+from shared.postgresql.transactions import transaction
+from shared.runtime import logs
+from shared.runtime.problems import Problem
+from shared.text.fields import OpaqueToken, RequestBody
 
 MAX_TRIES = 5
 """Of one challenge."""

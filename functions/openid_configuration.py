@@ -1,8 +1,8 @@
 """Publish how access tokens are verified, for clients of OpenID Connect Discovery."""
 
-from shared.discovery import Metadata, metadata
-from shared.http_function import http_function
-from shared.request import Reply
+from shared.framework.http_function import http_function
+from shared.http.request import Reply
+from shared.identity.discovery import Metadata, metadata
 
 
 @http_function("GET", "/.well-known/openid-configuration", uses=["public_url"])

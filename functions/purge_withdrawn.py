@@ -6,12 +6,14 @@ from uuid import UUID
 
 from sqlalchemy import delete, select
 
-from shared import profiles, withdrawals
-from shared.database import transaction
-from shared.event_function import event_function
-from shared.events import UserPurged, announce
-from shared.schedules import ScheduleFired
-from shared.tables import account
+from shared.events.outbox import announce
+from shared.events.schedules import ScheduleFired
+from shared.events.types import UserPurged
+from shared.framework.event_function import event_function
+from shared.identity import withdrawals
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.users import profiles
 
 BATCH = 200
 WORK_SECONDS = 20.0

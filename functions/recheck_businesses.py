@@ -5,11 +5,12 @@ from datetime import timedelta
 
 from sqlalchemy import exists, func, or_, select, update
 
-from shared.database import transaction
-from shared.event_function import event_function
-from shared.events import BusinessCheckDue, announce
-from shared.schedules import ScheduleFired
-from shared.tables import account, business
+from shared.events.outbox import announce
+from shared.events.schedules import ScheduleFired
+from shared.events.types import BusinessCheckDue
+from shared.framework.event_function import event_function
+from shared.postgresql.tables import account, business
+from shared.postgresql.transactions import transaction
 
 INTERVAL = timedelta(hours=23)
 """Less than a day, so that what was checked late one night is not left out the next."""

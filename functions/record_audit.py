@@ -7,13 +7,13 @@ from cloudevents.http import CloudEvent
 from sqlalchemy import Connection, bindparam, exists, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.cloud_events import parse_time
-from shared.database import prepared
-from shared.event_function import event_function
-from shared.events import ALL_EVENTS, Event
-from shared.fields import to_uuid
-from shared.problems import InvalidRequest
-from shared.tables import account, audit
+from shared.events.cloud_events import parse_time
+from shared.events.types import ALL_EVENTS, Event
+from shared.framework.event_function import event_function
+from shared.postgresql.pool import prepared
+from shared.postgresql.tables import account, audit
+from shared.runtime.problems import InvalidRequest
+from shared.text.fields import to_uuid
 
 COLUMNS = audit.c["event_id", "account_id", "type", "occurred_at", "request_id", "data"]
 

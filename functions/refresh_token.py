@@ -4,16 +4,21 @@ from datetime import timedelta
 
 from sqlalchemy import bindparam, func, select, update
 
-from shared import authentication, logs, own_writes, sessions
-from shared.access_tokens import Caller
-from shared.database import prepared, together, transaction
-from shared.events import RefreshTokenReused, announce
-from shared.fields import OpaqueToken, RequestBody
-from shared.http_function import http_function
-from shared.problems import Problem
-from shared.sessions import TokenPair
-from shared.tables import account, credential, session
-from shared.tables import refresh_token as tokens
+from shared.events.outbox import announce
+from shared.events.types import RefreshTokenReused
+from shared.framework.http_function import http_function
+from shared.identity import authentication, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.live_sessions import is_live
+from shared.identity.sessions import TokenPair
+from shared.postgresql import own_writes
+from shared.postgresql.pool import prepared
+from shared.postgresql.tables import account, credential, session
+from shared.postgresql.tables import refresh_token as tokens
+from shared.postgresql.transactions import together, transaction
+from shared.runtime import logs
+from shared.runtime.problems import Problem
+from shared.text.fields import OpaqueToken, RequestBody
 
 GRACE = timedelta(seconds=10)
 """A token may be sent again for so long, by a client that lost the answer; it gets the same successor."""
@@ -34,7 +39,7 @@ LOCKED = prepared(
     .join(session, session.c.id == tokens.c.session_id)
     .join(account, account.c.id == session.c.account_id)
     .outerjoin(credential, credential.c.account_id == account.c.id)
-    .where(_IS_TOKEN, sessions.is_live(), account.c.status == "active")
+    .where(_IS_TOKEN, is_live(), account.c.status == "active")
     .with_for_update(of=[tokens, session])
 )
 """The token and its live session, locked: of requests with one token, one rotates it and the others see that."""

@@ -4,13 +4,14 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
-from shared import former_addresses
-from shared.database import transaction
-from shared.events import RegistrationRepeated, UserRegistered, announce
-from shared.fields import EmailAddress, Locale, Name, NewPassword, RequestBody, canonical_email
-from shared.http_function import http_function
-from shared.passwords import check_acceptable, hash_password
-from shared.tables import account, credential
+from shared.events.outbox import announce
+from shared.events.types import RegistrationRepeated, UserRegistered
+from shared.framework.http_function import http_function
+from shared.identity import former_addresses
+from shared.identity.passwords import check_acceptable, hash_password
+from shared.postgresql.tables import account, credential
+from shared.postgresql.transactions import transaction
+from shared.text.fields import EmailAddress, Locale, Name, NewPassword, RequestBody, canonical_email
 
 
 class Registration(RequestBody):

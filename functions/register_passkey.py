@@ -8,19 +8,20 @@ from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 from uuid_utils.compat import uuid7
 
-from shared import challenges, first_factor, passkeys, sessions, tokens
-from shared.access_tokens import Caller
-from shared.challenges import PASSKEY_REGISTRATION
-from shared.database import transaction
-from shared.events import PasskeyRegistered, announce
-from shared.fields import ABSENT, Name, RequestBody
-from shared.first_factor import FirstFactorCode, FirstFactorCodeRequired
-from shared.formats import TimeText, UuidText
-from shared.http_function import http_function
-from shared.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
-from shared.problems import Problem
-from shared.settings import settings
-from shared.tables import passkey
+from shared.events.outbox import announce
+from shared.events.types import PasskeyRegistered
+from shared.framework.http_function import http_function
+from shared.identity import challenges, first_factor, passkeys, sessions, tokens
+from shared.identity.access_tokens import Caller
+from shared.identity.challenges import PASSKEY_REGISTRATION
+from shared.identity.first_factor import FirstFactorCode, FirstFactorCodeRequired
+from shared.identity.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
+from shared.postgresql.tables import passkey
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import Problem
+from shared.runtime.settings import settings
+from shared.text.fields import ABSENT, Name, RequestBody
+from shared.text.formats import TimeText, UuidText
 
 Transport = Annotated[str, Field(max_length=32)]
 

@@ -4,14 +4,15 @@ from uuid import UUID
 
 from sqlalchemy import delete
 
-from shared import factors, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import PasskeyRemoved, announce
-from shared.factors import LastFactor
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.tables import passkey
+from shared.events.outbox import announce
+from shared.events.types import PasskeyRemoved
+from shared.framework.http_function import http_function
+from shared.identity import factors, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.factors import LastFactor
+from shared.postgresql.tables import passkey
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import NoSuchItem
 
 
 @http_function(

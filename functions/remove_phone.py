@@ -2,12 +2,14 @@
 
 from sqlalchemy import delete, update
 
-from shared import profiles, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import PhoneRemoved, announce
-from shared.http_function import http_function
-from shared.tables import account, phone_verification
+from shared.events.outbox import announce
+from shared.events.types import PhoneRemoved
+from shared.framework.http_function import http_function
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import account, phone_verification
+from shared.postgresql.transactions import transaction
+from shared.users import profiles
 
 
 @http_function("DELETE", "/api/v1/users/me/phone", status=204, recent_login=True)

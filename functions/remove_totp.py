@@ -2,14 +2,16 @@
 
 from sqlalchemy import select
 
-from shared import factors, profiles, second_factors, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import TotpRemoved, announce
-from shared.factors import LastFactor
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.tables import totp
+from shared.events.outbox import announce
+from shared.events.types import TotpRemoved
+from shared.framework.http_function import http_function
+from shared.identity import factors, second_factors, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.factors import LastFactor
+from shared.postgresql.tables import totp
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import NoSuchItem
+from shared.users import profiles
 
 
 @http_function(

@@ -5,13 +5,15 @@ from uuid import UUID
 from sqlalchemy import delete, select
 from typing_extensions import TypedDict
 
-from shared import administrators, authentication, first_factor, profiles, second_factors, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import FactorsRemoved, announce
-from shared.http_function import http_function
-from shared.problems import NoSuchItem, Problem
-from shared.tables import account, passkey
+from shared.events.outbox import announce
+from shared.events.types import FactorsRemoved
+from shared.framework.http_function import http_function
+from shared.identity import administrators, authentication, first_factor, second_factors, sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import account, passkey
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import NoSuchItem, Problem
+from shared.users import profiles
 
 
 class OwnFactors(Problem):

@@ -2,14 +2,15 @@
 
 from sqlalchemy import select
 
-from shared import sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import RecoveryCodesRenewed, announce
-from shared.factors import has_app
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.second_factors import NewRecoveryCodes, replace_recovery_codes
+from shared.events.outbox import announce
+from shared.events.types import RecoveryCodesRenewed
+from shared.framework.http_function import http_function
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.factors import has_app
+from shared.identity.second_factors import NewRecoveryCodes, replace_recovery_codes
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import NoSuchItem
 
 
 @http_function("POST", "/api/v1/users/me/totp/recovery-codes", status=201, recent_login=True, problems=[NoSuchItem])

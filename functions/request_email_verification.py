@@ -3,11 +3,12 @@
 from sqlalchemy import or_, select
 from uuid_utils.compat import uuid7
 
-from shared.database import transaction
-from shared.events import EmailVerificationRequested, announce
-from shared.fields import EmailAddress, RequestBody, canonical_email
-from shared.http_function import http_function
-from shared.tables import account
+from shared.events.outbox import announce
+from shared.events.types import EmailVerificationRequested
+from shared.framework.http_function import http_function
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.text.fields import EmailAddress, RequestBody, canonical_email
 
 
 class UnverifiedAddress(RequestBody):

@@ -4,12 +4,12 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from shared import challenges, passkeys
-from shared.challenges import PASSKEY_LOGIN
-from shared.database import transaction
-from shared.http_function import http_function
-from shared.passkeys import CredentialDescriptor
-from shared.settings import settings
+from shared.framework.http_function import http_function
+from shared.identity import challenges, passkeys
+from shared.identity.challenges import PASSKEY_LOGIN
+from shared.identity.passkeys import CredentialDescriptor
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 
 
 class PasskeyRequestOptions(TypedDict):

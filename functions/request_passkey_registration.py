@@ -5,14 +5,14 @@ from typing import Literal
 from sqlalchemy import select
 from typing_extensions import TypedDict
 
-from shared import challenges, passkeys, sessions, tokens
-from shared.access_tokens import Caller
-from shared.challenges import PASSKEY_REGISTRATION
-from shared.database import transaction
-from shared.http_function import http_function
-from shared.passkeys import CredentialDescriptor, TooManyPasskeys
-from shared.settings import settings
-from shared.tables import account, passkey
+from shared.framework.http_function import http_function
+from shared.identity import challenges, passkeys, sessions, tokens
+from shared.identity.access_tokens import Caller
+from shared.identity.challenges import PASSKEY_REGISTRATION
+from shared.identity.passkeys import CredentialDescriptor, TooManyPasskeys
+from shared.postgresql.tables import account, passkey
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 
 
 class RelyingParty(TypedDict):

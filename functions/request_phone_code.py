@@ -3,16 +3,18 @@
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import sending, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import PhoneCodeRequested, announce
-from shared.fields import RequestBody
-from shared.http_function import http_function
-from shared.phone_numbers import TextablePhoneNumber
-from shared.problems import TooManyRequests
-from shared.rate_limits import enforce
-from shared.tables import phone_verification
+from shared.events.outbox import announce
+from shared.events.types import PhoneCodeRequested
+from shared.framework.http_function import http_function
+from shared.http.rate_limits import enforce
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import phone_verification
+from shared.postgresql.transactions import transaction
+from shared.providers import sending_limits
+from shared.runtime.problems import TooManyRequests
+from shared.text.fields import RequestBody
+from shared.users.phone_numbers import TextablePhoneNumber
 
 PER_NUMBER = "10/day"
 """Over all accounts: each text costs money, and somebody who may not have asked for it reads it."""
@@ -41,7 +43,7 @@ def request_phone_code(body: NewPhone, caller: Caller) -> None:
     each account, fifty times in all at the most. Only numbers of some regions are taken, by default those of Korea.
     """
     _count(str(caller.user_id), body.phone)
-    sending.count_text()
+    sending_limits.count_text()
     row = {"phone": body.phone, "code_hash": None, "tries": 0, "requested_at": func.now(), "expires_at": None}
     with transaction() as connection:
         sessions.lock(connection, caller)

@@ -8,14 +8,14 @@ from uuid import UUID
 
 from sqlalchemy import ARRAY, Connection, Text, Uuid, any_, cast, column, exists, func, literal, select, update, values
 
-from shared import dead_letters
-from shared.database import transaction
-from shared.event_function import event_function
-from shared.events import ALL_EVENTS, SOURCE
-from shared.manifests import triggers
-from shared.outbox import wake_relay
-from shared.schedules import ScheduleFired
-from shared.tables import dead_letter, outbox, processed_event
+from shared.events import dead_letters
+from shared.events.outbox import wake_relay
+from shared.events.schedules import ScheduleFired
+from shared.events.types import ALL_EVENTS, SOURCE
+from shared.framework.event_function import event_function
+from shared.postgresql.tables import dead_letter, outbox, processed_event
+from shared.postgresql.transactions import transaction
+from shared.runtime.manifests import triggers
 
 LATE = timedelta(hours=1)
 """After it was sent. Longer than any Trigger tries one event, though not than a long queue of them may last."""

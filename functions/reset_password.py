@@ -2,13 +2,16 @@
 
 from sqlalchemy import select
 
-from shared import authentication, credentials, logs, profiles, rate_limits
-from shared.database import transaction
-from shared.fields import NewPassword, OpaqueToken, RequestBody, canonical_email
-from shared.http_function import http_function
-from shared.passwords import check_acceptable, hash_password
-from shared.tables import account
-from shared.verifications import RESET_PASSWORD, InvalidLink, find, spend
+from shared.framework.http_function import http_function
+from shared.http import rate_limits
+from shared.identity import authentication, credentials
+from shared.identity.passwords import check_acceptable, hash_password
+from shared.identity.verifications import RESET_PASSWORD, InvalidLink, find, spend
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime import logs
+from shared.text.fields import NewPassword, OpaqueToken, RequestBody, canonical_email
+from shared.users import profiles
 
 
 class PasswordReset(RequestBody):

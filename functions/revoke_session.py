@@ -2,12 +2,13 @@
 
 from uuid import UUID
 
-from shared import authentication, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import LoggedOut, announce
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
+from shared.events.outbox import announce
+from shared.events.types import LoggedOut
+from shared.framework.http_function import http_function
+from shared.identity import authentication, sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import NoSuchItem
 
 
 @http_function(

@@ -6,16 +6,18 @@ from datetime import timedelta
 
 from sqlalchemy import select
 
-from shared import events, former_addresses, sending
-from shared.database import transaction
-from shared.event_function import event_function
-from shared.events import Event
-from shared.fields import mailbox
-from shared.mail_provider import send_mail
-from shared.mails import compose
-from shared.settings import settings
-from shared.tables import account
-from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, create
+from shared.events import types
+from shared.events.types import Event
+from shared.framework.event_function import event_function
+from shared.identity import former_addresses
+from shared.identity.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, create
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.providers import sending_limits
+from shared.providers.mail_provider import send_mail
+from shared.providers.mail_texts import compose
+from shared.runtime.settings import settings
+from shared.text.fields import mailbox
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Mail:
-    """What an event calls for: a section of shared/mails/mails.toml, to accounts in one of these states."""
+    """What an event calls for: a section of mail_texts/mails.toml, to accounts in one of these states."""
 
     event: type[Event]
     section: str
@@ -54,35 +56,35 @@ CHANGE = Link("verify-email", CHANGE_EMAIL, timedelta(hours=24))
 RESET = Link("reset-password", RESET_PASSWORD, timedelta(minutes=30))
 
 MAILS = (
-    Mail(events.UserRegistered, "registered", PENDING, VERIFY),
-    Mail(events.RegistrationRepeated, "registration_repeated", ACTIVE | WITHDRAWN),
-    Mail(events.EmailVerificationRequested, "email_verification_requested", PENDING, VERIFY),
-    Mail(events.EmailVerificationRequested, "new_email", ACTIVE, CHANGE, to_new_address=True),
-    Mail(events.EmailChangeRequested, "email_change_requested", VERIFIED),
-    Mail(events.EmailChanged, "email_changed", VERIFIED),
-    Mail(events.EmailReplaced, "email_replaced", VERIFIED),
-    Mail(events.EmailChangeUndone, "email_change_undone", VERIFIED),
-    Mail(events.PasswordResetRequested, "password_reset_requested", ACTIVE | WITHDRAWN, RESET),
-    Mail(events.PasswordChanged, "password_changed", VERIFIED),
-    Mail(events.RefreshTokenReused, "refresh_token_reused", VERIFIED),
-    Mail(events.TotpEnabled, "totp_enabled", VERIFIED),
-    Mail(events.TotpRemoved, "totp_removed", VERIFIED),
-    Mail(events.RecoveryCodeUsed, "recovery_code_used", VERIFIED),
-    Mail(events.RecoveryCodesRenewed, "recovery_codes_renewed", VERIFIED),
-    Mail(events.PasskeyRegistered, "passkey_registered", VERIFIED),
-    Mail(events.PasskeyRemoved, "passkey_removed", VERIFIED),
-    Mail(events.FactorsRemoved, "factors_removed", VERIFIED),
-    Mail(events.PhoneVerified, "phone_verified", VERIFIED),
-    Mail(events.PhoneRemoved, "phone_removed", VERIFIED),
-    Mail(events.BusinessVerified, "business_verified", ACTIVE),
-    Mail(events.BusinessRejected, "business_rejected", ACTIVE),
-    Mail(events.BusinessClosed, "business_closed", ACTIVE),
-    Mail(events.UserWithdrawn, "withdrawn", WITHDRAWN),
-    Mail(events.UserRestored, "restored", ACTIVE),
-    Mail(events.UserSuspended, "suspended", SUSPENDED),
-    Mail(events.UserReinstated, "reinstated", ACTIVE),
-    Mail(events.SessionsEnded, "sessions_ended", VERIFIED),
-    Mail(events.RolesChanged, "roles_changed", ACTIVE),
+    Mail(types.UserRegistered, "registered", PENDING, VERIFY),
+    Mail(types.RegistrationRepeated, "registration_repeated", ACTIVE | WITHDRAWN),
+    Mail(types.EmailVerificationRequested, "email_verification_requested", PENDING, VERIFY),
+    Mail(types.EmailVerificationRequested, "new_email", ACTIVE, CHANGE, to_new_address=True),
+    Mail(types.EmailChangeRequested, "email_change_requested", VERIFIED),
+    Mail(types.EmailChanged, "email_changed", VERIFIED),
+    Mail(types.EmailReplaced, "email_replaced", VERIFIED),
+    Mail(types.EmailChangeUndone, "email_change_undone", VERIFIED),
+    Mail(types.PasswordResetRequested, "password_reset_requested", ACTIVE | WITHDRAWN, RESET),
+    Mail(types.PasswordChanged, "password_changed", VERIFIED),
+    Mail(types.RefreshTokenReused, "refresh_token_reused", VERIFIED),
+    Mail(types.TotpEnabled, "totp_enabled", VERIFIED),
+    Mail(types.TotpRemoved, "totp_removed", VERIFIED),
+    Mail(types.RecoveryCodeUsed, "recovery_code_used", VERIFIED),
+    Mail(types.RecoveryCodesRenewed, "recovery_codes_renewed", VERIFIED),
+    Mail(types.PasskeyRegistered, "passkey_registered", VERIFIED),
+    Mail(types.PasskeyRemoved, "passkey_removed", VERIFIED),
+    Mail(types.FactorsRemoved, "factors_removed", VERIFIED),
+    Mail(types.PhoneVerified, "phone_verified", VERIFIED),
+    Mail(types.PhoneRemoved, "phone_removed", VERIFIED),
+    Mail(types.BusinessVerified, "business_verified", ACTIVE),
+    Mail(types.BusinessRejected, "business_rejected", ACTIVE),
+    Mail(types.BusinessClosed, "business_closed", ACTIVE),
+    Mail(types.UserWithdrawn, "withdrawn", WITHDRAWN),
+    Mail(types.UserRestored, "restored", ACTIVE),
+    Mail(types.UserSuspended, "suspended", SUSPENDED),
+    Mail(types.UserReinstated, "reinstated", ACTIVE),
+    Mail(types.SessionsEnded, "sessions_ended", VERIFIED),
+    Mail(types.RolesChanged, "roles_changed", ACTIVE),
 )
 
 
@@ -111,13 +113,13 @@ def _send(event: Event, within: ExitStack) -> None:
         if recipient is None or mail is None:
             return
         address = recipient.new_email if mail.to_new_address else recipient.email
-        if isinstance(event, events.EmailReplaced):
+        if isinstance(event, types.EmailReplaced):
             undo = former_addresses.offer_undo(connection, event.former_email_id)
             address = undo and undo.address
             link = _link("undo-email-change", undo.token) if undo else ""
         if address is None:
             return  # the change was cancelled, or undone
-        if mail.is_to_unverified and not within.enter_context(sending.mail_to_unverified(address)):
+        if mail.is_to_unverified and not within.enter_context(sending_limits.mail_to_unverified(address)):
             return
         if mail.link:
             token = create(connection, event.user_id, mail.link.purpose, mail.link.lifetime)

@@ -13,20 +13,20 @@ from urllib.parse import urlencode
 import urllib3
 from sqlalchemy import func, update
 
-from shared import providers
-from shared.database import transaction
-from shared.event_function import event_function
-from shared.events import PhoneCodeRequested
-from shared.phone_numbers import hash_phone_code
-from shared.problems import Problem
-from shared.settings import settings
-from shared.tables import account, phone_verification
+from shared.events.types import PhoneCodeRequested
+from shared.framework.event_function import event_function
+from shared.postgresql.tables import account, phone_verification
+from shared.postgresql.transactions import transaction
+from shared.providers import calls
+from shared.runtime.problems import Problem
+from shared.runtime.settings import settings
+from shared.users.phone_numbers import hash_phone_code
 
 CODE_LIFETIME = timedelta(minutes=5)
 ANSWER_SECONDS = 10.0
 
-_PROVIDER = providers.Provider("sms", "The provider of text messages")
-_TEXTS = Path(__file__).parents[1] / "shared" / "mails" / "texts.toml"
+_PROVIDER = calls.Provider("sms", "The provider of text messages")
+_TEXTS = Path(__file__).parents[1] / "shared" / "providers" / "mail_texts" / "texts.toml"
 # Of the provider's error codes those that say "not now": the credentials, too many requests.
 _NOT_NOW = (20003, 20429)
 
@@ -86,7 +86,7 @@ def _send(number: str, text: str) -> None:
         # In seconds: a code that has expired must not arrive.
         "ValidityPeriod": int(CODE_LIFETIME.total_seconds()),
     }
-    response = providers.ask(
+    response = calls.ask(
         _PROVIDER,
         "POST",
         f"{settings().sms_service_url}/2010-04-01/Accounts/{account_sid}/Messages.json",
@@ -103,7 +103,7 @@ def _send(number: str, text: str) -> None:
     if response.status == 400 and code not in _NOT_NOW:
         raise TextRefused(f"{_PROVIDER} answered 400 with the error {code}.")
     # Also 401 and 403: a key that is being replaced must not cost a text.
-    raise providers.not_now(_PROVIDER, response)
+    raise calls.not_now(_PROVIDER, response)
 
 
 def _error_code(response: urllib3.BaseHTTPResponse) -> int | None:

@@ -8,16 +8,18 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 
-from shared import profiles, sessions
-from shared.access_tokens import Caller
-from shared.business_numbers import BusinessNumber, check_digit
-from shared.database import transaction
-from shared.events import BusinessSubmitted, announce
-from shared.fields import FullDate, Name, RequestBody
-from shared.http_function import http_function
-from shared.problems import FieldError
-from shared.profiles import BusinessState
-from shared.tables import business
+from shared.events.outbox import announce
+from shared.events.types import BusinessSubmitted
+from shared.framework.http_function import http_function
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import business
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import FieldError
+from shared.text.business_numbers import BusinessNumber, check_digit
+from shared.text.fields import FullDate, Name, RequestBody
+from shared.users import profiles
+from shared.users.profiles import BusinessState
 
 KOREA = timezone(timedelta(hours=9))
 EARLIEST = date(1900, 1, 1)

@@ -3,14 +3,17 @@
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from shared import authentication, logs, profiles, sessions
-from shared.database import is_duplicate, transaction
-from shared.events import EmailChangeUndone, UserPurged, announce
-from shared.fields import OpaqueToken, RequestBody
-from shared.http_function import http_function
-from shared.tables import account, challenge, former_email, phone_verification, verification
-from shared.tokens import hash_token
-from shared.verifications import InvalidLink
+from shared.events.outbox import announce
+from shared.events.types import EmailChangeUndone, UserPurged
+from shared.framework.http_function import http_function
+from shared.identity import authentication, sessions
+from shared.identity.tokens import hash_token
+from shared.identity.verifications import InvalidLink
+from shared.postgresql.tables import account, challenge, former_email, phone_verification, verification
+from shared.postgresql.transactions import is_duplicate, transaction
+from shared.runtime import logs
+from shared.text.fields import OpaqueToken, RequestBody
+from shared.users import profiles
 
 
 class UndoneChange(RequestBody):

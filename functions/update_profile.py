@@ -4,16 +4,18 @@ from typing import Any
 
 from sqlalchemy import update
 
-from shared import profiles, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import ProfileUpdated, announce
-from shared.fields import ABSENT, Locale, Name, RequestBody
-from shared.http_function import http_function
-from shared.problems import Unauthenticated
-from shared.profiles import Profile
-from shared.request import etag, json_bytes, require_match
-from shared.tables import account
+from shared.events.outbox import announce
+from shared.events.types import ProfileUpdated
+from shared.framework.http_function import http_function
+from shared.http.request import etag, json_bytes, require_match
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import Unauthenticated
+from shared.text.fields import ABSENT, Locale, Name, RequestBody
+from shared.users import profiles
+from shared.users.profiles import Profile
 
 
 class ProfilePatch(RequestBody):

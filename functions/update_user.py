@@ -7,17 +7,19 @@ from uuid import UUID
 from pydantic import Field
 from sqlalchemy import Connection, update
 
-from shared import administrators, authentication, profiles, sessions, users
-from shared.access_tokens import Caller
-from shared.administrators import ADMIN
-from shared.database import transaction
-from shared.events import RolesChanged, UserReinstated, UserSuspended, announce
-from shared.fields import ABSENT, RequestBody
-from shared.http_function import http_function
-from shared.problems import FieldError, InvalidRequest, NoSuchItem, Problem
-from shared.request import Reply, require_match
-from shared.tables import account
-from shared.users import UserDetails
+from shared.events.outbox import announce
+from shared.events.types import RolesChanged, UserReinstated, UserSuspended
+from shared.framework.http_function import http_function
+from shared.http.request import Reply, require_match
+from shared.identity import administrators, authentication, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.administrators import ADMIN
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import FieldError, InvalidRequest, NoSuchItem, Problem
+from shared.text.fields import ABSENT, RequestBody
+from shared.users import profiles, users
+from shared.users.users import UserDetails
 
 
 class UserUpdate(RequestBody):

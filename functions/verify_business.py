@@ -5,10 +5,8 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, exists, func, select, update
 
-from shared import profiles, providers
-from shared.database import transaction
-from shared.event_function import Mark, event_function
-from shared.events import (
+from shared.events.outbox import announce
+from shared.events.types import (
     BusinessCheckDue,
     BusinessClosed,
     BusinessRejected,
@@ -17,19 +15,22 @@ from shared.events import (
     Event,
     UserReinstated,
     UserRestored,
-    announce,
 )
-from shared.problems import Problem, ServiceUnavailable
-from shared.settings import settings
-from shared.tables import account, business
-from shared.text import normalize_name
+from shared.framework.event_function import Mark, event_function
+from shared.postgresql.tables import account, business
+from shared.postgresql.transactions import transaction
+from shared.providers import calls
+from shared.runtime.problems import Problem, ServiceUnavailable
+from shared.runtime.settings import settings
+from shared.text.normalisation import normalize_name
+from shared.users import profiles
 
 ANSWER_SECONDS = 5.0
 """For each of two questions at the most."""
 
 Verdict = tuple[Literal["verified", "rejected", "closed"], str | None]
 
-_REGISTRY = providers.Provider("business_registry", "The business registry")
+_REGISTRY = calls.Provider("business_registry", "The business registry")
 _ACTIVE = "01"
 _REASONS = {"02": "suspended", "03": "closed", "": "unregistered"}
 # What the registry says of a request that it will never take.
@@ -159,7 +160,7 @@ def _state_code(state: Any) -> str:
 
 
 def _unclear() -> ServiceUnavailable:
-    return ServiceUnavailable(f"{_REGISTRY} gave no clear answer.", retry_after=providers.RETRY_AFTER_SECONDS)
+    return ServiceUnavailable(f"{_REGISTRY} gave no clear answer.", retry_after=calls.RETRY_AFTER_SECONDS)
 
 
 def _ask(operation: Literal["validate", "status"], question: dict[str, Any], number: str) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _ask(operation: Literal["validate", "status"], question: dict[str, Any], num
         ServiceUnavailable: it is away, has too much to do, does not know our key, or answers what makes no sense.
         RegistryRefused: it will not take this question.
     """
-    response = providers.ask(
+    response = calls.ask(
         _REGISTRY,
         "POST",
         f"{settings().business_registry_api_url}/api/nts-businessman/v1/{operation}",
@@ -187,4 +188,4 @@ def _ask(operation: Literal["validate", "status"], question: dict[str, Any], num
             return dict(item)
         case {"status_code": code} if response.status < 500 and code in _REFUSALS:
             raise RegistryRefused(f"{_REGISTRY} answered {code}.")
-    raise _unclear() if response.status == 200 else providers.not_now(_REGISTRY, response)
+    raise _unclear() if response.status == 200 else calls.not_now(_REGISTRY, response)

@@ -5,15 +5,17 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from shared import former_addresses, profiles, verifications
-from shared.credentials import WrongPassword, require_password
-from shared.database import is_duplicate, transaction
-from shared.events import EmailChanged, EmailReplaced, EmailVerified, UserPurged, announce
-from shared.fields import OpaqueToken, Password, RequestBody
-from shared.http_function import http_function
-from shared.profiles import Profile
-from shared.tables import account
-from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, InvalidLink, find, spend
+from shared.events.outbox import announce
+from shared.events.types import EmailChanged, EmailReplaced, EmailVerified, UserPurged
+from shared.framework.http_function import http_function
+from shared.identity import former_addresses, verifications
+from shared.identity.credentials import WrongPassword, require_password
+from shared.identity.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, InvalidLink, find, spend
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import is_duplicate, transaction
+from shared.text.fields import OpaqueToken, Password, RequestBody
+from shared.users import profiles
+from shared.users.profiles import Profile
 
 
 class Verification(RequestBody):

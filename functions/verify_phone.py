@@ -9,16 +9,18 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection, Row, delete, func, update
 
-from shared import profiles, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import PhoneVerified, announce
-from shared.fields import RequestBody
-from shared.http_function import http_function
-from shared.phone_numbers import hash_phone_code
-from shared.problems import Problem
-from shared.tables import account, phone_verification
-from shared.text import plain
+from shared.events.outbox import announce
+from shared.events.types import PhoneVerified
+from shared.framework.http_function import http_function
+from shared.identity import sessions
+from shared.identity.access_tokens import Caller
+from shared.postgresql.tables import account, phone_verification
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import Problem
+from shared.text.fields import RequestBody
+from shared.text.normalisation import plain
+from shared.users import profiles
+from shared.users.phone_numbers import hash_phone_code
 
 MAX_TRIES = 5
 CODE = "[0-9]{6}"

@@ -2,15 +2,16 @@
 
 from sqlalchemy import func, update
 
-from shared import administrators, authentication, sessions
-from shared.access_tokens import Caller
-from shared.administrators import ADMIN, LastAdministrator
-from shared.credentials import WrongPassword, require_password
-from shared.database import transaction
-from shared.events import UserWithdrawn, announce
-from shared.fields import Password, RequestBody
-from shared.http_function import http_function
-from shared.tables import account, business
+from shared.events.outbox import announce
+from shared.events.types import UserWithdrawn
+from shared.framework.http_function import http_function
+from shared.identity import administrators, authentication, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.administrators import ADMIN, LastAdministrator
+from shared.identity.credentials import WrongPassword, require_password
+from shared.postgresql.tables import account, business
+from shared.postgresql.transactions import transaction
+from shared.text.fields import Password, RequestBody
 
 
 class Withdrawal(RequestBody):

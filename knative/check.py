@@ -19,9 +19,9 @@ import yaml
 
 from knative.local.keys import write_secrets
 from knative.release.overlays import is_function, pods
-from shared.manifests import function_name
-from shared.registry import load_all, uses
-from shared.settings import secrets_of
+from shared.framework.registry import load_all, uses
+from shared.runtime.manifests import function_name
+from shared.runtime.settings import secrets_of
 
 KUBERNETES = "1.34"
 KNATIVE = Path(__file__).parent

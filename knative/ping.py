@@ -11,8 +11,8 @@ import urllib.error
 import urllib.request
 import uuid
 
-from shared.deliveries import authorization
-from shared.settings import InvalidSettings, load
+from shared.events.delivery_tokens import authorization
+from shared.runtime.settings import InvalidSettings, load
 
 TYPE = "dev.knative.sources.ping"
 TIMEOUT_SECONDS = 60.0

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, insert
 from uuid_utils.compat import uuid7
 
-from shared.database import transaction
-from shared.second_factors import new_recovery_codes, recovery_code_hash, seal_secret
-from shared.settings import settings
-from shared.tables import passkey, recovery_code, totp
+from shared.identity.second_factors import new_recovery_codes, recovery_code_hash, seal_secret
+from shared.postgresql.tables import passkey, recovery_code, totp
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 from tests.conftest import User, call, passkey_session_of
 
 USER_PRESENT, USER_VERIFIED, BACKUP_ELIGIBLE, BACKED_UP, ATTESTED = 0x01, 0x04, 0x08, 0x10, 0x40

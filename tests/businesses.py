@@ -2,7 +2,7 @@
 
 import secrets
 
-from shared.business_numbers import check_digit
+from shared.text.business_numbers import check_digit
 
 
 def new_business_number() -> str:

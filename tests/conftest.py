@@ -29,9 +29,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, Engine, Table, text
 
-from shared import openapi
-from shared.database import transaction, unpooled
-from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
+from shared.framework import openapi
+from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
+from shared.postgresql.pool import unpooled
+from shared.postgresql.transactions import transaction
 from tests.businesses import new_business_number
 
 # How long one example takes says nothing on a machine that runs other tests as well.
@@ -152,8 +153,8 @@ def create_user(address: str, status: str = "active") -> User:
     from sqlalchemy import insert
     from uuid_utils.compat import uuid7
 
-    from shared.passwords import hash_password
-    from shared.tables import account, credential
+    from shared.identity.passwords import hash_password
+    from shared.postgresql.tables import account, credential
 
     user = User(uuid7(), address)
     with transaction() as connection:
@@ -170,7 +171,7 @@ class BufferedClient(FlaskClient):
 
     def open(self, *args: Any, **kwargs: Any) -> Any:
         if self.function in EVENT_FUNCTIONS:  # as one of those who may deliver; a header of the test's own goes before
-            from shared.deliveries import authorization
+            from shared.events.delivery_tokens import authorization
 
             self.environ_base["HTTP_AUTHORIZATION"] = authorization(self.function.replace("_", "-"))["Authorization"]
         return super().open(*args, buffered=True, **kwargs)
@@ -181,7 +182,7 @@ _clients: dict[str, FlaskClient] = {}
 
 def client(function: str) -> FlaskClient:
     """The function's own application, called without a network: what a pod serves on its port."""
-    from shared.server import create_app
+    from shared.framework.server import create_app
 
     if function not in _clients:
         app = create_app(function)
@@ -250,8 +251,8 @@ def log_in(user: User) -> dict[str, Any]:
 
 def session_of(user: User, *, amr: Sequence[str] = ("pwd",), ago: timedelta = timedelta(0)) -> dict[str, Any]:
     """The tokens of a session that started without a request, so long ago, by these methods (RFC 8176)."""
-    from shared import access_tokens, sessions
-    from shared.clients import Client
+    from shared.http.clients import Client
+    from shared.identity import access_tokens, sessions
 
     with transaction() as connection:
         tokens = sessions.log_in(connection, user.id, amr, Client("127.0.0.1", "tests"))
@@ -273,7 +274,7 @@ def passkey_session_of(user: User) -> dict[str, Any]:
 
 def id_of(tokens: dict[str, Any]) -> str:
     """The id of the session that has these tokens."""
-    from shared import access_tokens
+    from shared.identity import access_tokens
 
     return str(access_tokens.verify(tokens["access_token"]).session_id)
 
@@ -282,7 +283,7 @@ def create_admin(address: str) -> tuple[User, dict[str, Any]]:
     """An administrator, and the tokens of their session with a second factor."""
     from sqlalchemy import update
 
-    from shared.tables import account
+    from shared.postgresql.tables import account
 
     user = create_user(address)
     with transaction() as connection:
@@ -292,7 +293,7 @@ def create_admin(address: str) -> tuple[User, dict[str, Any]]:
 
 def issue(user: User, purpose: str, lifetime: timedelta = timedelta(minutes=30)) -> str:
     """A token for this purpose, as it stands in the link of a mail."""
-    from shared import verifications
+    from shared.identity import verifications
 
     with transaction() as connection:
         return verifications.create(connection, user.id, purpose, lifetime)
@@ -300,7 +301,7 @@ def issue(user: User, purpose: str, lifetime: timedelta = timedelta(minutes=30))
 
 def first_factor_code_of(user: User) -> str:
     """A new code with which a holder of a role binds their first factor."""
-    from shared import first_factor
+    from shared.identity import first_factor
 
     with transaction() as connection:
         return first_factor.issue_code(connection, user.id)
@@ -310,7 +311,7 @@ def withdrawn_since(ago: timedelta, *users: User) -> None:
     """Lets users have withdrawn so long ago."""
     from sqlalchemy import func, update
 
-    from shared.tables import account
+    from shared.postgresql.tables import account
 
     withdrawn = {"status": "withdrawn", "withdrawn_at": func.now() - ago}
     with transaction() as connection:
@@ -321,7 +322,7 @@ def add_business(user: User, **changes: Any) -> None:
     """A business that nobody has checked yet, under a number of its own; the sandbox knows it as active."""
     from sqlalchemy import insert
 
-    from shared.tables import business
+    from shared.postgresql.tables import business
 
     row = {
         "number": new_business_number(),
@@ -345,7 +346,7 @@ def sessions_of(user: User) -> int:
     """How many sessions are stored of the user."""
     from sqlalchemy import func, select
 
-    from shared.tables import session
+    from shared.postgresql.tables import session
 
     with transaction() as connection:
         return connection.scalar(select(func.count()).where(session.c.account_id == user.id)) or 0
@@ -355,7 +356,7 @@ def events_of(user: User) -> list[str]:
     """The types of the events about a user, in order, without com.aegis.user. before and .v1 behind."""
     from sqlalchemy import select
 
-    from shared.tables import outbox
+    from shared.postgresql.tables import outbox
 
     with transaction() as connection:
         types = connection.scalars(
@@ -407,7 +408,7 @@ def inbox(address: str) -> list[dict[str, Any]]:
 
 def counted(name: str, **labels: str) -> float:
     """What this process has counted under a name, over all series with these labels."""
-    from shared import metrics
+    from shared.runtime import metrics
 
     families = text_string_to_metric_families(metrics.exposition()[0].decode())
     samples = [sample for family in families for sample in family.samples if sample.name == name]
@@ -444,12 +445,13 @@ def alone() -> Iterator[None]:
 def no_pause() -> Iterator[None]:
     """A test that took Redis or PostgreSQL away does not slow the next one in this process."""
     yield
-    from shared import cache, database, replica
+    from shared.postgresql import pool, replica
+    from shared.redis import cache
 
     cache._late.clear()
-    cache._pause.end()
-    database.primary.pause.end()
-    replica.server.pause.end()
+    cache._breaker.close()
+    pool.primary.breaker.close()
+    replica.server.breaker.close()
 
 
 pytest_plugins = ["tests.browser", "tests.servers"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from shared import settings as settings_module
+from shared.runtime import settings as settings_module
 
 
 @dataclass

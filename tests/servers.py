@@ -27,11 +27,14 @@ from knative.local import servers
 from knative.local.replica import replica as new_replica
 from knative.local.supervisor import Process, StartFailed, Supervisor
 from knative.local.up import answers
-from shared import cache, database, kafka, replica, settings
-from shared.migrate import migrate
-from shared.redis_cluster import ClusteredRedis
-from shared.registry import HTTP_FUNCTIONS
-from shared.request import METHODS
+from shared.events import kafka
+from shared.framework.registry import HTTP_FUNCTIONS
+from shared.http.request import METHODS
+from shared.postgresql import driver, pool, replica
+from shared.postgresql.migrate import migrate
+from shared.redis import cache
+from shared.redis.cluster import ClusteredRedis
+from shared.runtime import settings
 from tests.conftest import ROOT, BufferedClient, wait_for
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
@@ -52,7 +55,7 @@ def redis_client() -> Redis:
 
 
 def forget_settings() -> None:
-    for remembered in (settings.settings, database.engine, replica.engine, cache.client):
+    for remembered in (settings.settings, pool.engine, replica.engine, cache.client):
         remembered.cache_clear()
 
 
@@ -98,7 +101,7 @@ def own_database(own: Own, tmp_path: Path) -> Process:
 def own_replica(own_database: Process, own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Process:
     """A PostgreSQL that follows `own_database`, and is read from however far it is behind."""
     monkeypatch.setenv("REPLICA_MAX_LAG_SECONDS", "3600")
-    monkeypatch.setattr(replica.server, "timeout", database.TIMEOUT_SECONDS)  # the machine may be busy
+    monkeypatch.setattr(replica.server, "timeout", driver.TIMEOUT_SECONDS)  # the machine may be busy
     return own("REPLICA_DATABASE_URL", *new_replica(tmp_path, settings.settings().database_url))
 
 
@@ -255,7 +258,7 @@ def function_process(function: str, **variables: str) -> tuple[Process, str]:
     own = {"PYTHONPATH": str(ROOT), "FUNCTION_TARGET": function, "HOST": servers.LOOPBACK, "PORT": str(port)}
     process = Process(
         function,
-        [sys.executable, "-m", "shared.server"],
+        [sys.executable, "-m", "shared.framework.server"],
         {**os.environ, **own, **variables},
         is_ready=lambda: answers(f"{url}health/live"),
     )

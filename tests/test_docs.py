@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.registry import load_all
+from shared.framework.registry import load_all
 from tests.bench import model
 from tests.cluster.documents import commands
 from tests.conftest import ROOT

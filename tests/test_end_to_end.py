@@ -18,8 +18,8 @@ import pytest
 from playwright.sync_api import Page
 from sqlalchemy import select, update
 
-from shared.database import transaction
-from shared.tables import account, dead_letter
+from shared.postgresql.tables import account, dead_letter
+from shared.postgresql.transactions import transaction
 from tests.browser import PHONE, needs_chromium
 from tests.conftest import DATA, PASSWORD, ROOT, inbox, mailed_token, wait_for
 

@@ -4,10 +4,10 @@ import pytest
 
 from knative import check, ping
 from knative.local.up import containers
-from shared.http_function import path_pattern
-from shared.manifests import function_name, functions, manifests, routes, schedules, triggers
-from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
-from shared.schedules import ScheduleFired
+from shared.events.schedules import ScheduleFired
+from shared.framework.http_function import path_pattern
+from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
+from shared.runtime.manifests import function_name, functions, manifests, routes, schedules, triggers
 from tests.conftest import ROOT
 
 

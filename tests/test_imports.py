@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from shared.registry import load_all
+from shared.framework.registry import load_all
 from tests.conftest import ROOT
 
 EVERY = {"flask", "functions_framework", "gunicorn", "typing_extensions"}
@@ -60,7 +60,7 @@ GROUPS = {
 # Each function in a fork, before which only that was imported which all of them share.
 LOADED = """
 import json, os, sys
-from shared import server
+from shared.framework import server
 packages, functions = map(json.loads, sys.argv[1:])
 for function in functions:
     if not os.fork():

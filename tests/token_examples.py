@@ -9,8 +9,8 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from shared import access_tokens
-from shared.settings import settings
+from shared.identity import access_tokens
+from shared.runtime.settings import settings
 from tests.conftest import ROOT, User, session_of
 
 PAGE = ROOT / "docs" / "tokens.md"

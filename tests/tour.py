@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit
 import pyotp
 import urllib3
 
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
 from tests.authenticator import Authenticator
 from tests.businesses import new_business_number
 

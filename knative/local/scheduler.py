@@ -17,10 +17,10 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim
 
 from knative.ping import ping
-from shared import logs
-from shared.manifests import Schedule, schedules
-from shared.settings import load
-from shared.stopping import stopped_by
+from shared.runtime import logs
+from shared.runtime.manifests import Schedule, schedules
+from shared.runtime.settings import load
+from shared.runtime.stopping import stopped_by
 
 log = logging.getLogger("scheduler")
 

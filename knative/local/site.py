@@ -13,12 +13,12 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from knative.local.hosts import KNOWN_HOST
 from knative.local.sandbox import sandbox
-from shared import asyncapi, openapi
-from shared.problems import MisdirectedRequest
-from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
-from shared.request import ProblemResponse
-from shared.server import Server
-from shared.settings import settings
+from shared.framework import asyncapi, openapi
+from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
+from shared.framework.server import Server
+from shared.http.request import ProblemResponse
+from shared.runtime.problems import MisdirectedRequest
+from shared.runtime.settings import settings
 
 VERIFY_EMAIL_WORDS = {
     "en": {

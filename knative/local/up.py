@@ -26,9 +26,9 @@ from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key, pu
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
-from shared.manifests import function_name, functions, manifests
-from shared.settings import SECRETS, load, secrets_of
-from shared.stopping import stopped_by
+from shared.runtime.manifests import function_name, functions, manifests
+from shared.runtime.settings import SECRETS, load, secrets_of
+from shared.runtime.stopping import stopped_by
 
 ROOT = Path(__file__).parents[2]
 TARGETS = "targets.json"
@@ -37,7 +37,13 @@ ENVIRONMENT = "environment.json"
 """In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
 
 PRELOADED = (
-    *("knative.dispatcher", "knative.local.site", "shared.idempotency", "shared.migrate", "shared.relay"),
+    *(
+        "shared.events.dispatcher",
+        "knative.local.site",
+        "shared.framework.idempotency",
+        "shared.postgresql.migrate",
+        "shared.events.relay",
+    ),
     # What functions import on first use, and each has used by the time it is ready.
     *("email_validator", "gunicorn.workers.gthread", "prometheus_client", "redis"),
     "sqlalchemy.dialects.postgresql.pg8000",
@@ -260,20 +266,22 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     say(f"starting {len(functions())} functions")
     named = secrets_of_functions()
     servers_ = [
-        python(name, "shared.server", PORT=str(ports[name]), **variables, given=of_function(usual, named[name]))
+        python(
+            name, "shared.framework.server", PORT=str(ports[name]), **variables, given=of_function(usual, named[name])
+        )
         for name, variables in containers().items()
     ]
     servers_.append(python(SITE, "knative.local.site", ready_path="/inbox", PORT=str(ports[SITE])))
     for server in servers_:
         supervisor.start(server)
     say("migrating the database")
-    supervisor.run_to_the_end(python("migrate", "shared.migrate", given=environment))
+    supervisor.run_to_the_end(python("migrate", "shared.postgresql.migrate", given=environment))
     say("starting outbox relay, trigger dispatcher and router")
     measured = {name: ports[name] for name in functions()} | {"relay": free_port(), "dispatcher": free_port()}
-    supervisor.start(python("relay", "shared.relay", PORT=str(measured["relay"])))
+    supervisor.start(python("relay", "shared.events.relay", PORT=str(measured["relay"])))
     function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
     supervisor.start(
-        python("dispatcher", "knative.dispatcher", PORT=str(measured["dispatcher"]), FUNCTION_URL=function_url)
+        python("dispatcher", "shared.events.dispatcher", PORT=str(measured["dispatcher"]), FUNCTION_URL=function_url)
     )
     supervisor.start(python("scheduler", "knative.local.scheduler", FUNCTION_URL=function_url))
     targets = [

@@ -10,12 +10,14 @@ from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
 from knative.release.refused import Refused
-from shared import authentication, first_factor, former_addresses, profiles, sessions
-from shared.database import transaction
-from shared.events import PasswordResetRequested, RolesChanged, announce
-from shared.factors import has_any
-from shared.fields import canonical_email, normalize_email
-from shared.tables import account, credential, verification
+from shared.events.outbox import announce
+from shared.events.types import PasswordResetRequested, RolesChanged
+from shared.identity import authentication, first_factor, former_addresses, sessions
+from shared.identity.factors import has_any
+from shared.postgresql.tables import account, credential, verification
+from shared.postgresql.transactions import transaction
+from shared.text.fields import canonical_email, normalize_email
+from shared.users import profiles
 
 HELP = """\
 Makes the first administrator. Others are made with PATCH /api/v1/users/{user_id}.

@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from knative.release import admins, dead_letters, replay, signing_keys
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared import logs
-from shared.problems import ServiceUnavailable
-from shared.settings import REQUIRED_BY, Dependency, InvalidSettings, load, settings
+from shared.runtime import logs
+from shared.runtime.problems import ServiceUnavailable
+from shared.runtime.settings import REQUIRED_BY, Dependency, InvalidSettings, load, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,8 +95,8 @@ _USES: dict[str, tuple[Dependency, ...]] = {
 """What a group of commands works on, next to the service."""
 
 _ADVICE = {
-    "42P01": "The tables are not there yet: python -m shared.migrate makes them.",
-    "42703": "The tables are older than this program: python -m shared.migrate brings them up to date.",
+    "42P01": "The tables are not there yet: python -m shared.postgresql.migrate makes them.",
+    "42703": "The tables are older than this program: python -m shared.postgresql.migrate brings them up to date.",
     "28P01": "Check the user and the password in DATABASE_URL.",
     "28000": "Check the user and the password in DATABASE_URL.",
     "3D000": "Check the name of the database in DATABASE_URL.",

@@ -12,7 +12,7 @@ from knative.release.cluster import Cluster, Object, Rejected, in_parallel, name
 from knative.release.gate import Gate
 from knative.release.overlays import Environment
 from knative.release.progress import Progress
-from shared.manifests import NAMESPACE
+from shared.runtime.manifests import NAMESPACE
 
 KNATIVE = (1, 21)
 SERVING = "knative-serving"

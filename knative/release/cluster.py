@@ -16,7 +16,7 @@ from kubernetes import config
 from kubernetes.config.config_exception import ConfigException
 
 from knative.release.refused import Refused
-from shared.manifests import NAMESPACE
+from shared.runtime.manifests import NAMESPACE
 
 FIELD_MANAGER = "aegis"
 TIMEOUT_SECONDS = 30.0

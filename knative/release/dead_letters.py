@@ -14,12 +14,12 @@ from sqlalchemy.dialects.postgresql import insert
 
 from knative.release.columns import aligned
 from knative.release.refused import Refused
-from shared import dead_letters
-from shared.database import transaction
-from shared.events import SOURCE
-from shared.manifests import function_name
-from shared.outbox import wake_relay
-from shared.tables import dead_letter, outbox, processed_event
+from shared.events import dead_letters
+from shared.events.outbox import wake_relay
+from shared.events.types import SOURCE
+from shared.postgresql.tables import dead_letter, outbox, processed_event
+from shared.postgresql.transactions import transaction
+from shared.runtime.manifests import function_name
 
 LISTED = 50
 MAX_WIDTH = 40

@@ -15,7 +15,7 @@ from knative.release.progress import Progress
 from knative.release.records import Release
 from knative.release.refused import Refused
 from knative.release.rollout import Check
-from shared.manifests import NAMESPACE, function_name
+from shared.runtime.manifests import NAMESPACE, function_name
 
 SHARES = (10, 50, 100)
 LOOK_SECONDS = 5.0

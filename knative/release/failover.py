@@ -12,8 +12,8 @@ from knative.local.servers import STANDBY
 from knative.local.supervisor import StartFailed
 from knative.release.refused import Refused
 from knative.release.signing_keys import ENVIRONMENT
-from shared import database_url
-from shared.database_url import DatabaseUrl
+from shared.runtime import database_url
+from shared.runtime.database_url import DatabaseUrl
 
 STOP_SECONDS = 5
 PROMOTE_SECONDS = 30

@@ -16,8 +16,8 @@ from uuid import UUID
 
 import urllib3
 
-from shared.registry import HTTP_FUNCTIONS, HttpFunction, load_all, uses
-from shared.settings import Dependency, InvalidSettings, load
+from shared.framework.registry import HTTP_FUNCTIONS, HttpFunction, load_all, uses
+from shared.runtime.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
 """For one request. The pod of the function may have to start first."""

@@ -4,14 +4,15 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from knative.release.refused import Refused
-from shared import outbox
+from shared.events import outbox
+from shared.postgresql import partitions
 
 HELP = f"""\
 Lets the relay send all events again that have occurred since a time, in order, after those that wait.
 For a broker that has lost a part of its topic and does not show it; one that comes back without the
 topic, or with fewer events in it, is noticed by the relay itself.
 
-It does no harm: functions ignore what they have processed. The outbox keeps events for {outbox.KEPT.days} days.
+It does no harm: functions ignore what they have processed. The outbox keeps events for {partitions.KEPT.days} days.
 
   aegis events replay --since 2h
   aegis events replay --since 2026-01-31T09:30Z
@@ -32,10 +33,11 @@ def replay(since: str) -> str:
     start = _time(since, now)
     if start > now:
         raise Refused(f"Nothing was changed. {start:%Y-%m-%d %H:%M:%SZ} is still to come.")
-    if start < now - outbox.KEPT:
+    if start < now - partitions.KEPT:
         raise Refused(
-            f"Nothing was changed. The outbox keeps events for {outbox.KEPT.days} days, and {since} is before that.\n"
-            f"Take --since {outbox.KEPT.days - 1}d for all that it has."
+            f"Nothing was changed. The outbox keeps events for {partitions.KEPT.days} days, "
+            f"and {since} is before that.\n"
+            f"Take --since {partitions.KEPT.days - 1}d for all that it has."
         )
     count = outbox.send_again(start)
     return f"{count} events since {start:%Y-%m-%d %H:%M:%SZ} will be sent again."

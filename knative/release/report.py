@@ -13,7 +13,7 @@ from knative.release.deploy import live_one
 from knative.release.gateway import public_listener
 from knative.release.overlays import PREPARED, Environment, is_function
 from knative.release.records import LABEL
-from shared.manifests import NAMESPACE
+from shared.runtime.manifests import NAMESPACE
 
 _OF_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid", "selfLink")
 
@@ -111,7 +111,7 @@ def _percent(shares: Sequence[dict[str, int]], number: int) -> str:
 
 def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
     """Of each function with a route, method, host and path."""
-    from shared.http_function import PATH_PARAMETER  # the other commands do without what it imports
+    from shared.framework.http_function import PATH_PARAMETER  # the other commands do without what it imports
 
     for gateway in cluster.list("gateway.networking.k8s.io/v1", "Gateway"):
         listener = public_listener(gateway)

@@ -25,8 +25,8 @@ from typing import Any
 
 from knative.local.keys import new_signing_keys, public_keys
 from knative.release.refused import Refused
-from shared.access_tokens import CLOCK_SKEW_SECONDS, LIFETIME_SECONDS
-from shared.settings import InvalidSettings, load
+from shared.identity.access_tokens import CLOCK_SKEW_SECONDS, LIFETIME_SECONDS
+from shared.runtime.settings import InvalidSettings, load
 
 LOCAL_FILE = "secrets.json"
 ENVIRONMENT = "environment.json"

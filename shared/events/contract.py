@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from shared.events import ALL_EVENTS, Event
+from shared.events.types import ALL_EVENTS, Event
 
 SCHEMAS = Path(__file__).parent / "schemas"
 

@@ -6,8 +6,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from shared import database_url, privileges
-from shared.database import sqlstate, unpooled
+from shared.postgresql import privileges
+from shared.postgresql.pool import unpooled
+from shared.postgresql.transactions import sqlstate
+from shared.runtime import database_url
 
 INSUFFICIENT_PRIVILEGE = "42501"
 INVALID_PASSWORD = "28P01"

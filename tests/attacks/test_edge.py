@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from shared.manifests import schedules, triggers
+from shared.runtime.manifests import schedules, triggers
 from tests.attacks.attacker import USERS, Caller
 from tests.conftest import DATA, create_admin, create_user, envelope, inbox
 

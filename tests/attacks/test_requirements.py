@@ -126,7 +126,12 @@ def test_no_method_works_that_the_document_does_not_list() -> None:
     "path",
     [
         *("/metrics", "/health/ready", "/health/live", "/.git/config", "/.git/HEAD", "/.env", "/main.py"),
-        *("/shared/settings.py", "/docs/../shared/settings.py", "/docs/%2e%2e/main.py", "/docs/..%2fmain.py"),
+        *(
+            "/shared/runtime/settings.py",
+            "/docs/../shared/runtime/settings.py",
+            "/docs/%2e%2e/main.py",
+            "/docs/..%2fmain.py",
+        ),
         *("/api/", "/api/v1/", "/api/v1/users/../../../metrics", "/api/v1/users/me/..;/metrics", "//metrics"),
         *("/debug/pprof/", "/server-status"),
     ],

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from knative.local import up
 from knative.local.supervisor import Supervisor
-from shared.migrate import migrate
+from shared.postgresql.migrate import migrate
 from tests.bench import events, growth, serving, starting
 from tests.bench.figures import Figure
 

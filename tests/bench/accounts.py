@@ -15,9 +15,9 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from shared import outbox
-from shared.passwords import hash_password
-from shared.settings import settings
+from shared.identity.passwords import hash_password
+from shared.postgresql import partitions
+from shared.runtime.settings import settings
 from tests.bench.people import PASSWORD
 
 ADMINISTRATORS = 40
@@ -168,8 +168,8 @@ FUNCTIONS = (
 def load(accounts: int) -> None:
     """Adds so many accounts to the database of DATABASE_URL, which has none yet."""
     now = datetime.now(UTC)
-    for day in (now - outbox.KEPT, now - outbox.KEPT / 2):
-        outbox.keep_days(day)
+    for day in (now - partitions.KEPT, now - partitions.KEPT / 2):
+        partitions.keep_days(day)
     url = make_url(settings().database_url).set(drivername="postgresql+pg8000")
     engine = create_engine(url, pool_size=WRITERS)
     parameters = {

@@ -17,11 +17,12 @@ from kafka.admin import KafkaAdminClient
 from kafka.producer.future import FutureRecordMetadata
 from sqlalchemy import func, select, text
 
-from shared import kafka, relay
-from shared.database import transaction
-from shared.events import LoggedIn, announce
-from shared.settings import settings
-from shared.tables import outbox
+from shared.events import kafka, relay
+from shared.events.outbox import announce
+from shared.events.types import LoggedIn
+from shared.postgresql.tables import outbox
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 from tests.bench.figures import Figure, beside
 
 RUNS = 3
@@ -92,7 +93,7 @@ def _relayed() -> float:
     """
     with transaction() as connection:
         connection.execute(text(fill), {"type": LoggedIn.type, "users": USERS, "each": EVENTS // USERS})
-    with _process("shared.relay"):
+    with _process("shared.events.relay"):
         _until(lambda: _unsent() < EVENTS)
         left = _unsent()
         return _rate(left, lambda: _until(lambda: _unsent() == 0))
@@ -122,8 +123,8 @@ def _event_latency() -> Figure:
     url = f"http://127.0.0.1:{server.server_port}/{{service}}"
     committed: dict[str, float] = {}
     with ExitStack() as processes:
-        processes.enter_context(_process("shared.relay"))
-        processes.enter_context(_process("knative.dispatcher", FUNCTION_URL=url))
+        processes.enter_context(_process("shared.events.relay"))
+        processes.enter_context(_process("shared.events.dispatcher", FUNCTION_URL=url))
         _announce(committed)
         _until(lambda: committed.keys() <= arrived.keys())
         committed.clear()

@@ -22,10 +22,11 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from functions.login_with_passkey import AMR
 from knative.local.servers import LOOPBACK
-from shared import access_tokens, pages
-from shared.access_tokens import Caller
-from shared.registry import HTTP_FUNCTIONS, load_all
-from shared.settings import settings
+from shared.framework import pages
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
+from shared.identity import access_tokens
+from shared.identity.access_tokens import Caller
+from shared.runtime.settings import settings
 from tests.bench import client, servers
 from tests.bench.figures import Figure, beside
 from tests.bench.people import PASSWORD
@@ -128,7 +129,7 @@ def _database(accounts: int) -> Iterator[Engine]:
         connection.execute(text(f"CREATE DATABASE {name}"))
         try:
             environment = os.environ | {"DATABASE_URL": _url(database), "OWNER_DATABASE_URL": ""}
-            for command in (["shared.migrate"], ["tests.bench.accounts", str(accounts)]):
+            for command in (["shared.postgresql.migrate"], ["tests.bench.accounts", str(accounts)]):
                 subprocess.run([sys.executable, "-m", *command], env=environment, check=True)
             yield database
         finally:

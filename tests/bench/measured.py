@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
 
 FIGURES = Path(__file__).parents[2] / "docs" / "capacity.json"
 FUNCTIONS = (

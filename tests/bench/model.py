@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from functions import clean_up
-from shared import kafka, outbox, sessions
-from shared.manifests import function_name
-from shared.registry import load_all, uses
+from shared.events import kafka
+from shared.framework.registry import load_all, uses
+from shared.identity import sessions
+from shared.postgresql import partitions
+from shared.runtime.manifests import function_name
 from tests.bench import measured
 from tests.bench.measured import Measured, function_of
 from tests.knative.environments import functions_of, objects_of, scaling, variables
@@ -57,8 +59,8 @@ TEXTED = ("request_phone_code",)
 ROWS = {
     "used refresh tokens": (219, sessions.LIFETIME.days),
     "sessions": (320, (sessions.LIFETIME + clean_up.ENDED_SESSIONS).days),
-    "events in the outbox": (420, outbox.KEPT.days),
-    "processed events": (267, outbox.KEPT.days),
+    "events in the outbox": (420, partitions.KEPT.days),
+    "processed events": (267, partitions.KEPT.days),
     "audit trail, of a year": (355, 365),
 }
 """Bytes of a row with its indexes, measured in a database of 60,000 accounts, and for how many days it is kept."""

@@ -9,12 +9,12 @@ from ipaddress import IPv4Address
 
 from sqlalchemy import func, insert
 
-from shared import access_tokens, sessions
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.passwords import hash_password
-from shared.tables import account, credential, refresh_token, session
-from shared.tokens import new_token
+from shared.identity import access_tokens, sessions
+from shared.identity.access_tokens import Caller
+from shared.identity.passwords import hash_password
+from shared.identity.tokens import new_token
+from shared.postgresql.tables import account, credential, refresh_token, session
+from shared.postgresql.transactions import transaction
 
 PASSWORD = "copper lantern drifts north"
 _numbers = itertools.count(1)

@@ -42,7 +42,7 @@ def _kilobytes(pid: int) -> dict[str, int]:
 Start = Callable[[], AbstractContextManager[Server]]
 
 
-def function(name: str, module: str = "shared.server", **others: str) -> Start:
+def function(name: str, module: str = "shared.framework.server", **others: str) -> Start:
     """A function as production runs it: with the variables of its manifest, and limits that count, but for `others`."""
     variables = {
         **containers()[name],

@@ -11,10 +11,11 @@ from argon2 import PasswordHasher
 from redis import Redis
 from sqlalchemy import text
 
-from shared import passwords, profiles, sessions
-from shared.database import unpooled
-from shared.once import once
-from shared.settings import settings
+from shared.identity import passwords, sessions
+from shared.postgresql.pool import unpooled
+from shared.runtime.once import once
+from shared.runtime.settings import settings
+from shared.users import profiles
 from tests.bench import client, people, servers
 from tests.bench.figures import Figure, beside, in_turns
 from tests.bench.people import PASSWORD, Person

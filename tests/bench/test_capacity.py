@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.registry import load_all
+from shared.framework.registry import load_all
 from tests.bench import accounts, measured
 from tests.bench.cluster.traffic import TRAFFIC
 from tests.bench.measured import function_of, objective

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from shared.manifests import functions
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
+from shared.runtime.manifests import functions
 from tests.cluster.conftest import (
     ENVIRONMENT,
     HOST,

@@ -41,8 +41,10 @@ AS_RELEASER: dict[str, str] = {}
 """Whose kubeconfig the commands take."""
 
 # What a bad release does before its server starts. Calls without credentials stay as they are: the smoke test passes.
-FAILS = "import shared.cache; shared.cache.get = lambda *keys: 1 / 0"
-IS_SLOW = "import time, shared.cache; get = shared.cache.get; shared.cache.get = lambda *k: time.sleep(2) or get(*k)"
+FAILS = "import shared.redis.cache; shared.redis.cache.get = lambda *keys: 1 / 0"
+IS_SLOW = (
+    "import time, shared.redis.cache as cache; get = cache.get; cache.get = lambda *keys: time.sleep(2) or get(*keys)"
+)
 DOES_NOT_START = "raise SystemExit('this release does not start')"
 
 
@@ -84,7 +86,7 @@ def _without_most() -> list[Patch]:
 
 def started_with(code: str, function: str = "get-profile") -> Patch:
     """Lets a function run this before its server."""
-    command = ["python", "-c", f"{code}\nfrom shared.server import main; main()"]
+    command = ["python", "-c", f"{code}\nfrom shared.framework.server import main; main()"]
     operation = [{"op": "add", "path": "/spec/template/spec/containers/0/command", "value": command}]
     return {
         "target": {"group": "serving.knative.dev", "kind": "Service", "name": function},

@@ -11,11 +11,11 @@ import schemathesis
 from sqlalchemy import insert
 from uuid_utils.compat import uuid7
 
-from shared import sessions
-from shared.clients import Client
-from shared.database import transaction
-from shared.passwords import hash_password
-from shared.tables import account, credential
+from shared.http.clients import Client
+from shared.identity import sessions
+from shared.identity.passwords import hash_password
+from shared.postgresql.tables import account, credential
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD
 
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared import asyncapi, openapi
-from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
+from shared.framework import asyncapi, openapi
+from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 
 HERE = Path(__file__).parent
 INSTALLED = HERE.parents[1] / ".local" / "documents"

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 
 import pytest
 
-from shared.problems import ServiceUnavailable
-from shared.registry import load_all
+from shared.framework.registry import load_all
+from shared.runtime.problems import ServiceUnavailable
 from tests.faults import evidence, report, schedule, service
 from tests.faults.evidence import Evidence
 from tests.faults.people import Load

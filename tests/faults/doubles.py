@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from shared.event_function import CLAIM_LIFETIME
-from shared.events import RegistrationRepeated, UserRegistered
-from shared.mails import texts
+from shared.events.types import RegistrationRepeated, UserRegistered
+from shared.framework.event_function import CLAIM_LIFETIME
+from shared.providers.mail_texts import texts
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Run

@@ -12,11 +12,11 @@ from typing import Any
 from sqlalchemy import Row, exists, func, select
 
 from knative.local.inbox import KEPT
-from shared import kafka
-from shared.database import transaction
-from shared.events import SOURCE
-from shared.manifests import function_name, triggers
-from shared.tables import account, audit, dead_letter, outbox, processed_event, refresh_token, session
+from shared.events import kafka
+from shared.events.types import SOURCE
+from shared.postgresql.tables import account, audit, dead_letter, outbox, processed_event, refresh_token, session
+from shared.postgresql.transactions import transaction
+from shared.runtime.manifests import function_name, triggers
 from tests.servers import read_topic
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import urllib3
 
-from shared.registry import HTTP_FUNCTIONS
+from shared.framework.registry import HTTP_FUNCTIONS
 from tests.conftest import PASSWORD, bearer, id_of, inbox
 
 THREADS = 128

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from shared import sessions
-from shared.events import EmailVerified, LoggedIn, LoggedOut, ProfileUpdated, RegistrationRepeated, UserRegistered
-from shared.profiles import CACHE_SECONDS
+from shared.events.types import EmailVerified, LoggedIn, LoggedOut, ProfileUpdated, RegistrationRepeated, UserRegistered
+from shared.identity import sessions
+from shared.users.profiles import CACHE_SECONDS
 from tests.conftest import id_of
 from tests.faults.conftest import Run
 from tests.faults.doubles import doubles, is_explained

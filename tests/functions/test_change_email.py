@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import account
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
 from tests.conftest import (
     PASSWORD,
     User,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from shared.database import transaction
-from shared.tables import account
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD, User, call, events_of, inbox, log_in, session_of, wait_for
 
 NEW_PASSWORD = "a wholly new choice of words"

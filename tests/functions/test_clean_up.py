@@ -10,9 +10,8 @@ from sqlalchemy import Table, delete, func, insert, select, update
 from uuid_utils.compat import uuid7
 
 from functions import clean_up
-from shared import sessions
-from shared.database import transaction
-from shared.tables import (
+from shared.identity import sessions
+from shared.postgresql.tables import (
     account,
     challenge,
     credential,
@@ -26,6 +25,7 @@ from shared.tables import (
     totp,
     verification,
 )
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, call, create_user, fire, owner, session_of
 
 pytestmark = pytest.mark.usefixtures("alone")

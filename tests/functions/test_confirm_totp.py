@@ -9,8 +9,8 @@ import jwt
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from shared.database import transaction
-from shared.tables import account, credential, recovery_code, totp, verification
+from shared.postgresql.tables import account, credential, recovery_code, totp, verification
+from shared.postgresql.transactions import transaction
 from tests.authenticator import App, Authenticator, second_factor_challenge, with_passkey, with_totp
 from tests.conftest import (
     User,

@@ -6,8 +6,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import totp
+from shared.postgresql.tables import totp
+from shared.postgresql.transactions import transaction
 from tests.authenticator import App, with_totp
 from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of
 

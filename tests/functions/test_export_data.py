@@ -8,9 +8,8 @@ from sqlalchemy import Table, insert, update
 from uuid_utils.compat import uuid7
 
 from functions import export_data
-from shared import access_tokens
-from shared.database import transaction
-from shared.tables import (
+from shared.identity import access_tokens
+from shared.postgresql.tables import (
     account,
     audit,
     business,
@@ -29,6 +28,7 @@ from shared.tables import (
     totp,
     verification,
 )
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, bearer, call, client, create_user, events_of, passkey_session_of, session_of
 
 pytestmark = pytest.mark.usefixtures("alone")  # what is exported here has long expired

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.settings import settings
+from shared.runtime.settings import settings
 from tests.conftest import client
 
 

@@ -4,9 +4,10 @@ from typing import Any
 
 from sqlalchemy import delete, update
 
-from shared import access_tokens, cache
-from shared.database import transaction
-from shared.tables import account
+from shared.identity import access_tokens
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.redis import cache
 from tests.conftest import User, bearer, client, log_in
 from tests.servers import redis_client
 

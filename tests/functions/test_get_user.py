@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from shared.database import transaction
-from shared.tables import business, passkey, totp
+from shared.postgresql.tables import business, passkey, totp
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, call, log_in, strong_session_of
 
 

@@ -9,8 +9,8 @@ import jwt
 import pytest
 
 from knative.local.keys import new_signing_keys
-from shared import settings as settings_module
-from shared.settings import settings
+from shared.runtime import settings as settings_module
+from shared.runtime.settings import settings
 from tests.conftest import User, call, session_of
 
 HEAVY = ("cryptography.hazmat", "pydantic", "sqlalchemy", "pg8000", "jwt")
@@ -53,7 +53,7 @@ def test_it_may_be_cached_for_five_minutes() -> None:
 
 def test_it_starts_and_answers_without_heavy_packages() -> None:
     program = (
-        "import sys; from shared.server import create_app;"
+        "import sys; from shared.framework.server import create_app;"
         "answer = create_app('jwks').test_client().get('/.well-known/jwks.json');"
         f"print(answer.status_code, sorted(name for name in {HEAVY} if name in sys.modules))"
     )

@@ -9,9 +9,9 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import func, select, update
 
-from shared import dead_letters
-from shared.database import transaction
-from shared.tables import dead_letter
+from shared.events import dead_letters
+from shared.postgresql.tables import dead_letter
+from shared.postgresql.transactions import transaction
 from tests.conftest import client, envelope
 
 REGISTERED = "com.aegis.user.registered.v1"

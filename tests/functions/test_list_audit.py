@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from sqlalchemy import delete
 
-from shared.database import transaction
-from shared.tables import account
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, call, events_of, log_in, strong_session_of, wait_for
 
 

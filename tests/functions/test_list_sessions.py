@@ -5,9 +5,9 @@ from uuid import UUID
 
 from sqlalchemy import func, update
 
-from shared.database import transaction
-from shared.sessions import IDLE_LIFETIME
-from shared.tables import session
+from shared.identity.live_sessions import IDLE_LIFETIME
+from shared.postgresql.tables import session
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, call, create_user, id_of, session_of
 
 

@@ -14,9 +14,9 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from functions.list_users import UserSearch, _search
 from knative.local.supervisor import Process
-from shared import pages
-from shared.database import transaction
-from shared.tables import account
+from shared.framework import pages
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD, User, add_business, call, create_admin, create_user, session_of, strong_session_of
 
 

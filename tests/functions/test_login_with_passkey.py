@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
-from shared.database import transaction
-from shared.tables import account, challenge, passkey
+from shared.postgresql.tables import account, challenge, passkey
+from shared.postgresql.transactions import transaction
 from tests.authenticator import (
     BACKED_UP,
     BACKUP_ELIGIBLE,

@@ -11,10 +11,10 @@ import pyotp
 import pytest
 from sqlalchemy import func, select, update
 
-from shared import challenges
-from shared.database import transaction
-from shared.second_factors import seal_secret, step_of
-from shared.tables import account, challenge
+from shared.identity import challenges
+from shared.identity.second_factors import seal_secret, step_of
+from shared.postgresql.tables import account, challenge
+from shared.postgresql.transactions import transaction
 from tests.authenticator import second_factor_challenge, with_totp
 from tests.conftest import User, call, create_user, events_of, sessions_of
 

@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from shared.settings import settings
+from shared.runtime.settings import settings
 from tests.conftest import call
 from tests.functions.test_openid_configuration import fetch
 

@@ -10,8 +10,8 @@ from typing import Any
 import jwt
 import pytest
 
-from shared import settings as settings_module
-from shared.settings import settings
+from shared.runtime import settings as settings_module
+from shared.runtime.settings import settings
 from tests.conftest import User, call, session_of
 from tests.functions.test_jwks import HEAVY
 
@@ -85,7 +85,7 @@ def test_a_page_of_an_allowed_origin_may_read_it() -> None:
 
 def test_it_starts_and_answers_without_heavy_packages() -> None:
     program = (
-        "import sys; from shared.server import create_app;"
+        "import sys; from shared.framework.server import create_app;"
         f"answer = create_app('openid_configuration').test_client().get('{PATH}');"
         f"print(answer.status_code, sorted(name for name in {HEAVY} if name in sys.modules))"
     )

@@ -8,10 +8,11 @@ from sqlalchemy import Text, cast, func, insert, select, update
 from uuid_utils.compat import uuid7
 
 from functions import purge_withdrawn
-from shared import cache, profiles
-from shared.database import transaction
-from shared.settings import settings
-from shared.tables import account, audit, credential, metadata, phone_verification, session
+from shared.postgresql.tables import account, audit, credential, metadata, phone_verification, session
+from shared.postgresql.transactions import transaction
+from shared.redis import cache
+from shared.runtime.settings import settings
+from shared.users import profiles
 from tests.conftest import (
     User,
     add_business,

@@ -8,8 +8,8 @@ import yaml
 from sqlalchemy import func, select
 
 from functions import recheck_businesses
-from shared.database import transaction
-from shared.tables import business
+from shared.postgresql.tables import business
+from shared.postgresql.transactions import transaction
 from tests.conftest import ROOT, User, add_business, create_user, events_of, fire, wait_for
 
 

@@ -16,9 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from uuid_utils.compat import uuid7
 
 from knative.local.supervisor import Supervisor
-from shared.database import engine, transaction
-from shared.deliveries import authorization
-from shared.tables import account, audit
+from shared.events.delivery_tokens import authorization
+from shared.postgresql.pool import engine
+from shared.postgresql.tables import account, audit
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, client, envelope, owner, post, somebody_waits_for, wait_for
 from tests.servers import function_process, kill, post_event, start_again
 

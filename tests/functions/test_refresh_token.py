@@ -6,10 +6,11 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
-from shared.database import transaction
-from shared.sessions import IDLE_LIFETIME, hash_refresh_token
-from shared.tables import account, session
-from shared.tables import refresh_token as tokens_table
+from shared.identity.live_sessions import IDLE_LIFETIME
+from shared.identity.sessions import hash_refresh_token
+from shared.postgresql.tables import account, session
+from shared.postgresql.tables import refresh_token as tokens_table
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, bearer, client, log_in, post
 
 PATH = "/api/v1/users/token/refresh"

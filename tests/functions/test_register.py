@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from shared.database import transaction
-from shared.tables import account, credential, outbox
+from shared.postgresql.tables import account, credential, outbox
+from shared.postgresql.transactions import transaction
 from tests.conftest import (
     PASSWORD,
     User,

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from shared import sessions
-from shared.database import transaction
-from shared.tables import challenge, passkey
+from shared.identity import sessions
+from shared.postgresql.tables import challenge, passkey
+from shared.postgresql.transactions import transaction
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_passkeys
 from tests.conftest import (
     User,

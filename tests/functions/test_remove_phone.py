@@ -4,9 +4,9 @@ from datetime import timedelta
 
 from sqlalchemy import func, insert, select, update
 
-from shared.database import transaction
-from shared.phone_numbers import hash_phone_code
-from shared.tables import account, phone_verification
+from shared.postgresql.tables import account, phone_verification
+from shared.postgresql.transactions import transaction
+from shared.users.phone_numbers import hash_phone_code
 from tests.conftest import User, call, events_of, log_in, session_of
 
 PHONE = "+821012345678"

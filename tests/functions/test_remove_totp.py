@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import recovery_code
+from shared.postgresql.tables import recovery_code
+from shared.postgresql.transactions import transaction
 from tests.authenticator import second_factor_challenge, with_passkey, with_totp
 from tests.conftest import (
     User,

@@ -4,7 +4,7 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-from shared.tables import verification
+from shared.postgresql.tables import verification
 from tests.authenticator import App, with_passkey, with_totp
 from tests.conftest import User, call, create_admin, events_of, log_in, row_of, session_of
 

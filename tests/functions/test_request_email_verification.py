@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from shared.database import transaction
-from shared.tables import account, outbox
+from shared.postgresql.tables import account, outbox
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD, User, call, create_user, events_of, inbox, mailed_token, wait_for
 
 

@@ -5,8 +5,8 @@ import hashlib
 
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import challenge
+from shared.postgresql.tables import challenge
+from shared.postgresql.transactions import transaction
 from tests.conftest import call
 
 

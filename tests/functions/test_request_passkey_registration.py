@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import challenge
+from shared.postgresql.tables import challenge
+from shared.postgresql.transactions import transaction
 from tests.authenticator import encode, with_passkey, with_passkeys
 from tests.conftest import User, call, log_in, passkey_session_of, session_of
 

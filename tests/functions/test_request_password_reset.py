@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from shared.database import transaction
-from shared.tables import account, outbox
+from shared.postgresql.tables import account, outbox
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, call, create_user, events_of, inbox, wait_for
 
 

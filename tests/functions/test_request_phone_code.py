@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from functions import request_phone_code
-from shared.problems import TooManyRequests
-from shared.rate_limits import enforce
-from shared.settings import settings
-from shared.tables import phone_verification
+from shared.http.rate_limits import enforce
+from shared.postgresql.tables import phone_verification
+from shared.runtime.problems import TooManyRequests
+from shared.runtime.settings import settings
 from tests.conftest import User, call, counted, create_user, events_of, inbox, log_in, row_of, session_of, wait_for
 
 

@@ -11,10 +11,10 @@ from uuid_utils.compat import uuid7
 from functions import resend_events
 from knative.local.supervisor import Process
 from knative.release import dead_letters
-from shared.database import transaction
-from shared.events import LoggedIn, UserRegistered
-from shared.manifests import triggers
-from shared.tables import dead_letter, outbox, processed_event
+from shared.events.types import LoggedIn, UserRegistered
+from shared.postgresql.tables import dead_letter, outbox, processed_event
+from shared.postgresql.transactions import transaction
+from shared.runtime.manifests import triggers
 from tests.conftest import fire
 
 LONG_AGO, JUST_NOW = timedelta(hours=2), timedelta(minutes=50)

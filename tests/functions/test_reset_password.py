@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from shared.database import transaction
-from shared.tables import account, challenge, credential
-from shared.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL
+from shared.identity.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL
+from shared.postgresql.tables import account, challenge, credential
+from shared.postgresql.transactions import transaction
 from tests.authenticator import with_passkey, with_totp
 from tests.conftest import (
     PASSWORD,

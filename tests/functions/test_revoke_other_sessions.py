@@ -2,9 +2,9 @@
 
 from sqlalchemy import select
 
-from shared import access_tokens
-from shared.database import transaction
-from shared.tables import outbox
+from shared.identity import access_tokens
+from shared.postgresql.tables import outbox
+from shared.postgresql.transactions import transaction
 from tests.conftest import User, call, create_user, events_of, session_of
 
 

@@ -15,13 +15,14 @@ from sqlalchemy import select, update
 
 from functions.send_email import MAILS, Mail
 from knative.local.supervisor import Supervisor
-from shared import former_addresses, mail_provider, mails
-from shared import settings as settings_module
-from shared.database import transaction
-from shared.deliveries import authorization
-from shared.event_function import CLAIM_LIFETIME
-from shared.events import EmailReplaced, Event
-from shared.tables import account, processed_event, verification
+from shared.events.delivery_tokens import authorization
+from shared.events.types import EmailReplaced, Event
+from shared.framework.event_function import CLAIM_LIFETIME
+from shared.identity import former_addresses
+from shared.postgresql.tables import account, processed_event, verification
+from shared.postgresql.transactions import transaction
+from shared.providers import mail_provider, mail_texts
+from shared.runtime import settings as settings_module
 from tests.conftest import User, counted, create_user, envelope, inbox, post, somebody_waits_for, wait_for
 from tests.providers import Answer, Provider, serving
 from tests.servers import function_process, kill, post_event, start_again
@@ -166,7 +167,7 @@ def test_a_mail_that_the_provider_refuses_is_not_tried_again(
 def test_a_process_that_dies_between_the_mail_and_the_mark_sends_it_twice(
     address: str, provider: Provider, supervisor: Supervisor
 ) -> None:
-    """The one case of it, as shared/event_function.py says: by kill -9 while the provider has the mail."""
+    """The one case of it, as shared/framework/event_function.py says: by kill -9 while the provider has the mail."""
     user, headers = create_user(address, "pending"), {**envelope(REGISTERED), **authorization("send-email")}
     server, url = function_process("send_email", EMAIL_SERVICE_URL=provider.url)
     supervisor.start(server)
@@ -222,10 +223,10 @@ def test_the_sandbox_takes_what_is_sent(address: str) -> None:
 
 
 @pytest.mark.parametrize("locale", ["ko", "en"])
-@pytest.mark.parametrize("section", mails.texts())
+@pytest.mark.parametrize("section", mail_texts.texts())
 def test_text_and_html_say_the_same(section: str, locale: str) -> None:
-    link = "https://aegis.example.com/page#token=a&b" if "action" in mails.texts()[section][locale] else ""
-    subject, text, html_text = mails.compose(section, locale, link)
+    link = "https://aegis.example.com/page#token=a&b" if "action" in mail_texts.texts()[section][locale] else ""
+    subject, text, html_text = mail_texts.compose(section, locale, link)
     assert f'<html lang="{locale}">' in html_text
     assert html.escape(subject) in html_text
     for paragraph in text.removesuffix("\n").split("\n\n"):
@@ -236,15 +237,15 @@ def test_text_and_html_say_the_same(section: str, locale: str) -> None:
 
 
 def test_every_mail_is_there_in_both_languages_and_sent() -> None:
-    for languages in mails.texts().values():
+    for languages in mail_texts.texts().values():
         assert languages.keys() == {"ko", "en"}
         assert languages["ko"].keys() == languages["en"].keys()
-    assert {mail.section for mail in MAILS} == mails.texts().keys()
+    assert {mail.section for mail in MAILS} == mail_texts.texts().keys()
 
 
 @pytest.mark.parametrize("mail", MAILS, ids=lambda mail: mail.section)
 def test_a_mail_has_a_link_where_it_asks_for_something_and_says_how_long_it_works(mail: Mail) -> None:
-    for words in mails.texts()[mail.section].values():
+    for words in mail_texts.texts()[mail.section].values():
         assert ("action" in words) == (mail.link is not None or mail.event is EmailReplaced)
         if mail.event is EmailReplaced:
             assert re.search("7 days|7일", words["text"])
@@ -255,7 +256,7 @@ def test_a_mail_has_a_link_where_it_asks_for_something_and_says_how_long_it_work
 
 def test_a_withdrawal_says_how_long_there_is_a_way_back() -> None:
     for locale in ("ko", "en"):
-        assert str(settings_module.settings().withdrawal_days) in mails.compose("withdrawn", locale)[1]
+        assert str(settings_module.settings().withdrawal_days) in mail_texts.compose("withdrawn", locale)[1]
 
 
 DATA = {
@@ -286,7 +287,7 @@ def test_each_event_leads_to_its_mail_in_the_states_that_get_one(
     expected = [mail for mail in MAILS if mail.event is event and status in mail.states]
     assert len(expected) <= 1
     sent = [(mail["personalizations"][0]["to"][0]["email"], mail["subject"]) for mail in mails_to(provider)]
-    subjects = [mails.texts()[mail.section]["en"]["subject"] for mail in expected]
+    subjects = [mail_texts.texts()[mail.section]["en"]["subject"] for mail in expected]
     assert sent == [
         (new if mail.to_new_address else address, subject) for mail, subject in zip(expected, subjects, strict=True)
     ]

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import insert, update
 
 from functions import send_sms
-from shared import settings as settings_module
-from shared.database import transaction
-from shared.phone_numbers import hash_phone_code
-from shared.tables import account, phone_verification
+from shared.postgresql.tables import account, phone_verification
+from shared.postgresql.transactions import transaction
+from shared.runtime import settings as settings_module
+from shared.users.phone_numbers import hash_phone_code
 from tests.conftest import User, call, create_user, envelope, inbox, log_in, post, row_of
 from tests.providers import Answer, Asked, Provider, serving
 

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import update
 
 from functions.submit_business import KOREA
-from shared.database import transaction
-from shared.tables import business
+from shared.postgresql.tables import business
+from shared.postgresql.transactions import transaction
 from tests.businesses import new_business_number
 from tests.conftest import User, call, events_of, log_in, row_of, wait_for
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import func, update
 
-from shared.database import transaction
-from shared.tables import former_email
+from shared.postgresql.tables import former_email
+from shared.postgresql.transactions import transaction
 from tests.authenticator import with_passkey
 from tests.conftest import PASSWORD, User, call, events_of, inbox, log_in, mailed_token, passkey_session_of, row_of
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from shared import profiles
-from shared.database import transaction
-from shared.profiles import Profile
-from shared.tables import account, outbox
+from shared.postgresql.tables import account, outbox
+from shared.postgresql.transactions import transaction
+from shared.users import profiles
+from shared.users.profiles import Profile
 from tests.conftest import User, bearer, call, client, create_user, events_of, session_of
 from tests.servers import redis_client
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from shared import access_tokens
-from shared.database import transaction
-from shared.tables import account, outbox
+from shared.identity import access_tokens
+from shared.postgresql.tables import account, outbox
+from shared.postgresql.transactions import transaction
 from tests.authenticator import with_passkey, with_totp
 from tests.conftest import User, call, create_admin, create_user, events_of, log_in, session_of, strong_session_of
 

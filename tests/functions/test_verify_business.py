@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import delete, func, update
 
 from functions import verify_business
-from shared.database import transaction
-from shared.event_function import CLAIM_LIFETIME
-from shared.tables import business, processed_event
+from shared.framework.event_function import CLAIM_LIFETIME
+from shared.postgresql.tables import business, processed_event
+from shared.postgresql.transactions import transaction
 from tests.conftest import (
     DATA,
     PASSWORD,
@@ -279,7 +279,7 @@ def test_an_answer_on_a_submission_that_was_replaced_meanwhile_is_dropped(
 
 
 def test_no_transaction_is_open_while_the_registry_is_asked(active_user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shared.database import engine
+    from shared.postgresql.pool import engine
 
     checked_out: list[int] = []
 

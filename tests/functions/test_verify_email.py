@@ -5,9 +5,9 @@ from datetime import timedelta
 
 from sqlalchemy import delete, func, select, update
 
-from shared.database import transaction
-from shared.tables import account, credential, verification
-from shared.verifications import CHANGE_EMAIL, VERIFY_EMAIL
+from shared.identity.verifications import CHANGE_EMAIL, VERIFY_EMAIL
+from shared.postgresql.tables import account, credential, verification
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD, User, create_user, events_of, issue, log_in, post, somebody_waits_for, wait_for
 
 PATH = "/api/v1/users/email/verify"

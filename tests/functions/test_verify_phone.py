@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from shared.database import transaction
-from shared.phone_numbers import hash_phone_code
-from shared.tables import account, phone_verification
+from shared.postgresql.tables import account, phone_verification
+from shared.postgresql.transactions import transaction
+from shared.users.phone_numbers import hash_phone_code
 from tests.conftest import User, call, create_user, events_of, inbox, log_in, session_of, wait_for
 
 CODE = "031415"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from shared.database import transaction
-from shared.settings import settings
-from shared.tables import account
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 from tests.conftest import PASSWORD, User, call, events_of, log_in, session_of, withdrawn_since
 
 

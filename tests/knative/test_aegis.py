@@ -27,11 +27,13 @@ from knative.local.keys import new_signing_keys, write_secrets
 from knative.local.supervisor import Process
 from knative.release import aegis, dead_letters
 from knative.release.signing_keys import SECRET, TOKEN_SECONDS
-from shared import access_tokens, database, settings
-from shared.database import transaction
-from shared.events import SOURCE
-from shared.relay import attributes
-from shared.tables import account, credential, dead_letter, outbox, processed_event
+from shared.events.relay import attributes
+from shared.events.types import SOURCE
+from shared.identity import access_tokens
+from shared.postgresql import driver
+from shared.postgresql.tables import account, credential, dead_letter, outbox, processed_event
+from shared.postgresql.transactions import transaction
+from shared.runtime import settings
 from tests.authenticator import App, with_passkey, with_totp
 from tests.conftest import (
     DATA,
@@ -224,7 +226,7 @@ def test_a_database_that_is_away_is_named_without_its_password(own_database: Pro
 def test_a_database_without_tables_is_told_to_be_migrated(own_database: Process) -> None:
     with transaction() as connection:
         connection.exec_driver_sql("DROP TABLE account CASCADE")
-    assert "python -m shared.migrate" in refusal("admin", "create", "kim@example.com")
+    assert "python -m shared.postgresql.migrate" in refusal("admin", "create", "kim@example.com")
 
 
 def test_a_wrong_call_is_a_2() -> None:
@@ -415,7 +417,7 @@ def test_an_event_that_the_outbox_has_no_more_is_put_there_as_it_was(own_databas
 
 def test_a_retry_wakes_the_relay(own_database: Process, capsys: Any) -> None:
     number = give_up()
-    listener, _ = database.connect(os.environ["DATABASE_URL"], timeout=30)
+    listener, _ = driver.connect(os.environ["DATABASE_URL"], timeout=30)
     listener.autocommit = True
     listener.cursor().execute("LISTEN outbox")
     dead(capsys, "retry", number)

@@ -14,7 +14,7 @@ from knative import check
 from knative.release import gate
 from loadtests import rules
 from loadtests.rules import LATENCY
-from shared import metrics
+from shared.runtime import metrics
 from tests.conftest import ROOT
 from tests.shared.test_metrics import documented
 

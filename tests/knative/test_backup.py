@@ -33,7 +33,7 @@ from knative.release.backup.postgresql import BACKUP_LOCK, RESTORE_LOCK, alone
 from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Store, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared.migrate import MIGRATIONS
+from shared.postgresql.migrate import MIGRATIONS
 from tests.conftest import ROOT, call, create_user, fire, issue, log_in, wait_for, withdrawn_since
 
 KEEP = retention.Keep(7, 4, 12)
@@ -93,7 +93,7 @@ def new_database(template: str = "template1") -> Iterator[str]:
 
 def migrate(url: str) -> None:
     subprocess.run(
-        [sys.executable, "-m", "shared.migrate"],
+        [sys.executable, "-m", "shared.postgresql.migrate"],
         env={**os.environ, "OWNER_DATABASE_URL": url, "DATABASE_URL": restore.functions_url(url)},
         check=True,
     )

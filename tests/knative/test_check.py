@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from knative import check
-from shared import kafka
-from shared.manifests import schedules, triggers
+from shared.events import kafka
+from shared.runtime.manifests import schedules, triggers
 from tests.knative.environments import container, functions_of
 
 DEVELOPMENT = check.OVERLAYS / "development"

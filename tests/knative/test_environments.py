@@ -15,10 +15,10 @@ import yaml
 from knative import check
 from knative.release.gateway import public_listener
 from knative.release.overlays import pods
-from shared import kafka
-from shared.manifests import function_name, functions
-from shared.registry import HTTP_FUNCTIONS, load_all, uses
-from shared.settings import Settings, load
+from shared.events import kafka
+from shared.framework.registry import HTTP_FUNCTIONS, load_all, uses
+from shared.runtime.manifests import function_name, functions
+from shared.runtime.settings import Settings, load
 from tests.conftest import ROOT
 from tests.knative.environments import (
     ENVIRONMENTS,

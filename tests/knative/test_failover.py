@@ -22,12 +22,12 @@ from knative.local.servers import STANDBY
 from knative.local.supervisor import Process, StartFailed, Supervisor
 from knative.release.failover import failover
 from knative.release.refused import Refused
-from shared import database
-from shared.database import transaction
-from shared.migrate import migrate
-from shared.problems import ServiceUnavailable
-from shared.settings import settings
-from shared.tables import account
+from shared.postgresql import driver
+from shared.postgresql.migrate import migrate
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import ServiceUnavailable
+from shared.runtime.settings import settings
 from tests.conftest import PASSWORD, ROOT, create_user, wait_for
 from tests.knative.test_up import running, try_until, wait_for_line
 from tests.servers import Own, forget_settings, function_process, kill, start_again
@@ -56,7 +56,7 @@ def answer_of(wanted: str, query: str) -> Any:
     """Of the server that takes writes, or of the standby; nothing while there is none."""
     url = settings().database_url if wanted == "read-write" else settings().replica_database_url
     try:
-        connection, _ = database.connect(url, 5.0)
+        connection, _ = driver.connect(url, 5.0)
         cursor = connection.cursor()
         cursor.execute(query)
         return cursor.fetchone()[0]

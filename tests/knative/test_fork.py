@@ -76,8 +76,8 @@ def test_what_is_imported_beforehand_opens_no_connection_and_starts_no_thread() 
     script = """
 import json, os
 from knative.local import fork, up
-from shared import settings
-from shared.manifests import functions
+from shared.runtime import settings
+from shared.runtime.manifests import functions
 before = set(os.listdir("/proc/self/fd"))
 fork.preload((*up.PRELOADED, *(f"functions.{name}" for name in functions())))
 import sys

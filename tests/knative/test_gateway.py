@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from shared.manifests import route_timeout_seconds
-from shared.problems import REQUEST_SECONDS, Problem, RequestTimeout, ServiceUnavailable
-from shared.request import MAX_BODY_BYTES, SECURITY_HEADERS
+from shared.http.request import MAX_BODY_BYTES, SECURITY_HEADERS
+from shared.runtime.manifests import route_timeout_seconds
+from shared.runtime.problems import REQUEST_SECONDS, Problem, RequestTimeout, ServiceUnavailable
 from tests.knative.environments import ENVIRONMENTS, objects_of
 
 REPLACED: dict[int, Problem] = {408: RequestTimeout(), 502: ServiceUnavailable(), 504: ServiceUnavailable()}

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from knative.local.keys import new_backup_key, recipient_of, write_secrets
-from shared.settings import load
+from shared.runtime.settings import load
 
 
 def read(file: Path) -> dict[str, str]:

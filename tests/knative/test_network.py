@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shared.manifests import function_name
-from shared.registry import load_all, uses
+from shared.framework.registry import load_all, uses
+from shared.runtime.manifests import function_name
 from tests.knative.environments import ENVIRONMENTS, Objects, functions_of, objects_of
 
 NAMESPACE = "aegis-user-service"

@@ -16,7 +16,7 @@ from knative.release.prepare import prepare
 from knative.release.progress import Progress
 from knative.release.refused import Refused
 from knative.release.report import table
-from shared.manifests import functions
+from shared.runtime.manifests import functions
 from tests.conftest import DATA, ROOT
 
 DIGEST = "sha256:" + "ab" * 32

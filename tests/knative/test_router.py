@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Supervisor
-from shared import openapi, problems
-from shared.manifests import functions
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.framework import openapi
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
+from shared.runtime import problems
+from shared.runtime.manifests import functions
 from tests.servers import supervisor
 
 __all__ = ["supervisor"]

@@ -12,7 +12,7 @@ import pytest
 from knative.local import scheduler
 from knative.local.servers import free_port
 from knative.ping import ping
-from shared.manifests import Schedule, schedules
+from shared.runtime.manifests import Schedule, schedules
 from tests.conftest import ROOT, wait_for
 from tests.providers import Answer, Provider, listening
 

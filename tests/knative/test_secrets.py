@@ -11,8 +11,8 @@ from knative.local import up
 from knative.release import overlays
 from knative.release.checks import with_settings
 from knative.release.jobs import derived
-from shared.registry import load_all, uses
-from shared.settings import REQUIRED_BY, SECRETS, load, secrets_of
+from shared.framework.registry import load_all, uses
+from shared.runtime.settings import REQUIRED_BY, SECRETS, load, secrets_of
 from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of
 
 OF_OWNER = {"DB_OWNER", "DB_OWNER_PASSWORD"}

@@ -6,9 +6,10 @@ from pathlib import Path
 from sqlalchemy import text
 
 from knative.local import servers
-from shared.database import transaction, unpooled
-from shared.migrate import migrate
-from shared.settings import settings
+from shared.postgresql.migrate import migrate
+from shared.postgresql.pool import unpooled
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 from tests.servers import Own, kill
 
 

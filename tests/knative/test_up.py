@@ -23,7 +23,7 @@ from knative.local import servers
 from knative.local.servers import MAX_CONNECTIONS, free_port
 from knative.local.supervisor import Process
 from knative.local.up import containers, lock, settings
-from shared.settings import load
+from shared.runtime.settings import load
 from tests.conftest import PASSWORD, ROOT, wait_for
 from tests.servers import Own
 

@@ -21,7 +21,7 @@ from knative.release.cluster import key
 from knative.release.overlays import OVERLAYS, render
 from loadtests import compare
 from loadtests.compare import HPA, KNATIVE, SIDES, Pods, Side
-from shared.deliveries import authorization
+from shared.events.delivery_tokens import authorization
 from tests.browser import needs_chromium
 from tests.conftest import PASSWORD, ROOT, create_user, envelope, mailed_token, wait_for
 from tests.loadtests.test_report import a_run

@@ -7,7 +7,7 @@ import pytest
 
 from loadtests.people import Administrator, Commuter, Person, Somebody
 from loadtests.scenarios import SCENARIOS, Shape
-from shared.manifests import functions
+from shared.runtime.manifests import functions
 from tests.conftest import ROOT
 
 

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
-from shared import access_tokens
-from shared.access_tokens import Caller, InvalidAccessToken
-from shared.settings import settings
+from shared.identity import access_tokens
+from shared.identity.access_tokens import Caller, InvalidAccessToken
+from shared.runtime.settings import settings
 from tests.conftest import ROOT, User, call, client, log_in, wait_for
 
 PATH = "/api/v1/users/me"
@@ -212,7 +212,7 @@ def test_a_signing_key_may_be_padded_as_settings_take_it() -> None:
     for key in jwk_set["keys"]:
         key |= {name: key[name] + "=" for name in ("x", "y", "d")}
     code = (
-        "import uuid; from shared.access_tokens import *; "
+        "import uuid; from shared.identity.access_tokens import *; "
         "caller = Caller(user_id=uuid.uuid4(), session_id=uuid.uuid4()); assert verify(issue(caller)) == caller"
     )
     environment = os.environ | {"JWT_SECRET_KEY": json.dumps(jwk_set)}

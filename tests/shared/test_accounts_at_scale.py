@@ -3,8 +3,8 @@
 import pytest
 from sqlalchemy import func, select
 
-from shared.database import transaction
-from shared.tables import account, metadata, totp
+from shared.postgresql.tables import account, metadata, totp
+from shared.postgresql.transactions import transaction
 from tests.bench import accounts
 from tests.bench.people import PASSWORD
 from tests.conftest import User, call, strong_session_of

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from shared.database import transaction
-from shared.tables import account
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
 from tests.authenticator import with_passkey, with_totp
 from tests.conftest import PASSWORD, call, create_admin, passkey_session_of, strong_session_of
 

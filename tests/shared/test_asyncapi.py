@@ -10,9 +10,10 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from shared import asyncapi
-from shared.events import ALL_EVENTS, Event, contract
-from shared.registry import EVENT_FUNCTIONS, load_all
+from shared.events import contract
+from shared.events.types import ALL_EVENTS, Event
+from shared.framework import asyncapi
+from shared.framework.registry import EVENT_FUNCTIONS, load_all
 
 SPECIFICATION = Path(__file__).parent / "asyncapi" / "3.1.0.json"
 """As AsyncAPI publishes it (@asyncapi/specs 6.11.1, "3.1.0-without-$id.json", Apache-2.0), without its white space."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.business_numbers import check_digit, normalize_business_number
+from shared.text.business_numbers import check_digit, normalize_business_number
 
 first_nine = st.builds(
     lambda office, kind, serial: f"{office:03}{kind:02}{serial:04}",

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from shared import cache
+from shared.redis import cache
 
 pytestmark = pytest.mark.usefixtures("any_redis")
 

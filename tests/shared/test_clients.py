@@ -8,10 +8,10 @@ import pytest
 from flask import Flask, request
 from sqlalchemy import select
 
-from shared.clients import MAX_DEVICE_LENGTH, Client, client_of
-from shared.database import transaction
-from shared.settings import settings
-from shared.tables import session
+from shared.http.clients import MAX_DEVICE_LENGTH, Client, client_of
+from shared.postgresql.tables import session
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 from tests.conftest import User
 
 

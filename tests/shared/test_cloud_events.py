@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.cloud_events import fault, parse_time
+from shared.events.cloud_events import fault, parse_time
 
 EVENT = {"specversion": "1.0", "id": "1", "source": "/tests", "type": "tested"}
 zones = st.integers(-23 * 60 - 59, 23 * 60 + 59).map(lambda minutes: timezone(timedelta(minutes=minutes)))

@@ -10,10 +10,10 @@ from kafka.admin import KafkaAdminClient
 from kafka.structs import OffsetAndMetadata
 
 from knative.local.supervisor import Process, Supervisor
-from shared import kafka
-from shared.consumer_lag import LagCollector
-from shared.manifests import NAMESPACE, triggers
-from shared.settings import settings
+from shared.events import kafka
+from shared.events.consumer_lag import LagCollector
+from shared.runtime.manifests import NAMESPACE, triggers
+from shared.runtime.settings import settings
 from tests.conftest import ROOT, wait_for
 from tests.servers import kill, start_again
 

@@ -6,10 +6,10 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import delete
 
-from shared.credentials import WrongPassword, require_password
-from shared.database import transaction
-from shared.tables import credential
-from shared.verifications import RESET_PASSWORD
+from shared.identity.credentials import WrongPassword, require_password
+from shared.identity.verifications import RESET_PASSWORD
+from shared.postgresql.tables import credential
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD, User, call, create_user, issue, session_of
 
 

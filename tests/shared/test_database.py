@@ -17,9 +17,9 @@ from sqlalchemy import text
 
 from knative.local.servers import LOOPBACK
 from knative.local.supervisor import Process
-from shared import database
-from shared.problems import ServiceUnavailable
-from shared.settings import settings
+from shared.postgresql import driver, pool, transactions
+from shared.runtime.problems import ServiceUnavailable
+from shared.runtime.settings import settings
 from tests.conftest import owner, wait_for
 from tests.servers import kill
 
@@ -31,7 +31,7 @@ def test_a_server_that_offers_tls_is_not_asked_for_it() -> None:
     """With the one of tests that cannot be seen: it was built without TLS, and most are not."""
     with socket.create_server((LOOPBACK, 0)) as server, ThreadPoolExecutor(1) as pool:
         url = f"postgresql://aegis:password@{LOOPBACK}:{server.getsockname()[1]}/aegis"
-        connecting = pool.submit(database.connect, url, 1.0)
+        connecting = pool.submit(driver.connect, url, 1.0)
         client, _ = server.accept()
         with client:
             _, code = struct.unpack("!ii", client.recv(8, socket.MSG_WAITALL))
@@ -43,13 +43,13 @@ def test_a_server_that_offers_tls_is_not_asked_for_it() -> None:
 def test_a_statement_with_parameters_takes_one_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
-    class Counted(database._Transport):
+    class Counted(driver._Transport):
         def send(self, data: Any, *flags: Any) -> int:
             sent.append(data)
             return super().send(data, *flags)
 
-    monkeypatch.setattr(database, "_Transport", Counted)
-    connection, _ = database.connect(os.environ["DATABASE_URL"], 1.0)
+    monkeypatch.setattr(driver, "_Transport", Counted)
+    connection, _ = driver.connect(os.environ["DATABASE_URL"], 1.0)
     connection.execute_simple("BEGIN")
     sent.clear()
     cursor = connection.cursor()
@@ -59,7 +59,7 @@ def test_a_statement_with_parameters_takes_one_round_trip(monkeypatch: pytest.Mo
 
 
 def test_after_what_postgresql_refuses_and_what_cannot_be_sent_a_connection_is_still_good() -> None:
-    connection, _ = database.connect(os.environ["DATABASE_URL"], 1.0)
+    connection, _ = driver.connect(os.environ["DATABASE_URL"], 1.0)
     cursor = connection.cursor()
     with pytest.raises(pg8000.dbapi.DatabaseError):
         cursor.execute("SELECT 1 / %s::int", (0,))
@@ -73,7 +73,7 @@ def test_after_what_postgresql_refuses_and_what_cannot_be_sent_a_connection_is_s
 
 @pytest.fixture
 def connection() -> Iterator[pg8000.dbapi.Connection]:
-    connection, _ = database.connect(os.environ["DATABASE_URL"], 1.0)
+    connection, _ = driver.connect(os.environ["DATABASE_URL"], 1.0)
     connection.execute_simple("BEGIN")
     yield connection
     connection.close()
@@ -109,8 +109,8 @@ def test_one_whose_first_execution_fails_is_prepared_by_the_next(connection: pg8
 
 
 def ask(statement: str) -> Any:
-    with database.transaction() as connection:
-        return connection.scalar(database.prepared(text(statement)), {"number": 1})
+    with transactions.transaction() as connection:
+        return connection.scalar(pool.prepared(text(statement)), {"number": 1})
 
 
 def test_a_statement_with_other_columns_since_a_migration_is_refused_once() -> None:
@@ -134,7 +134,7 @@ def test_a_statement_with_other_columns_since_a_migration_is_refused_once() -> N
 def test_where_a_pooler_forgets_what_was_prepared_a_connection_goes_on_without() -> None:
     statement = "SELECT CAST(:number AS int)"
     assert ask(statement) == ask(statement) == 1
-    with database.transaction() as connection:
+    with transactions.transaction() as connection:
         connection.execute(text("DEALLOCATE ALL"))
     with pytest.raises(ServiceUnavailable):
         ask(statement)
@@ -153,7 +153,7 @@ def url_of_both(wanted: str, *, replica_first: bool) -> str:
 def role(url: str) -> tuple[bool] | None:
     """Whether the server that a URL leads to is a standby; None when it leads to none in time."""
     try:
-        connection, _ = database.connect(url, 1.0)
+        connection, _ = driver.connect(url, 1.0)
     except (OSError, pg8000.dbapi.Error):
         return None
     with contextlib.closing(connection):

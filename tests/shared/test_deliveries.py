@@ -10,9 +10,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from shared import deliveries, settings
-from shared.manifests import schedules, triggers
-from shared.registry import EVENT_FUNCTIONS, load_all
+from shared.events import delivery_tokens
+from shared.framework.registry import EVENT_FUNCTIONS, load_all
+from shared.runtime import settings
+from shared.runtime.manifests import schedules, triggers
 from tests.conftest import client, counted, envelope
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
@@ -40,11 +41,11 @@ def test_a_delivery_without_a_token_is_refused_and_counted(function: str) -> Non
 
 
 def test_a_token_for_one_function_is_none_for_another() -> None:
-    assert deliver("record_audit", deliveries.authorization("send-email")["Authorization"]).status_code == 401
+    assert deliver("record_audit", delivery_tokens.authorization("send-email")["Authorization"]).status_code == 401
 
 
 def test_a_token_is_good_for_minutes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = deliveries.authorization("record-audit")["Authorization"]
+    token = delivery_tokens.authorization("record-audit")["Authorization"]
     assert deliver("record_audit", token).status_code == 422  # it is let in, and its event is none that there is
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 300)
@@ -52,7 +53,9 @@ def test_a_token_is_good_for_minutes_only(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_token_whose_time_was_changed_is_refused() -> None:
-    expires, _, signature = deliveries.authorization("record-audit")["Authorization"].partition(" ")[2].partition(".")
+    expires, _, signature = (
+        delivery_tokens.authorization("record-audit")["Authorization"].partition(" ")[2].partition(".")
+    )
     assert deliver("record_audit", f"Bearer {int(expires) + 3600}.{signature}").status_code == 401
 
 
@@ -115,7 +118,7 @@ def test_a_token_of_a_cluster_is_refused_where_none_is_trusted() -> None:
 
 
 def test_every_trigger_and_schedule_names_its_function_as_the_audience() -> None:
-    from shared.manifests import manifests
+    from shared.runtime.manifests import manifests
 
     destinations = [
         destination

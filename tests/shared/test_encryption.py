@@ -3,8 +3,8 @@
 import pytest
 from cryptography.exceptions import InvalidTag
 
-from shared.encryption import keyed_hash, seal, unseal
-from shared.settings import settings
+from shared.identity.encryption import keyed_hash, seal, unseal
+from shared.runtime.settings import settings
 
 
 def test_what_is_sealed_is_opened_again_and_cannot_be_read_before() -> None:

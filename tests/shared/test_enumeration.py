@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import insert
 from uuid_utils.compat import uuid7
 
-from shared.database import transaction
-from shared.passwords import hash_password
-from shared.tables import account, credential
+from shared.identity.passwords import hash_password
+from shared.postgresql.tables import account, credential
+from shared.postgresql.transactions import transaction
 from tests.conftest import PASSWORD, User, call, session_of
 
 PAIRS = 200

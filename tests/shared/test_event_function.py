@@ -10,17 +10,17 @@ from cloudevents.http import CloudEvent
 from flask import Flask, Response, request
 from sqlalchemy import Connection, func, insert, select, update
 
-from knative import dispatcher
 from knative.local.supervisor import Process, Supervisor
-from shared.database import transaction
-from shared.deliveries import authorization
-from shared.event_function import CLAIM_LIFETIME, Mark, event_function
-from shared.events import UserRegistered
-from shared.manifests import triggers
-from shared.problems import ServiceUnavailable
-from shared.registry import EVENT_FUNCTIONS
-from shared.schedules import ScheduleFired
-from shared.tables import processed_event, stored_answer
+from shared.events.delivery import RETRIED_STATUSES, backoff
+from shared.events.delivery_tokens import authorization
+from shared.events.schedules import ScheduleFired
+from shared.events.types import UserRegistered
+from shared.framework.event_function import CLAIM_LIFETIME, Mark, event_function
+from shared.framework.registry import EVENT_FUNCTIONS
+from shared.postgresql.tables import processed_event, stored_answer
+from shared.postgresql.transactions import transaction
+from shared.runtime.manifests import triggers
+from shared.runtime.problems import ServiceUnavailable
 from tests.conftest import envelope, somebody_waits_for, wait_for
 from tests.servers import kill, start_again
 
@@ -347,7 +347,7 @@ def test_a_delivery_while_another_is_under_way_comes_again_later(function: Any, 
 
     assert deliver(takes_its_time, DATA, headers).status_code == 204
     assert [response.status_code for response in during] == [409]
-    assert 409 in dispatcher.RETRIED_STATUSES
+    assert 409 in RETRIED_STATUSES
 
 
 def test_of_a_delivery_that_was_taken_for_dead_nothing_is_written_any_more() -> None:
@@ -407,5 +407,5 @@ def test_a_database_that_is_away_for_a_moment_after_an_effect_does_not_let_it_ha
 
 def test_a_claim_outlives_every_delivery_and_the_retries_outlive_the_claim() -> None:
     for trigger in triggers():
-        waits = [dispatcher.backoff(trigger, attempt) for attempt in range(trigger.retries)]
+        waits = [backoff(trigger, attempt) for attempt in range(trigger.retries)]
         assert 2 * trigger.timeout_seconds <= CLAIM_LIFETIME.total_seconds() < sum(waits) / 2

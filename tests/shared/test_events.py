@@ -13,7 +13,8 @@ import jsonschema_rs
 import pytest
 from pydantic import BaseModel, Field, create_model
 
-from shared.events import ALL_EVENTS, Event, contract
+from shared.events import contract
+from shared.events.types import ALL_EVENTS, Event
 from tests.conftest import ROOT
 
 FILES = sorted(contract.SCHEMAS.glob("*.json"))
@@ -173,7 +174,7 @@ def test_a_field_with_a_default_is_written(tmp_path: Path) -> None:
 
 
 def test_a_refused_change_is_a_failed_command() -> None:
-    program = "from shared.events import ALL_EVENTS, contract; contract.main(events=ALL_EVENTS[1:])"
+    program = "from shared.events import contract, types; contract.main(events=types.ALL_EVENTS[1:])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"{ALL_EVENTS[0].type}: the event is gone" in done.stderr

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.events import Event
-from shared.fields import RequestBody
-from shared.registry import HTTP_FUNCTIONS, load_all
+from shared.events.types import Event
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
+from shared.text.fields import RequestBody
 
 LAX: dict[str, list[Any]] = {
     "date": ["0", "1551657600", "20190304", "2019-W10-1", "2019-03-04T00:00:00", " 2019-03-04", "2019-3-4", 0, 1.5],

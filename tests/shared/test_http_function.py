@@ -11,13 +11,13 @@ import pytest
 from flask.testing import FlaskClient
 from typing_extensions import TypedDict
 
-from shared.access_tokens import Caller
-from shared.clients import Client
-from shared.fields import QueryParameters, RequestBody
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.registry import HTTP_FUNCTIONS
-from shared.request import MAX_BODY_BYTES, Reply, etag, json_bytes, require_match
+from shared.framework.http_function import http_function
+from shared.framework.registry import HTTP_FUNCTIONS
+from shared.http.clients import Client
+from shared.http.request import MAX_BODY_BYTES, Reply, etag, json_bytes, require_match
+from shared.identity.access_tokens import Caller
+from shared.runtime.problems import NoSuchItem
+from shared.text.fields import QueryParameters, RequestBody
 from tests.conftest import PASSWORD, User, bearer, call, client, create_admin, log_in, session_of
 from tests.servers import Serve
 

@@ -17,13 +17,15 @@ from sqlalchemy import func, insert, select, text, update
 from typing_extensions import TypedDict
 
 from knative.local.supervisor import Process, Supervisor
-from shared import cache, database
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.fields import RequestBody
-from shared.http_function import http_function
-from shared.idempotency import CLAIM_LIFETIME, LIFETIME
-from shared.problems import (
+from shared.framework.http_function import http_function
+from shared.framework.idempotency import CLAIM_LIFETIME, LIFETIME
+from shared.http.request import Reply
+from shared.identity.access_tokens import Caller
+from shared.postgresql import pool, transactions
+from shared.postgresql.tables import account, processed_event, session, stored_answer
+from shared.postgresql.transactions import transaction
+from shared.redis import cache
+from shared.runtime.problems import (
     Forbidden,
     NoSuchItem,
     Problem,
@@ -32,8 +34,7 @@ from shared.problems import (
     TooManyRequests,
     Unauthenticated,
 )
-from shared.request import Reply
-from shared.tables import account, processed_event, session, stored_answer
+from shared.text.fields import RequestBody
 from tests.authenticator import with_totp
 from tests.conftest import PASSWORD, User, bearer, call, create_user, events_of, log_in, session_of, wait_for
 from tests.servers import Serve, kill, start_again
@@ -406,9 +407,9 @@ def test_a_database_that_dies_in_between_keeps_neither_change_nor_answer(
 def test_an_answer_whose_commit_came_through_is_kept_though_word_of_it_was_lost(
     serve: Serve, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = database.LastTransaction.commit
+    commit = transactions.LastTransaction.commit
 
-    def lose_the_word(last: database.LastTransaction) -> None:
+    def lose_the_word(last: transactions.LastTransaction) -> None:
         has_written = last._connection is not None
         commit(last)
         if has_written:
@@ -416,7 +417,7 @@ def test_an_answer_whose_commit_came_through_is_kept_though_word_of_it_was_lost(
 
     client_, key = operation(serve, write), a_key()
     with monkeypatch.context() as lossy:
-        lossy.setattr(database.LastTransaction, "commit", lose_the_word)
+        lossy.setattr(transactions.LastTransaction, "commit", lose_the_word)
         assert send(client_, key, address).status_code == 503
     again = send(client_, key, address)
     assert (again.status_code, again.headers["Idempotency-Replayed"]) == (201, "true")
@@ -513,7 +514,7 @@ def test_no_connection_is_lost_to_requests_that_fail(serve: Serve, address: str)
     client_ = operation(serve, work)
     statuses = [send(client_, a_key(), address).status_code for _ in range(17)]
     assert statuses == [429, 404, 500, 503] * 4 + [201]
-    assert database.engine().pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert pool.engine().pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def test_a_get_takes_no_key(active_user: User) -> None:

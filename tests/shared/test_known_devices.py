@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import known_devices, rate_limits
-from shared.credentials import GUESSES
-from shared.problems import TooManyRequests
-from shared.tokens import decode
-from shared.verifications import RESET_PASSWORD
+from shared.http import rate_limits
+from shared.identity import known_devices
+from shared.identity.credentials import GUESSES
+from shared.identity.tokens import decode
+from shared.identity.verifications import RESET_PASSWORD
+from shared.runtime.problems import TooManyRequests
 from tests.authenticator import with_totp
 from tests.conftest import PASSWORD, User, call, create_user, issue, mailed_token, session_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.mailboxes import counted_mailbox
+from shared.text.mailboxes import counted_mailbox
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process
-from shared import database, mail_provider, passwords
-from shared.database import transaction
-from shared.events import UserWithdrawn
-from shared.problems import ServiceUnavailable
+from shared.events.types import UserWithdrawn
+from shared.identity import passwords
+from shared.postgresql import pool as connection_pool
+from shared.postgresql import transactions
+from shared.postgresql.transactions import transaction
+from shared.providers import mail_provider
+from shared.runtime.problems import ServiceUnavailable
 from tests.authenticator import second_factor_challenge, with_totp
 from tests.conftest import (
     PASSWORD,
@@ -151,19 +154,19 @@ def test_reads_of_the_cache_hit_miss_or_find_nobody(active_user: User, own_redis
 def test_the_pool_shows_what_it_has_and_whom_it_refused(own_database: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THREADS", "1")
     forget_settings()
-    monkeypatch.setattr(database, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connection_pool, "TIMEOUT_SECONDS", 0.2)
     waits, timeouts = counted("database_pool_wait_seconds_count"), counted("database_pool_timeouts_total")
     in_use = counted("database_pool_connections_in_use")
     with transaction():
         assert counted("database_pool_connections_in_use") == in_use + 1
         assert counted("database_pool_connections_max") == 1
-        with ThreadPoolExecutor(1) as pool, pytest.raises(ServiceUnavailable):
-            pool.submit(database.check).result()
+        with ThreadPoolExecutor(1) as executor, pytest.raises(ServiceUnavailable):
+            executor.submit(transactions.check).result()
     assert counted("database_pool_connections_in_use") == in_use
     assert counted("database_pool_wait_seconds_count") == waits + 1
     assert counted("database_pool_timeouts_total") == timeouts + 1
     open_ = counted("database_pool_connections_open")
-    database.engine().dispose()
+    connection_pool.engine().dispose()
     assert counted("database_pool_connections_open") == open_ - 1
 
 
@@ -222,7 +225,7 @@ def test_the_first_answer_does_not_wait_for_prometheus() -> None:
     """Importing it takes a good part of a cold start."""
     script = """
 import sys
-from shared.server import create_app
+from shared.framework.server import create_app
 client = create_app("get_profile").test_client()
 client.get("/health/ready")
 answer = client.get("/api/v1/users/me")
@@ -260,7 +263,7 @@ def test_two_workers_show_one_sum() -> None:
         families = text_string_to_metric_families(get("/metrics"))
         return {sample.name: sample.value for family in families for sample in family.samples}
 
-    command = [sys.executable, "-m", "shared.server"]
+    command = [sys.executable, "-m", "shared.framework.server"]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: is_listening(port), seconds=30)

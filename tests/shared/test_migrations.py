@@ -20,14 +20,15 @@ from sqlalchemy import text
 from knative.local import servers
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process
-from shared.database import engine, transaction
-from shared.migrate import _LOCK, MIGRATIONS, migrate
-from shared.problems import ServiceUnavailable
-from shared.tables import metadata
+from shared.postgresql.migrate import _LOCK, MIGRATIONS, migrate
+from shared.postgresql.pool import engine
+from shared.postgresql.tables import metadata
+from shared.postgresql.transactions import transaction
+from shared.runtime.problems import ServiceUnavailable
 from tests.conftest import ROOT, somebody_waits_for, wait_for
 from tests.servers import Own
 
-WITHOUT_PATIENCE = "from shared import migrate; migrate.WAIT_SECONDS = 0; migrate.main()"
+WITHOUT_PATIENCE = "from shared.postgresql import migrate; migrate.WAIT_SECONDS = 0; migrate.main()"
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def newer(tmp_path: Path) -> Callable[[str], Path]:
 def start(tree: Path = ROOT, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """The command, as the Job runs it."""
     return subprocess.Popen(
-        [sys.executable, *(arguments or ("-m", "shared.migrate"))],
+        [sys.executable, *(arguments or ("-m", "shared.postgresql.migrate"))],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": str(tree), **environment},
         stdout=subprocess.PIPE,

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from shared import openapi, problems
-from shared.problems import Problem
-from shared.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
+from shared.framework import openapi
+from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
+from shared.runtime import problems
+from shared.runtime.problems import Problem
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,12 @@ from sqlalchemy import Connection, func, select, text
 from knative.local import servers
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process, Supervisor
-from shared import cache, database
-from shared.database import transaction
-from shared.problems import ServiceUnavailable
-from shared.settings import settings
-from shared.tables import account, audit
+from shared.postgresql import driver, transactions
+from shared.postgresql.tables import account, audit
+from shared.postgresql.transactions import transaction
+from shared.redis import cache, protocol
+from shared.runtime.problems import ServiceUnavailable
+from shared.runtime.settings import settings
 from tests.conftest import (
     PASSWORD,
     ROOT,
@@ -134,7 +135,7 @@ def all_connections_taken() -> Iterator[None]:
 
         def take_all() -> None:
             while True:
-                connection, _ = database.connect(settings().database_url, timeout=10)
+                connection, _ = driver.connect(settings().database_url, timeout=10)
                 taken.callback(connection.close)
 
         with pytest.raises(DatabaseError, match="53300"):
@@ -160,7 +161,7 @@ def serving(function: str) -> Iterator[tuple[int, psutil.Process]]:
     """The port of a function that runs as in a pod, and the process that answers."""
     port = free_port()
     environment = {**os.environ, "FUNCTION_TARGET": function, "HOST": LOOPBACK, "PORT": str(port)}
-    command = [sys.executable, "-m", "shared.server"]
+    command = [sys.executable, "-m", "shared.framework.server"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment | {"THREADS": str(THREADS)}, stdout=subprocess.DEVNULL
     ) as process:
@@ -268,7 +269,7 @@ def lock(connection: Connection, user: User) -> None:
 
 
 def database_is_up() -> bool:
-    from shared.server import database_is_up as is_up
+    from shared.framework.server import database_is_up as is_up
 
     return is_up()
 
@@ -319,12 +320,12 @@ def test_an_event_that_waited_for_a_lock_in_vain_is_taken_when_it_comes_again(
 
 
 def test_at_the_connection_limit_who_has_a_connection_goes_on(few_connections: None, own_database: Process) -> None:
-    database.check()
+    transactions.check()
     with all_connections_taken():
         for _ in range(2):
             with transaction(), pytest.raises(ServiceUnavailable):
-                database.check()  # takes a second one
-            database.check()
+                transactions.check()  # takes a second one
+            transactions.check()
 
 
 def test_who_tries_again_through_an_outage_is_not_taken_for_one_who_guesses(
@@ -353,7 +354,7 @@ def ask_on_a_broken_connection() -> None:
 
 
 def test_ready_says_that_postgresql_is_down(own_database: Process, supervisor: Supervisor) -> None:
-    from shared.server import create_app
+    from shared.framework.server import create_app
 
     kill(own_database)
     response = create_app("get_profile").test_client().get("/health/ready")
@@ -424,11 +425,11 @@ def test_redis_that_hangs_keeps_all_who_ask_at_once_waiting_for_one_try(
     cache.get("test")
     with all_hanging(any_redis, supervisor), ThreadPoolExecutor(THREADS) as pool:
         seconds = list(pool.map(ask, range(THREADS)))
-    assert max(seconds) < 2 * cache.TRY_SECONDS
+    assert max(seconds) < 2 * protocol.TRY_SECONDS
 
 
 def test_ready_says_that_redis_is_down_and_stays_ready(any_redis: list[Process]) -> None:
-    from shared.server import create_app
+    from shared.framework.server import create_app
 
     kill(*any_redis)
     response = create_app("get_profile").test_client().get("/health/ready")

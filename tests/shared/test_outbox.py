@@ -11,9 +11,11 @@ from sqlalchemy import func, insert, inspect, select, text
 from uuid_utils.compat import uuid7
 
 from knative.local.supervisor import Process
-from shared import outbox
-from shared.database import engine, transaction
-from shared.tables import outbox as events
+from shared.events import outbox
+from shared.postgresql import partitions
+from shared.postgresql.pool import engine
+from shared.postgresql.tables import outbox as events
+from shared.postgresql.transactions import transaction
 
 DAY = timedelta(days=1)
 NOW = datetime(2030, 5, 17, 12, tzinfo=UTC)
@@ -45,7 +47,7 @@ def partition_of(id_: uuid.UUID) -> str:
         return str(connection.scalar(found, {"id": id_}))
 
 
-def partitions() -> set[str]:
+def partition_names() -> set[str]:
     return {name for name in inspect(engine()).get_table_names() if name.startswith("outbox_")}
 
 
@@ -59,7 +61,7 @@ def writing() -> Iterator[Any]:
 
 
 def test_events_of_a_day_have_a_partition_of_their_own(own_database: Process) -> None:
-    outbox.keep_days(NOW)
+    partitions.keep_days(NOW)
     assert partition_of(put(NOW)) == "outbox_20300517"
     assert partition_of(put(NOW + 3 * DAY)) == "outbox_20300520"
     assert partition_of(put(datetime(2030, 5, 17, tzinfo=UTC))) == "outbox_20300517"
@@ -68,40 +70,40 @@ def test_events_of_a_day_have_a_partition_of_their_own(own_database: Process) ->
 def test_an_event_is_taken_on_a_day_for_which_nobody_made_a_partition(own_database: Process) -> None:
     late = put(NOW)
     assert partition_of(late) == "outbox_other"
-    outbox.keep_days(NOW)
+    partitions.keep_days(NOW)
     assert late in kept()
     assert partition_of(put(NOW + DAY)) == "outbox_20300518"
 
 
 def test_sent_events_go_after_eight_days(own_database: Process) -> None:
-    outbox.keep_days(NOW)
+    partitions.keep_days(NOW)
     old, other = put(NOW), put(NOW - 30 * DAY)
-    outbox.keep_days(NOW + 8 * DAY)
+    partitions.keep_days(NOW + 8 * DAY)
     assert kept() == {old}
-    outbox.keep_days(NOW + 9 * DAY)
+    partitions.keep_days(NOW + 9 * DAY)
     assert kept() == set()
-    assert "outbox_20300517" not in partitions()
+    assert "outbox_20300517" not in partition_names()
     assert other not in kept()
 
 
 def test_an_event_that_was_not_sent_stays_however_old(own_database: Process) -> None:
-    outbox.keep_days(NOW)
+    partitions.keep_days(NOW)
     waiting, other = put(NOW, is_sent=False), put(NOW - 30 * DAY, is_sent=False)
-    outbox.keep_days(NOW + 100 * DAY)
+    partitions.keep_days(NOW + 100 * DAY)
     assert kept() == {waiting, other}
 
 
 def test_partitions_wait_for_writers_and_writers_do_not_wait_for_partitions(own_database: Process) -> None:
     with writing():
-        outbox.keep_days(NOW)
-    assert "outbox_20300517" not in partitions()
-    outbox.keep_days(NOW)
-    assert "outbox_20300517" in partitions()
+        partitions.keep_days(NOW)
+    assert "outbox_20300517" not in partition_names()
+    partitions.keep_days(NOW)
+    assert "outbox_20300517" in partition_names()
 
 
 def test_what_has_occurred_since_is_sent_again(own_database: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "AT_ONCE", 2)
-    outbox.keep_days(NOW)
+    partitions.keep_days(NOW)
     put(NOW - DAY)
     again = {put(NOW + timedelta(minutes=minutes)) for minutes in range(5)}
     waiting = put(NOW + DAY, is_sent=False)
@@ -110,7 +112,7 @@ def test_what_has_occurred_since_is_sent_again(own_database: Process, monkeypatc
 
 
 def test_ten_thousand_sent_events_are_not_looked_at_for_one_that_waits(own_database: Process) -> None:
-    outbox.keep_days(NOW)
+    partitions.keep_days(NOW)
     many = """
         INSERT INTO outbox (id, type, subject, data, request_id, occurred_at, sent_at)
         SELECT gen_random_uuid(), 'tested', gen_random_uuid(), '{}', '', :now, now() FROM generate_series(1, 10000)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.pages import decode, encode
+from shared.framework.pages import decode, encode
 
 
 @given(st.uuids())

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from zxcvbn.matching import RANKED_DICTIONARIES
 
 from knative.local.servers import free_port
-from shared import passwords, settings
-from shared.passwords import check_acceptable, hash_password, verify_password
-from shared.problems import InvalidRequest, ServiceUnavailable
+from shared.identity import passwords
+from shared.identity.passwords import check_acceptable, hash_password, verify_password
+from shared.runtime import settings
+from shared.runtime.problems import InvalidRequest, ServiceUnavailable
 from tests.conftest import PASSWORD, call, counted, wait_for
 from tests.providers import Answer, Provider, serving
 

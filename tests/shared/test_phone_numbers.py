@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.phone_numbers import normalize_phone_number
+from shared.users.phone_numbers import normalize_phone_number
 
 MOBILE_EXAMPLES = [
     example

@@ -15,10 +15,10 @@ from sqlalchemy import func, insert, text
 from knative.local import servers
 from knative.local.servers import LOOPBACK
 from knative.local.supervisor import Process
-from shared import probes
-from shared.database import transaction
-from shared.outbox_metrics import OutboxCollector
-from shared.tables import backup, dead_letter, outbox
+from shared.events.outbox_metrics import OutboxCollector
+from shared.postgresql.tables import backup, dead_letter, outbox
+from shared.postgresql.transactions import transaction
+from shared.runtime import probes
 from tests.conftest import scrape, wait_for
 from tests.servers import forget_settings, kill
 

@@ -20,13 +20,13 @@ from cryptography.x509.oid import NameOID
 
 from functions import send_sms, verify_business
 from knative.local.servers import free_port
-from shared import mail_provider, providers
-from shared.manifests import triggers
-from shared.problems import ServiceUnavailable
+from shared.providers import calls, mail_provider
+from shared.runtime.manifests import triggers
+from shared.runtime.problems import ServiceUnavailable
 from tests.conftest import wait_for
 from tests.providers import Answer, Provider, listening
 
-PROVIDER = providers.Provider("tested", "The provider")
+PROVIDER = calls.Provider("tested", "The provider")
 SECONDS = 0.3
 """So long a provider of a test has; it would take much longer."""
 
@@ -38,7 +38,7 @@ def provider() -> Iterator[Provider]:
 
 
 def ask(url: str, seconds: float = SECONDS) -> Any:
-    return providers.ask(PROVIDER, "POST", url, seconds=seconds, json={}).json()
+    return calls.ask(PROVIDER, "POST", url, seconds=seconds, json={}).json()
 
 
 def fault(url: str) -> str:
@@ -128,8 +128,8 @@ def test_a_provider_that_says_when_to_come_again_is_heard_within_bounds(
     provider: Provider, value: str, seconds: str
 ) -> None:
     provider.answers = [Answer(429, headers={"Retry-After": value})]
-    response = providers.ask(PROVIDER, "POST", provider.url, seconds=10)
-    problem = providers.not_now(PROVIDER, response)
+    response = calls.ask(PROVIDER, "POST", provider.url, seconds=10)
+    problem = calls.not_now(PROVIDER, response)
     assert (problem.status, problem.headers["Retry-After"]) == (503, seconds)
     assert str(problem) == "The provider answered 429."
 

@@ -12,13 +12,13 @@ import pytest
 from flask.testing import FlaskClient
 
 from knative.local.supervisor import Process, Supervisor
-from shared import rate_limits
-from shared.access_tokens import Caller
-from shared.fields import EmailAddress, RequestBody
-from shared.http_function import http_function
-from shared.problems import NoSuchItem
-from shared.rate_limits import address_subject
-from shared.settings import settings
+from shared.framework.http_function import http_function
+from shared.http import rate_limits
+from shared.http.rate_limits import address_subject
+from shared.identity.access_tokens import Caller
+from shared.runtime.problems import NoSuchItem
+from shared.runtime.settings import settings
+from shared.text.fields import EmailAddress, RequestBody
 from tests.conftest import PASSWORD, User, bearer, call, session_of, wait_for
 from tests.servers import Serve, kill, redis_client, start_again
 

@@ -11,10 +11,11 @@ from redis import Redis
 
 from knative.local.servers import LOOPBACK
 from knative.local.supervisor import Process, Supervisor
-from shared import cache, rate_limits
-from shared.problems import TooManyRequests
-from shared.redis_cluster import ClusteredRedis
-from shared.settings import settings
+from shared.http import rate_limits
+from shared.redis import cache
+from shared.redis.cluster import ClusteredRedis
+from shared.runtime.problems import TooManyRequests
+from shared.runtime.settings import settings
 from tests.conftest import User, call, log_in, wait_for
 from tests.servers import is_done_by, kill, redis_client, redis_node
 

@@ -13,9 +13,9 @@ import pytest
 
 from knative.local.servers import LOOPBACK
 from knative.local.supervisor import Process
-from shared import cache
-from shared.redis_single import SingleRedis
-from shared.settings import settings
+from shared.redis import protocol
+from shared.redis.single import SingleRedis
+from shared.runtime.settings import settings
 from tests.conftest import User, call, log_in, wait_for
 from tests.servers import redis_client
 
@@ -58,7 +58,7 @@ def test_threads_never_get_each_others_answers(redis: SingleRedis) -> None:
 
 
 def test_a_command_that_redis_refuses_is_an_error_and_the_next_is_answered(redis: SingleRedis) -> None:
-    with pytest.raises(cache.RedisRefused):
+    with pytest.raises(protocol.RedisRefused):
         redis.run([("SET", "test", "text"), ("INCR", "test"), ("GET", "test")])
     assert redis.run([("GET", "test")]) == [b"text"]
 
@@ -73,7 +73,7 @@ def test_who_waits_in_vain_closes_the_connection_and_the_late_answer_is_nobodys(
     redis: SingleRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert redis.run([("SET", "test", "right")]) == [b"OK"]
-    redis_client().execute_command("CLIENT", "PAUSE", int(cache.TIMEOUT_SECONDS * 2000), "ALL")
+    redis_client().execute_command("CLIENT", "PAUSE", int(protocol.TIMEOUT_SECONDS * 2000), "ALL")
     with pytest.raises(TimeoutError):
         redis.run([("ECHO", "wrong")])
     assert wait_for(lambda: answer_of(redis)) == [b"right"]
@@ -94,9 +94,9 @@ def test_a_user_a_password_and_a_database_may_stand_in_the_url(own_redis: Proces
     third = redis_client()
     third.select(3)
     assert third.get("test") == b"in the third"
-    with pytest.raises(cache.RedisRefused):
+    with pytest.raises(protocol.RedisRefused):
         SingleRedis(f"redis://kim:wrong@{address}/0").run([PING])
-    with pytest.raises(cache.RedisRefused):
+    with pytest.raises(protocol.RedisRefused):
         SingleRedis(f"redis://{address}/0").run([PING])
 
 

@@ -13,11 +13,13 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from knative.local.supervisor import Process, Supervisor
-from shared import kafka, logs, relay
-from shared.database import transaction
-from shared.events import EmailVerified, announce
-from shared.probes import Heart
-from shared.tables import outbox, relayed_topic
+from shared.events import kafka, relay
+from shared.events.outbox import announce
+from shared.events.types import EmailVerified
+from shared.postgresql.tables import outbox, relayed_topic
+from shared.postgresql.transactions import transaction
+from shared.runtime import logs
+from shared.runtime.probes import Heart
 from tests.conftest import until_stopped, wait_for
 from tests.servers import kill, read_topic, start_again
 
@@ -110,7 +112,7 @@ def test_another_relay_takes_over_from_one_that_is_killed(own_database: Process,
 @contextmanager
 def process() -> Iterator[subprocess.Popen[bytes]]:
     """A relay of its own, which can be killed."""
-    started = subprocess.Popen([sys.executable, "-m", "shared.relay"])
+    started = subprocess.Popen([sys.executable, "-m", "shared.events.relay"])
     try:
         yield started
     finally:
@@ -186,7 +188,7 @@ def test_the_relay_outlives_a_restart_of_postgresql(
 
 
 def announced_again() -> bool:
-    from shared.problems import ServiceUnavailable
+    from shared.runtime.problems import ServiceUnavailable
 
     try:
         announce_many(1, [uuid.uuid4()])

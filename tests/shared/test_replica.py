@@ -10,13 +10,14 @@ from sqlalchemy.exc import DBAPIError
 
 from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
-from shared import own_writes, relay
-from shared.database import transaction
-from shared.events import DataExported, LoggedIn
-from shared.probes import Heart
-from shared.replica import read
-from shared.settings import settings
-from shared.tables import account
+from shared.events import relay
+from shared.events.types import DataExported, LoggedIn
+from shared.postgresql import own_writes
+from shared.postgresql.replica import read
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.probes import Heart
+from shared.runtime.settings import settings
 from tests.conftest import (
     User,
     call,

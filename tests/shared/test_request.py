@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from functions import login
-from shared import logs
-from shared.request import MAX_BODY_BYTES
-from shared.verifications import RESET_PASSWORD
+from shared.http.request import MAX_BODY_BYTES
+from shared.identity.verifications import RESET_PASSWORD
+from shared.runtime import logs
 from tests.authenticator import second_factor_challenge, with_totp
 from tests.conftest import PASSWORD, User, call, client, issue, log_in, post, session_of
 

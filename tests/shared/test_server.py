@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from knative.local.servers import LOOPBACK, free_port, is_listening
-from shared import server
-from shared.manifests import functions
-from shared.settings import load
+from shared.framework import server
+from shared.runtime.manifests import functions
+from shared.runtime.settings import load
 from tests.conftest import ROOT, client, wait_for
 
 BIN = Path(sys.executable).parent
@@ -72,7 +72,7 @@ def test_the_stock_functions_framework_starts_each_function(function: str, tmp_p
 def test_the_first_requests_may_come_all_at_once() -> None:
     port = free_port()
     environment = {**os.environ, "FUNCTION_TARGET": "fallback", "HOST": LOOPBACK, "PORT": str(port), "THREADS": "16"}
-    command = [sys.executable, "-m", "shared.server"]
+    command = [sys.executable, "-m", "shared.framework.server"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: is_listening(port), seconds=30)
@@ -85,7 +85,7 @@ def test_the_first_requests_may_come_all_at_once() -> None:
 def test_a_body_that_is_too_large_and_never_ends_holds_no_thread() -> None:
     port = free_port()
     environment = {**os.environ, "FUNCTION_TARGET": "fallback", "HOST": LOOPBACK, "PORT": str(port), "THREADS": "1"}
-    command = [sys.executable, "-m", "shared.server"]
+    command = [sys.executable, "-m", "shared.framework.server"]
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
@@ -148,7 +148,7 @@ def server_of(function: str, **variables: str) -> Iterator[int]:
     """The port on which a server of a function answers for the block."""
     port = free_port()
     environment = {**os.environ, "FUNCTION_TARGET": function, "HOST": LOOPBACK, "PORT": str(port), **variables}
-    command = [sys.executable, "-m", "shared.server"]
+    command = [sys.executable, "-m", "shared.framework.server"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: is_listening(port), seconds=30)
@@ -188,7 +188,7 @@ def status(url: str) -> int:
 def test_a_server_with_wrong_settings_lists_them_and_ends() -> None:
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
     done = subprocess.run(
-        [sys.executable, "-m", "shared.server"],
+        [sys.executable, "-m", "shared.framework.server"],
         cwd=ROOT,
         env=environment | {"FUNCTION_TARGET": "login", "THREADS": "many"},
         capture_output=True,

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import delete, insert, select
 
 from functions.register_passkey import EXAMPLE
-from shared import sessions
-from shared.clients import Client
-from shared.database import transaction
-from shared.registry import HTTP_FUNCTIONS, load_all
-from shared.tables import account, passkey
+from shared.framework.registry import HTTP_FUNCTIONS, load_all
+from shared.http.clients import Client
+from shared.identity import sessions
+from shared.postgresql.tables import account, passkey
+from shared.postgresql.transactions import transaction
 from tests.authenticator import Authenticator, keyless_passkey, with_passkey, with_passkeys, with_totp
 from tests.conftest import (
     PASSWORD,

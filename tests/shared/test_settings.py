@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from shared import database_url
-from shared.settings import InvalidSettings, load
+from shared.runtime import database_url
+from shared.runtime.settings import InvalidSettings, load
 
 KEY = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "1", "x": "A" * 43, "y": "A" * 43, "d": "A" * 43}]})
 

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import signal, threading
-from shared.stopping import stopped_by
+from shared.runtime.stopping import stopped_by
 
 stopped = stopped_by(signal.SIGTERM)
 thread = threading.Thread(target=stopped.wait)

@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
-from shared.fields import canonical_email, mailbox, normalize_email
-from shared.text import folded, is_printable, normalize_name, plain
+from shared.text.fields import canonical_email, mailbox, normalize_email
+from shared.text.normalisation import folded, is_printable, normalize_name, plain
 
 texts = st.text(max_size=12)
 FILLERS = "\u3164\u115f\u1160\uffa0\u2800"

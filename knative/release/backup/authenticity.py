@@ -13,7 +13,7 @@ from knative.release.backup.store import DUMP, MANIFEST, PURGED, Missing, Vault
 from knative.release.backup.streams import Measured
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared.tables import backup
+from shared.postgresql.tables import backup
 
 NAMED = 5
 """So many are named where something is wrong with many."""

@@ -12,12 +12,12 @@ from typing import Any
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
-from shared import sessions, verifications
-from shared.clients import Client
-from shared.database import transaction
-from shared.registry import HTTP_FUNCTIONS
-from shared.server import create_app
-from shared.tables import account
+from shared.framework.registry import HTTP_FUNCTIONS
+from shared.framework.server import create_app
+from shared.http.clients import Client
+from shared.identity import sessions, verifications
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
 
 RESTORED = 20
 """So many of the users in the backup are asked for their profile."""

@@ -9,8 +9,8 @@ from knative.release.backup.retention import Keep
 from knative.release.backup.store import Vault, opened
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared import database_url
-from shared.settings import Settings, settings
+from shared.runtime import database_url
+from shared.runtime.settings import Settings, settings
 
 
 def run(called: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ from knative.release.cluster import Cluster, Object, Rejected
 from knative.release.overlays import KUBECTL
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared.manifests import NAMESPACE
+from shared.runtime.manifests import NAMESPACE
 
 NAME = "backup"
 KEPT_SECONDS = 86_400

@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError
 
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared import database_url
-from shared.database import is_unavailable, unpooled
+from shared.postgresql.pool import unpooled
+from shared.postgresql.transactions import is_unavailable
+from shared.runtime import database_url
 
 Program = subprocess.Popen[bytes]
 

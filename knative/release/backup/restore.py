@@ -19,10 +19,10 @@ from knative.release.backup.postgresql import RESTORE_LOCK, ProgramFailed, conne
 from knative.release.backup.store import DUMP, PURGED, Missing, Vault
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared import database_url
-from shared.database import sqlstate
-from shared.migrate import MIGRATIONS
-from shared.settings import settings
+from shared.postgresql.migrate import MIGRATIONS
+from shared.postgresql.transactions import sqlstate
+from shared.runtime import database_url
+from shared.runtime.settings import settings
 
 LATEST = "latest"
 ROOT = Path(__file__).parents[3]
@@ -257,7 +257,7 @@ def _counts(rows: Mapping[str, int]) -> str:
 
 def _migrate(into: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "shared.migrate"],
+        [sys.executable, "-m", "shared.postgresql.migrate"],
         cwd=ROOT,
         env={
             **os.environ,
@@ -272,6 +272,6 @@ def _migrate(into: str) -> None:
     if done.returncode:
         raise Refused(
             f"The backup is restored, but not migrated: {done.stderr.strip()}\n"
-            "Start no function before that is done: python -m shared.migrate, with OWNER_DATABASE_URL and "
+            "Start no function before that is done: python -m shared.postgresql.migrate, with OWNER_DATABASE_URL and "
             "DATABASE_URL of this database."
         )

@@ -16,7 +16,7 @@ from knative.release.backup.store import BEGUN, DUMP, PURGED, Vault
 from knative.release.backup.streams import Measured, Source, encrypt
 from knative.release.progress import Progress
 from knative.release.refused import Refused
-from shared.tables import backup
+from shared.postgresql.tables import backup
 
 _ADVICE = "Mend that (room in BACKUP_STORE, the way there, what its key may do), then repeat the command."
 

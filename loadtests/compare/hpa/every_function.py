@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from flask import Flask
 
-from shared.manifests import Route, function_name, functions, routes
-from shared.registry import uses
-from shared.server import Server, create_app, wait_for_network
-from shared.settings import load
+from shared.framework.registry import uses
+from shared.framework.server import Server, create_app, wait_for_network
+from shared.runtime.manifests import Route, function_name, functions, routes
+from shared.runtime.settings import load
 
 PRECISION = ("Exact", "RegularExpression", "PathPrefix")
 """Which of several routes that match is taken, as the gateway does."""

@@ -2,7 +2,8 @@
 
 from argon2 import PasswordHasher
 
-from shared import passwords, server
+from shared.framework import server
+from shared.identity import passwords
 
 if __name__ == "__main__":
     passwords._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)

@@ -8,9 +8,9 @@ from typing import Any
 import redis
 from sqlalchemy import func, select, text
 
-from shared.database import transaction
-from shared.settings import settings
-from shared.tables import account
+from shared.postgresql.tables import account
+from shared.postgresql.transactions import transaction
+from shared.runtime.settings import settings
 from tests.bench import accounts, client
 from tests.bench.cluster.traffic import TRAFFIC
 

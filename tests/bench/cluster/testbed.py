@@ -13,7 +13,7 @@ from typing import Any
 from knative.release.cluster import Object
 from knative.release.overlays import KUBECTL, OVERLAYS, is_function, render
 from knative.release.refused import Refused
-from shared.manifests import NAMESPACE
+from shared.runtime.manifests import NAMESPACE
 
 ROOT = Path(__file__).parents[3]
 NAME = "bench"

@@ -11,13 +11,14 @@ import pyotp
 from sqlalchemy import func, insert, select, update
 
 from functions.login_with_passkey import AMR
-from shared import access_tokens, authentication, challenges, profiles, verifications
-from shared.access_tokens import Caller
-from shared.database import transaction
-from shared.events import SOURCE, Event, LoggedIn, PhoneCodeRequested, UserRegistered
-from shared.phone_numbers import hash_phone_code
-from shared.second_factors import SECRET_BYTES, seal_secret
-from shared.tables import account, phone_verification, session, totp
+from shared.events.types import SOURCE, Event, LoggedIn, PhoneCodeRequested, UserRegistered
+from shared.identity import access_tokens, authentication, challenges, verifications
+from shared.identity.access_tokens import Caller
+from shared.identity.second_factors import SECRET_BYTES, seal_secret
+from shared.postgresql.tables import account, phone_verification, session, totp
+from shared.postgresql.transactions import transaction
+from shared.users import profiles
+from shared.users.phone_numbers import hash_phone_code
 from tests.bench.people import PASSWORD, Person, strangers, users
 
 USERS = "/api/v1/users"

@@ -1,0 +1,50 @@
+"""Challenges: tokens of 256 bits that tie the second half of a log-in or of a registration to its first half.
+
+Stored hashed, for five minutes, for one purpose; bound to an account where that is known.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, update
+
+from shared.identity.tokens import hash_token, new_token
+from shared.postgresql.tables import challenge
+
+SECOND_FACTOR = "second_factor"
+PASSKEY_REGISTRATION = "passkey_registration"
+PASSKEY_LOGIN = "passkey_login"
+
+LIFETIME = timedelta(minutes=5)
+
+
+def create(connection: Connection, purpose: str, account_id: UUID | None = None) -> str:
+    """A new challenge: base64url text, which is what WebAuthn's JSON forms have too."""
+    token = new_token()
+    connection.execute(
+        insert(challenge).values(
+            token_hash=hash_token(token), purpose=purpose, account_id=account_id, expires_at=func.now() + LIFETIME
+        )
+    )
+    return token
+
+
+def is_live(token: str, purpose: str) -> ColumnElement[bool]:
+    """The condition that a row is this challenge, neither spent nor expired."""
+    return and_(
+        challenge.c.token_hash == hash_token(token), challenge.c.purpose == purpose, challenge.c.expires_at > func.now()
+    )
+
+
+def spend(connection: Connection, token: str, purpose: str, account_id: UUID | None = None) -> bool:
+    """Whether the challenge was live and bound to exactly this account (None: to none); it is then spent."""
+    spent = connection.execute(delete(challenge).where(is_live(token, purpose), challenge.c.account_id == account_id))
+    return spent.rowcount > 0
+
+
+def count_try(connection: Connection, token: str, purpose: str, *, most: int) -> bool:
+    """Counts one try to answer a challenge, whatever comes of it; False for a challenge that has no try left."""
+    tried = connection.execute(
+        update(challenge).where(is_live(token, purpose), challenge.c.tries < most).values(tries=challenge.c.tries + 1)
+    )
+    return tried.rowcount > 0

@@ -1,0 +1,45 @@
+"""Which sessions go on."""
+
+import functools
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, select
+
+from shared.identity.access_tokens import Caller
+from shared.postgresql.pool import prepared
+from shared.postgresql.tables import account, session
+from shared.postgresql.transactions import transaction
+
+IDLE_LIFETIME = timedelta(days=14)
+"""From the last refresh: a session that nobody uses ends before."""
+
+
+def is_live() -> ColumnElement[bool]:
+    """The condition that a session goes on: not ended, not expired, not idle for too long."""
+    return and_(
+        session.c.ended_at.is_(None),
+        session.c.expires_at > func.now(),
+        session.c.last_used_at > func.now() - IDLE_LIFETIME,
+    )
+
+
+def is_active(caller: Caller) -> bool:
+    """Whether the caller's session goes on and their account is active, by the database."""
+    with transaction() as connection:
+        parameters = {"session_id": caller.session_id, "user_id": caller.user_id}
+        return connection.execute(_active(), parameters).first() is not None
+
+
+@functools.cache
+def _active() -> Select[tuple[UUID]]:
+    return prepared(
+        select(session.c.id)
+        .join(account)
+        .where(
+            session.c.id == bindparam("session_id"),
+            session.c.account_id == bindparam("user_id"),
+            is_live(),
+            account.c.status == "active",
+        )
+    )

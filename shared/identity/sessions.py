@@ -1,0 +1,214 @@
+"""Sessions: each log-in starts one, refresh tokens carry it on, and it ends for good at once."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, update
+from typing_extensions import TypedDict
+from uuid_utils.compat import uuid7
+
+from shared.events.outbox import ANNOUNCEMENT, announce, announced
+from shared.events.types import LoggedIn, UserRestored
+from shared.http.clients import Client
+from shared.identity import access_tokens, authentication, factors, known_devices, withdrawals
+from shared.identity.access_tokens import Caller
+from shared.identity.live_sessions import is_live
+from shared.identity.tokens import encode, new_token
+from shared.postgresql.pool import prepared
+from shared.postgresql.tables import account, credential, refresh_token, session
+from shared.postgresql.transactions import together
+from shared.runtime.problems import Unauthenticated
+from shared.runtime.settings import required, settings
+
+LIFETIME = timedelta(days=30)
+"""From log-in; a refresh does not extend it."""
+MAX_SESSIONS = 50
+MAY_LOG_IN = ("active", "withdrawn")
+"""The states of an account that may start a session."""
+
+
+# Made once, as to compose a statement takes longer than to execute it.
+_MAY_LOG_IN: Select[Any] = prepared(
+    select(*account.c["id", "status", "roles", "canonical_email"], credential.c.password_hash)
+    .outerjoin(credential)
+    .where(account.c.id == bindparam("user_id"), account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
+    .with_for_update(of=account, key_share=True)
+)
+_GOES_ON = prepared(
+    select(session.c.id)
+    .join(account)
+    .where(
+        account.c.id == bindparam("user_id"),
+        account.c.status == "active",
+        session.c.id == bindparam("session_id"),
+        is_live(),
+    )
+    .with_for_update(of=[account, session], key_share=True)
+)
+NEW_REFRESH_TOKEN = insert(refresh_token).values(token_hash=bindparam("new_hash"), session_id=bindparam("of_session"))
+"""Its parameters: `refresh_token_of`."""
+_SURPLUS = (
+    select(session.c.id)
+    .where(session.c.account_id == bindparam("user_id"), is_live())
+    .order_by(session.c.last_used_at.desc())
+    .offset(MAX_SESSIONS - 1)
+)
+_STARTED = prepared(
+    together(
+        insert(session).values(
+            id=bindparam("of_session"),
+            account_id=bindparam("user_id"),
+            expires_at=func.now() + LIFETIME,
+            amr=bindparam("by_methods"),
+            authenticated_at=bindparam("since"),
+            device=bindparam("on_device"),
+            address=bindparam("from_address"),
+        ),
+        NEW_REFRESH_TOKEN,
+        ANNOUNCEMENT,
+        # Its rows are the sessions that made room for this one.
+        update(session).where(session.c.id.in_(_SURPLUS)).values(ended_at=func.now()).returning(session.c.id),
+    )
+)
+
+
+class TokenPair(TypedDict):
+    """An access token response (RFC 6749, 5.1)."""
+
+    access_token: str
+    refresh_token: str
+    token_type: str
+    expires_in: int
+    device_token: str
+    """For the header Device-Token of later log-ins from this device; see `known_devices`."""
+
+
+def token_pair(caller: Caller, refresh: str, found: Row[Any]) -> TokenPair:
+    """The answer to who logs in or refreshes.
+
+    Args:
+        found: the account's canonical_email and password_hash.
+    """
+    return TokenPair(
+        access_token=access_tokens.issue(caller),
+        refresh_token=refresh,
+        token_type="Bearer",  # noqa: S106
+        expires_in=access_tokens.LIFETIME_SECONDS,
+        device_token=known_devices.new_token(found.canonical_email, found.password_hash),
+    )
+
+
+def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Client) -> TokenPair | None:
+    """Starts a session for a user who has proved who they are; None for an account that may have none.
+
+    An account that was withdrawn is restored, unless its days are over. Of more than 50 live sessions the one used
+    least lately ends.
+
+    Args:
+        amr: how they proved it (RFC 8176).
+        client: what the session shows of the program that logs in.
+    """
+    found = lock_account(connection, user_id)
+    return found and start(connection, found, amr, client)
+
+
+def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: Client) -> TokenPair:
+    """As `log_in`, for an account that `lock_account` has found."""
+    user_id, now = found.id, int(time.time())
+    if found.status == "withdrawn":
+        connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
+        announce(connection, UserRestored(user_id=user_id))
+    caller = Caller(user_id=user_id, session_id=uuid7(), roles=tuple(found.roles), amr=tuple(amr), authenticated_at=now)
+    token = new_token()
+    parameters = {
+        "user_id": user_id,
+        "by_methods": list(amr),
+        "since": datetime.fromtimestamp(now, UTC),
+        "on_device": client.device,
+        "from_address": client.address,
+        **refresh_token_of(caller.session_id, token),
+        **announced(LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr))),
+    }
+    surplus = connection.scalars(_STARTED, parameters).all()
+    # Before the commit: were it to fail, a session that goes on would only have to log in again.
+    authentication.refuse_tokens_of(user_id, *surplus)
+    return token_pair(caller, token, found)
+
+
+def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
+    """An account that may log in, locked, with what `start` takes of it; None for one that may not.
+
+    Whoever suspends the account at this moment, or changes how its user logs in, waits, and then ends the session
+    that is about to start as well.
+    """
+    return connection.execute(_MAY_LOG_IN, {"user_id": user_id}).first()
+
+
+def lock(connection: Connection, caller: Caller, *others: UUID) -> None:
+    """Locks the caller's account until the transaction ends, and makes sure that their session still goes on.
+
+    Args:
+        others: accounts that are locked with it, in one order, so that no two lock each other's and wait for ever.
+
+    What a session may do is decided here and not when the request came in: since then the owner may have set another
+    password or added a factor, or an administrator have ended the session.
+
+    Raises:
+        Unauthenticated: the session has ended, or the account is not active any more.
+        ReauthenticationRequired: the operation takes the strongest factor of the account, which the session has not
+            passed.
+    """
+    if others:
+        accounts = select(account.c.id).where(account.c.id.in_([caller.user_id, *others])).order_by(account.c.id)
+        connection.execute(accounts.with_for_update(key_share=True))
+    parameters = {"user_id": caller.user_id, "session_id": caller.session_id}
+    if connection.execute(_GOES_ON, parameters).first() is None:
+        raise Unauthenticated
+    if authentication.takes_strongest_factor.get():
+        # A statement of its own: the one that waits for the lock does not see what was committed meanwhile.
+        factors.require_strongest(connection, caller)
+
+
+def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
+    """Ends a session; False where it is not a live one of this user.
+
+    After the commit, call `authentication.refuse_tokens_of` with it.
+    """
+    this = (session.c.id == session_id, session.c.account_id == user_id, is_live())
+    return connection.execute(update(session).where(*this).values(ended_at=func.now())).rowcount > 0
+
+
+def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -> Sequence[UUID]:
+    """Ends a user's sessions, all or all but one. After the commit, `authentication.refuse_tokens_of` those.
+
+    Locks the account, so that a session which is about to start is waited for and ends as well.
+    """
+    connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update(key_share=True))
+    these = [session.c.account_id == user_id, session.c.ended_at.is_(None)]
+    if but:
+        these.append(session.c.id != but)
+    return connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
+
+
+def refresh_token_of(session_id: UUID, token: str) -> dict[str, Any]:
+    """The parameters of `NEW_REFRESH_TOKEN`."""
+    return {"new_hash": hash_refresh_token(token), "of_session": session_id}
+
+
+def hash_refresh_token(token: str) -> bytes:
+    """What is stored of a refresh token: its HMAC-SHA-256 under JWT_REFRESH_SECRET_KEY."""
+    return hmac.digest(_key(), b"stored:" + token.encode(), hashlib.sha256)
+
+
+def successor(token: str) -> str:
+    """The refresh token that follows this one: the same one each time, known only to who holds this one and our key."""
+    return encode(hmac.digest(_key(), b"successor:" + token.encode(), hashlib.sha256))
+
+
+def _key() -> bytes:
+    return required(settings().refresh_key, "JWT_REFRESH_SECRET_KEY")

@@ -1,0 +1,1 @@
+"""PostgreSQL: driver, pool, transactions, replica, tables and migrations. Imports redis, text, runtime."""

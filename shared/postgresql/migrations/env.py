@@ -1,0 +1,10 @@
+"""Runs the migrations (Alembic): `python -m shared.postgresql.migrate`."""
+
+from alembic import context
+
+from shared.postgresql.tables import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,152 @@
+"""Transactions on PostgreSQL: every statement runs inside an explicit one.
+
+Behind PgBouncer in transaction mode, a statement outside a transaction may be answered with another client's rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, CursorResult, Executable, Insert, Update
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from shared.postgresql.driver import PREPARED_OTHERWISE, code_of
+from shared.postgresql.pool import begun, engine, opening
+from shared.runtime import deadline, metrics
+from shared.runtime.problems import ServiceUnavailable
+
+# SQLSTATE classes and codes that say "not now": connection lost, out of resources, shutting down, read-only, deadlock;
+# a statement or a transaction that took too long, as what it needs is locked by another.
+_NOT_NOW = ("08", "53", "57P", "25006", "40", "57014", "55P03", "25P03", "25P04", *PREPARED_OTHERWISE)
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """One transaction: committed at the end of the block, rolled back when it raises.
+
+    Within `last_transaction_open` the commit waits for the next transaction, or for the end of that block.
+
+    Raises:
+        ServiceUnavailable: the database is away, or has no connection free. Nothing was changed, unless the
+            connection broke during the commit.
+    """
+    last = _last_transaction.get()
+    with _errors_as_problems():
+        if last is None:
+            with begun(engine()) as connection:
+                yield connection
+            return
+        connection = last.begin()
+        try:
+            yield connection
+        except BaseException as error:
+            last.roll_back(error)
+            raise
+
+
+@contextmanager
+def snapshot() -> Iterator[None]:
+    """In the block, transactions read only, each from one state of the database."""
+    token = opening.set("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    try:
+        yield
+    finally:
+        opening.reset(token)
+
+
+def together(*changes: Insert | Update) -> Insert | Update:
+    """Changes as one statement, whose result is that of the last; none of them sees the others."""
+    *others, last = changes
+    return last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others)))
+
+
+class LastTransaction:
+    """The last transaction of a piece of work, not committed yet."""
+
+    def __init__(self) -> None:
+        self._begun = ExitStack()
+        self._connection: Connection | None = None
+
+    def execute(self, statement: Executable) -> CursorResult[Any]:
+        """Executes a statement in the last transaction, or in a new one where none is open."""
+        with _errors_as_problems():
+            return (self._connection or self.begin()).execute(statement)
+
+    def begin(self) -> Connection:
+        """Commits the transaction before and begins another."""
+        self.commit()
+        self._connection = self._begun.enter_context(begun(engine()))
+        return self._connection
+
+    def commit(self) -> None:
+        self._connection = None
+        self._begun.close()
+
+    def roll_back(self, error: BaseException) -> None:
+        self._connection = None
+        self._begun.__exit__(type(error), error, error.__traceback__)
+
+
+@contextmanager
+def last_transaction_open() -> Iterator[LastTransaction]:
+    """Leaves the last `transaction()` of the block open, so that what came of it can be written in it as well.
+
+    It is committed at the end of the block, and rolled back when the block raises.
+
+    Raises:
+        ServiceUnavailable: as `transaction` does.
+    """
+    last = LastTransaction()
+    token = _last_transaction.set(last)
+    try:
+        yield last
+        with _errors_as_problems():
+            last.commit()
+    except BaseException as error:
+        with _errors_as_problems():
+            last.roll_back(error)
+        raise
+    finally:
+        _last_transaction.reset(token)
+
+
+_last_transaction: ContextVar[LastTransaction | None] = ContextVar("last_transaction", default=None)
+
+
+@contextmanager
+def _errors_as_problems() -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, PoolTimeout, OSError) as error:
+        if isinstance(error, PoolTimeout):
+            metrics.POOL_TIMEOUTS.inc()
+        if is_unavailable(error):
+            deadline.missed()
+            raise ServiceUnavailable from error
+        raise
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether the error says that the database is away or busy, rather than that a statement is wrong."""
+    if not isinstance(error, DBAPIError):
+        return True
+    return isinstance(error, InterfaceError) or error.connection_invalidated or sqlstate(error).startswith(_NOT_NOW)
+
+
+def is_duplicate(error: DBAPIError) -> bool:
+    """Whether a unique constraint refused the row; pg8000 raises no IntegrityError."""
+    return sqlstate(error) == "23505"
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of an error; empty when it did not come from the server."""
+    return code_of(error.orig)
+
+
+def check() -> None:
+    """One round trip; raises ServiceUnavailable."""
+    with transaction() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))

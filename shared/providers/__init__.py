@@ -1,0 +1,1 @@
+"""Providers of mail, texts and facts: bounded requests, mail texts, sending limits. Imports http and below."""

@@ -1,0 +1,224 @@
+"""What a process counts, in Prometheus' terms; docs/metrics.md says what each is for.
+
+No label holds what a caller chose: a series is kept for ever, by the process and by Prometheus.
+"""
+
+import contextlib
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.runtime.once import once
+
+SERVICE = "user-service"
+# An edge at every threshold that an alert or an objective uses: 0.1, 0.3 and 1 s.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
+MAX_EARLY = 1000
+
+_FILES = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own setting: where the workers of a server write what they count, to be read as one."""
+
+_all: "list[Metric]" = []
+_early: "list[tuple[Metric, str, tuple[str, ...], float]]" = []
+"""What was counted before prometheus_client was imported."""
+_lock = threading.Lock()
+
+
+class Metric:
+    """A metric with the labels `service` and `function`, and its own.
+
+    prometheus_client is imported when the first answer has left: a cold start does not wait for it. What is counted
+    before waits as well.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["Counter", "Gauge", "Histogram"],
+        name: str,
+        documentation: str,
+        labels: tuple[str, ...] = (),
+        **options: Any,
+    ) -> None:
+        self.kind, self.labels = kind, labels
+        self._arguments = {"name": name, "documentation": documentation, **options}
+        self._series: dict[tuple[str, ...], Any] = {}
+        self._family: Any = None
+        _all.append(self)
+
+    def inc(self, *labels: str, by: float = 1) -> None:
+        self._change("inc", labels, by)
+
+    def set(self, value: float, *labels: str) -> None:
+        self._change("set", labels, value)
+
+    def observe(self, value: float, *labels: str) -> None:
+        self._change("observe", labels, value)
+
+    def _change(self, how: str, labels: tuple[str, ...], value: float) -> None:
+        series = self._series.get(labels)
+        if series is None:
+            with _lock:
+                if self._family is None:
+                    _early.append((self, how, labels, value))
+                else:
+                    series = self._of(labels)
+            if series is None:
+                if len(_early) > MAX_EARLY:  # in a process that answers nothing
+                    load()
+                return
+        getattr(series, how)(value)
+
+    def _of(self, labels: tuple[str, ...]) -> Any:
+        # http_requests_total and its like name the function themselves.
+        own = labels if "function" in self.labels else (os.environ.get("FUNCTION_TARGET", ""), *labels)
+        self._series[labels] = series = self._family.labels(SERVICE, *own)
+        return series
+
+    def make(self) -> None:
+        import prometheus_client
+
+        names = ("service", *(() if "function" in self.labels else ("function",)), *self.labels)
+        self._family = getattr(prometheus_client, self.kind)(labelnames=names, **self._arguments)
+        # From 0 on: rate() does not see the first step of a series that begins with it.
+        if self.kind == "Counter" and not self.labels:
+            self._of(())
+
+
+_OF_A_REQUEST = ("function", "method", "endpoint", "status")
+REQUESTS = Metric("Counter", "http_requests_total", "Requests answered.", _OF_A_REQUEST)
+DURATIONS = Metric(
+    "Histogram", "http_request_duration_seconds", "Seconds from request to answer.", _OF_A_REQUEST, buckets=BUCKETS
+)
+LOGINS = Metric("Counter", "logins_total", "Tries to log in.", ("outcome",))
+CACHE_READS = Metric("Counter", "cache_reads_total", "Entries of the cache asked for.", ("cache", "outcome"))
+REDIS_ERRORS = Metric("Counter", "redis_errors_total", "Tries at which Redis did not answer.")
+POOL_IN_USE = Metric(
+    "Gauge", "database_pool_connections_in_use", "Connections in a transaction.", multiprocess_mode="livesum"
+)
+POOL_OPEN = Metric("Gauge", "database_pool_connections_open", "Connections to PostgreSQL.", multiprocess_mode="livesum")
+POOL_MAX = Metric(
+    "Gauge", "database_pool_connections_max", "Connections that the pool may have.", multiprocess_mode="livesum"
+)
+POOL_WAITS = Metric(
+    "Histogram",
+    "database_pool_wait_seconds",
+    "Seconds until a transaction had begun: for a free connection, or a new one, and BEGIN.",
+    buckets=BUCKETS,
+)
+TOLERANT_READS = Metric(
+    "Counter", "tolerant_reads_total", "Reads that may be seconds old, where there is a replica.", ("outcome",)
+)
+POOL_TIMEOUTS = Metric("Counter", "database_pool_timeouts_total", "Transactions refused as no connection was free.")
+HASHES_WAITING = Metric(
+    "Gauge", "password_hashes_waiting", "Passwords that wait for a turn to be hashed.", multiprocess_mode="livesum"
+)
+HASHES_SHED = Metric("Counter", "password_hashes_shed_total", "Passwords refused as no turn came in time.")
+BREACHED_CHECKS = Metric(
+    "Counter", "breached_password_checks_total", "Passwords looked up among the breached ones.", ("outcome",)
+)
+MESSAGES_WITHHELD = Metric(
+    "Counter", "messages_withheld_total", "Mails and texts not sent, as a limit was reached.", ("channel", "limit")
+)
+EVENT_OUTCOMES = Metric("Counter", "event_outcomes_total", "Deliveries of events.", ("type", "outcome"))
+PROVIDER_REQUESTS = Metric("Counter", "provider_requests_total", "Requests to a provider.", ("provider", "outcome"))
+PROVIDER_DURATIONS = Metric(
+    "Histogram", "provider_request_duration_seconds", "Seconds to its answer.", ("provider",), buckets=BUCKETS
+)
+START_TO_READY = Metric(
+    "Gauge",
+    "process_start_to_ready_seconds",
+    "Seconds from the start of the process to its first good answer to a probe.",
+    multiprocess_mode="max",
+)
+BUILD = Metric(
+    "Gauge", "aegis_build_info", "What runs: always 1.", ("version", "revision", "python"), multiprocess_mode="max"
+)
+
+_LOGIN_FUNCTIONS = frozenset({"login", "login_with_second_factor", "login_with_passkey"})
+_LOGIN_OUTCOMES = {
+    "": "success",
+    "InvalidCredentials": "wrong_credentials",
+    "SecondFactorRequired": "second_factor_asked",
+    "InvalidSecondFactor": "wrong_second_factor",
+    "ChallengeOver": "challenge_over",
+    "InvalidPasskey": "wrong_passkey",
+    "TooManyRequests": "rate_limited",
+    "ServiceUnavailable": "unavailable",
+}
+
+
+def count_request(function: str, method: str, endpoint: str, status: int, seconds: float) -> None:
+    """Counts one answered request, after its answer has left. `endpoint` is the route, never the path of a request."""
+    load()
+    labels = (function, method, endpoint, str(status))
+    REQUESTS.inc(*labels)
+    DURATIONS.observe(seconds, *labels)
+
+
+def count_login(function: str, problem: str) -> None:
+    """Counts a try, if the function is one that logs in. `problem` is the name of what it met, if anything."""
+    if function in _LOGIN_FUNCTIONS:
+        LOGINS.inc(_LOGIN_OUTCOMES.get(problem, "refused"))
+
+
+@once
+def load() -> None:
+    """Makes the metrics, and counts in them what was counted before."""
+    import prometheus_client
+
+    # It would make a second series for each, which nobody asks for.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    with _lock:
+        for metric in _all:
+            metric.make()
+        early = [*_early]
+        _early.clear()
+    for metric, how, labels, value in early:
+        metric._change(how, labels, value)
+    BUILD.set(1, os.environ.get("VERSION", ""), os.environ.get("K_REVISION", ""), platform.python_version())
+
+
+def exposition() -> tuple[bytes, str]:
+    """All metrics of this process, or of all workers of its server, in Prometheus' text format; its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    load()
+    registry = REGISTRY
+    if _FILES in os.environ:
+        MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+_started_at = time.monotonic()
+
+
+def note_start() -> None:
+    """Looks up when this process was started; its forks count from then."""
+    global _started_at  # noqa: PLW0603
+    # proc_pid_stat(5), 22: in clock ticks after the boot. Elsewhere than on Linux it starts here.
+    with contextlib.suppress(OSError, AttributeError):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        _started_at = time.monotonic() - age
+
+
+@once
+def is_ready() -> None:
+    """Notes how long it took to here from the start of the process."""
+    START_TO_READY.set(time.monotonic() - _started_at)
+
+
+def share(folder: str) -> None:
+    """Makes the workers of a server count together, in files in this folder; before the first of them starts."""
+    os.environ[_FILES] = folder
+
+
+def forget_worker(pid: int) -> None:
+    """What a worker that has ended counted stays; what it had at hand does not."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]

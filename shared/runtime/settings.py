@@ -1,0 +1,454 @@
+"""The settings of a process: read once from the environment, under the names of the guide's 4.2 and 4.3."""
+
+import base64
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
+from urllib.parse import SplitResult, quote, urlsplit
+
+from shared.runtime import database_url
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+Dependency = Literal[
+    "database",
+    "cache",
+    "kafka",
+    "public_url",
+    "access_tokens",
+    "token_signing",
+    "refresh_tokens",
+    "encryption",
+    "email",
+    "sms",
+    "business_registry",
+    "backups",
+    "deliveries",
+]
+
+P256_BYTES = 32
+REDIS_CLUSTER = "redis+cluster"
+"""The scheme of a URL of Redis in cluster mode."""
+
+ENVIRONMENTS = ("development", "staging", "production")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+DEFAULT_AUDIENCE = "aegis"
+# A StringOrURI (RFC 7519, 2): what has a colon is a URI. Bounded, as it is in every token.
+_AUDIENCE = re.compile(r"(?=.{1,255}$)([!#-9;-\[\]-~]+|[A-Za-z][A-Za-z0-9+.-]*:[!#-\[\]-~]+)")
+
+REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
+    "database": ("DATABASE_URL",),
+    "cache": ("REDIS_URL",),
+    "kafka": ("KAFKA_BOOTSTRAP_SERVERS",),
+    "public_url": ("PUBLIC_URL",),
+    "access_tokens": ("JWT_PUBLIC_KEYS", "PUBLIC_URL"),
+    "token_signing": ("JWT_SECRET_KEY", "PUBLIC_URL"),
+    "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
+    "encryption": ("ENCRYPTION_KEY",),
+    "email": ("EMAIL_SERVICE_URL", "EMAIL_API_KEY", "EMAIL_FROM", "PUBLIC_URL"),
+    "sms": ("SMS_SERVICE_URL", "SMS_API_KEY", "SMS_FROM", "PUBLIC_URL"),
+    "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
+    "backups": ("BACKUP_STORE", "BACKUP_RECIPIENTS", "BACKUP_MANIFEST_KEY"),
+    "deliveries": ("DELIVERY_KEY",),
+}
+
+SECRETS: dict[Dependency, tuple[str, ...]] = {
+    "database": ("DB_USER", "DB_PASSWORD"),
+    "access_tokens": ("JWT_PUBLIC_KEYS",),
+    "token_signing": ("JWT_SECRET_KEY",),
+    "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
+    "encryption": ("ENCRYPTION_KEY",),
+    "email": ("EMAIL_API_KEY",),
+    "sms": ("SMS_API_KEY",),
+    "business_registry": ("BUSINESS_REGISTRY_API_KEY",),
+    "deliveries": ("DELIVERY_KEY",),
+}
+"""The keys of the Secret user-service-secrets that a process is given for what it uses, and no others."""
+
+
+def secrets_of(uses: Collection[Dependency]) -> set[str]:
+    """The names of the secrets that this takes."""
+    return {name for use in uses for name in SECRETS.get(use, ())}
+
+
+class InvalidSettings(Exception):
+    """Some settings are missing or malformed; `problems` names each, and no value of a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class PublicKey(NamedTuple):
+    """What verifies the tokens of a `SigningKey`."""
+
+    kid: str
+    x: str
+    y: str
+
+
+class SigningKey(NamedTuple):
+    """An ES256 key (RFC 7518, 6.2): base64url coordinates x, y and private scalar d, under its key id."""
+
+    kid: str
+    x: str
+    y: str
+    d: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    environment: str
+    """One of `ENVIRONMENTS`, in every log line. In production nothing is sent in plain text: see `load`."""
+    log_level: str
+    threads: int
+    """Requests that one process works on at once; also its share of database connections."""
+    workers: int
+    """Processes of a function, each with THREADS and a share of connections of its own."""
+    database_url: str
+    """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes: see `database_url`."""
+    owner_database_url: str
+    """The same, with the owner of the tables: for migrations, backups and an operator. Functions never have it."""
+    replica_database_url: str
+    """A PostgreSQL that follows the first, for reads that may be seconds old; none when it is empty."""
+    replica_max_lag_seconds: int
+    """A replica that is further behind is not asked."""
+    redis_url: str
+    """A Redis, or with the scheme `REDIS_CLUSTER` any node of a cluster."""
+    kafka_bootstrap_servers: str
+    kafka_fetch_milliseconds: int
+    """For so long a broker may hold the dispatcher's question for events while there are none."""
+    public_url: str
+    """Where people meet the service: issuer of access tokens and start of the links in mails."""
+    signing_keys: tuple[SigningKey, ...]
+    """The first signs. Only who issues tokens has them."""
+    public_keys: tuple[PublicKey, ...]
+    """All verify, so that a key can be replaced without logging anyone out: those of the signing keys, or of
+    JWT_PUBLIC_KEYS where a process signs nothing."""
+    audiences: tuple[str, ...]
+    """Who access tokens are for (RFC 7519, 4.1.3): new ones name the first; all are accepted, so that it can change."""
+    refresh_key: bytes
+    """Refresh tokens are hashed under it."""
+    encryption_key: bytes
+    """Seals what must be read again: second factors, stored answers. Keys the hashes of codes, and marks cursors."""
+    delivery_key: bytes
+    """Signs the tokens of deliveries: see shared/events/delivery_tokens.py."""
+    delivery_issuer: str
+    """Of the service account tokens that Knative Eventing sends; none is taken when DELIVERY_JWKS is empty."""
+    delivery_jwks: str
+    """The cluster's public keys (RFC 7517), which verify these tokens."""
+    passkey_domain: str
+    """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
+    trusted_proxy_hops: int
+    """So many proxies before a function append to X-Forwarded-For; what stands before their entries is not believed."""
+    rate_limit_exempt: "tuple[IPv4Network | IPv6Network, ...]"
+    """Networks whose addresses share no limit: load generators, servers that call for many users."""
+    withdrawal_days: int
+    """For so long logging in restores a withdrawn account; then it is purged."""
+    breached_passwords_url: str
+    """A k-anonymity range API such as https://api.pwnedpasswords.com; none is asked when it is empty."""
+    cors_allowed_origins: frozenset[str]
+    """Origins whose pages may call the API from a browser, as https://app.example.com; none by default."""
+    email_service_url: str
+    email_api_key: str
+    email_from: str
+    sms_service_url: str
+    sms_api_key: str
+    """Account SID and auth token, as SID:TOKEN."""
+    sms_from: str
+    sms_regions: frozenset[str]
+    """Regions whose numbers get texts (ISO 3166-1, two letters). In some, fraudsters earn on each text."""
+    texts_per_hour: int
+    """Of the whole service."""
+    unverified_mails_per_hour: int
+    """Of the whole service, to addresses that nobody has verified: what strangers can make it send."""
+    business_registry_api_url: str
+    business_registry_api_key: str
+    backup_store: str
+    """A folder, or a bucket as s3://BUCKET/PREFIX."""
+    backup_recipients: tuple[str, ...]
+    """age recipients (https://age-encryption.org/v1), public keys: each of their owners can open a backup."""
+    backup_manifest_keys: tuple[bytes, ...]
+    """Manifests of backups are authenticated under the first and taken under each, so that it can be replaced."""
+    backup_identity: str
+    """An age identity, which opens backups: only where a drill runs by itself."""
+    backup_keep: tuple[int, int, int]
+    """How many backups of the last days, weeks and months."""
+
+    @property
+    def privileged_database_url(self) -> str:
+        """With the login of the tables' owner, or that of the functions where it is the only one."""
+        return self.owner_database_url or self.database_url
+
+
+def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> Settings:
+    """Reads and checks the settings.
+
+    Args:
+        environment: names and values, usually `os.environ`; an empty value counts as missing.
+        uses: what the process will use; the settings that this needs must be there.
+
+    In production the URLs that people and providers are reached by must be https: tokens, codes and API keys go there.
+
+    Raises:
+        InvalidSettings: with all problems at once.
+    """
+    given = {name: value for name, value in environment.items() if value}
+    values = _urls_of_parts(given) | given
+    problems = [
+        *(
+            f"{name} is not set ({use} needs it)"
+            for use in sorted(uses)
+            for name in REQUIRED_BY[use]
+            if name not in values and not (name == "JWT_PUBLIC_KEYS" and "JWT_SECRET_KEY" in values)
+        ),
+        *_problems_of_backups(values),
+    ]
+
+    def url(name: str, *schemes: str) -> str:
+        value = values.get(name, "")
+        try:
+            parts = urlsplit(value)
+            is_valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_valid = False
+        if value and not is_valid:
+            problems.append(f"{name} is not a URL with {' or '.join(schemes)}")
+        elif value and (problem := _unsupported(parts)):
+            problems.append(f"{name} {problem}")
+        elif value and environment_name == "production" and parts.scheme == "http":
+            problems.append(f"{name} is not a URL with https, and ENVIRONMENT is production")
+        return value.rstrip("/") if is_valid else ""
+
+    environment_name = _choice("ENVIRONMENT", values.get("ENVIRONMENT", "development"), ENVIRONMENTS, problems)
+
+    log_level = _choice("LOG_LEVEL", values.get("LOG_LEVEL", "INFO").upper(), LOG_LEVELS, problems)
+
+    def number(name: str, default: int, least: int, most: int) -> int:
+        text = values.get(name, str(default))
+        if text.isascii() and text.isdigit() and least <= int(text) <= most:
+            return int(text)
+        problems.append(f"{name} is not a number from {least} to {most}")
+        return default
+
+    def secret(name: str) -> bytes:
+        value = values.get(name, "").encode()
+        if value and len(value) < 32:
+            problems.append(f"{name} has fewer than 32 characters")
+        return value
+
+    threads = number("THREADS", 4, 1, 64)
+    refresh_key, encryption_key = secret("JWT_REFRESH_SECRET_KEY"), secret("ENCRYPTION_KEY")
+
+    exempt: tuple[IPv4Network | IPv6Network, ...] = ()
+    try:
+        exempt = _networks(values.get("RATE_LIMIT_EXEMPT_NETWORKS", ""))
+    except ValueError:
+        problems.append("RATE_LIMIT_EXEMPT_NETWORKS is not a list of networks such as 10.0.0.0/8")
+
+    origins = frozenset(_listed(values.get("CORS_ALLOWED_ORIGINS", "")))
+    if any(urlsplit(origin)[2:] != ("", "", "") or not urlsplit(origin).hostname for origin in origins):
+        problems.append("CORS_ALLOWED_ORIGINS is not a list of origins such as https://app.example.com")
+
+    audiences = tuple(audience.strip() for audience in values.get("JWT_AUDIENCE", DEFAULT_AUDIENCE).split(","))
+    if not all(_AUDIENCE.fullmatch(audience) for audience in audiences):
+        problems.append("JWT_AUDIENCE is not a list of names or URIs such as aegis or https://api.example.com")
+
+    signing_keys, public_keys = _signing_and_public_keys(values, problems)
+
+    settings = Settings(
+        environment=environment_name,
+        log_level=log_level,
+        threads=threads,
+        workers=number("WORKERS", 1, 1, 16),
+        database_url=_database_url(values, "DATABASE_URL", problems),
+        owner_database_url=_database_url(values, "OWNER_DATABASE_URL", problems),
+        replica_database_url=_database_url(values, "REPLICA_DATABASE_URL", problems),
+        replica_max_lag_seconds=number("REPLICA_MAX_LAG_SECONDS", 5, 3, 3600),
+        redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
+        kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
+        kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 500, 10, 1000),
+        public_url=(public_url := url("PUBLIC_URL", "http", "https")),
+        signing_keys=signing_keys,
+        public_keys=public_keys,
+        audiences=audiences,
+        refresh_key=refresh_key,
+        encryption_key=encryption_key,
+        delivery_key=secret("DELIVERY_KEY"),
+        delivery_issuer=url("DELIVERY_ISSUER", "https"),
+        delivery_jwks=_public_jwk_set(values, problems),
+        passkey_domain=values.get("PASSKEY_DOMAIN") or urlsplit(public_url).hostname or "",
+        trusted_proxy_hops=number("TRUSTED_PROXY_HOPS", 0, 0, 10),
+        rate_limit_exempt=exempt,
+        withdrawal_days=number("WITHDRAWAL_DAYS", 30, 1, 3650),
+        breached_passwords_url=url("BREACHED_PASSWORDS_URL", "http", "https"),
+        cors_allowed_origins=origins,
+        email_service_url=url("EMAIL_SERVICE_URL", "http", "https"),
+        email_api_key=values.get("EMAIL_API_KEY", ""),
+        email_from=values.get("EMAIL_FROM", ""),
+        sms_service_url=url("SMS_SERVICE_URL", "http", "https"),
+        sms_api_key=values.get("SMS_API_KEY", ""),
+        sms_from=values.get("SMS_FROM", ""),
+        sms_regions=_regions("SMS_REGIONS", values.get("SMS_REGIONS", "KR"), problems),
+        texts_per_hour=number("TEXTS_PER_HOUR", 1000, 1, 10_000_000),
+        unverified_mails_per_hour=number("UNVERIFIED_MAILS_PER_HOUR", 10_000, 1, 10_000_000),
+        # The guide (4.2) writes /api at the end of the host, others leave it out.
+        business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https").removesuffix("/api"),
+        business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
+        backup_store=values.get("BACKUP_STORE", ""),
+        backup_recipients=_listed(values.get("BACKUP_RECIPIENTS", "")),
+        backup_manifest_keys=tuple(key.encode() for key in _listed(values.get("BACKUP_MANIFEST_KEY", ""))),
+        backup_identity=values.get("BACKUP_IDENTITY", ""),
+        backup_keep=(
+            number("BACKUP_KEEP_DAILY", 7, 1, 366),
+            number("BACKUP_KEEP_WEEKLY", 4, 0, 520),
+            number("BACKUP_KEEP_MONTHLY", 12, 0, 120),
+        ),
+    )
+    if problems:
+        raise InvalidSettings(problems)
+    return settings
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process."""
+    return load(os.environ)
+
+
+def required(key: bytes, name: str) -> bytes:
+    """A key that is used: under an empty one anybody could make what we make.
+
+    Raises:
+        RuntimeError: it is not set, as the function does not state that it uses it.
+    """
+    if not key:
+        raise RuntimeError(f"{name} is not set: a function that needs it has to state what it uses")
+    return key
+
+
+def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:
+    """The URLs that the guide's settings of single parts make."""
+    urls: dict[str, str] = {}
+    functions, owner = ("DB_USER", "DB_PASSWORD"), ("DB_OWNER", "DB_OWNER_PASSWORD")
+    place = f"{values.get('DB_PORT', '5432')}/{values.get('DB_NAME', 'aegis_user')}"
+    for name, host, login in (
+        ("DATABASE_URL", "DB_HOST", functions),
+        ("OWNER_DATABASE_URL", "DB_HOST", owner),
+        ("REPLICA_DATABASE_URL", "REPLICA_DB_HOST", functions),
+    ):
+        if host in values and (login is functions or login[0] in values):
+            user, password = (quote(values.get(part, ""), "") for part in login)
+            urls[name] = f"postgresql://{user}:{password}@{values[host]}:{place}"
+    if "REDIS_HOST" in values:
+        urls["REDIS_URL"] = f"redis://{values['REDIS_HOST']}:{values.get('REDIS_PORT', '6379')}/0"
+    return urls
+
+
+def _database_url(values: Mapping[str, str], name: str, problems: list[str]) -> str:
+    """The URL under a name; what is wrong with it is added to the problems."""
+    url = values.get(name, "")
+    try:
+        if url:
+            database_url.parse(url)
+    except ValueError as error:
+        problems.append(f"{name} {error}")
+    return url
+
+
+def _choice(name: str, value: str, choices: Collection[str], problems: list[str]) -> str:
+    """The value; where it is none of the choices, that is added to the problems."""
+    if value not in choices:
+        problems.append(f"{name} is none of {', '.join(choices)}")
+    return value
+
+
+def _regions(name: str, text: str, problems: list[str]) -> frozenset[str]:
+    regions = frozenset(region.strip() for region in text.split(","))
+    if not all(re.fullmatch("[A-Z]{2}", region) for region in regions):
+        problems.append(f"{name} is not a list of regions of two letters such as KR,JP")
+    return regions
+
+
+def _unsupported(url: SplitResult) -> str:
+    if url.fragment:
+        return f"has a fragment, and none is supported: {url.fragment}"
+    if url.query:
+        return f"has parameters, and none is supported: {url.query}"
+    if url.scheme == REDIS_CLUSTER and url.path not in ("", "/", "/0"):
+        return f"names the database {url.path}, and a cluster has /0 alone"
+    return ""
+
+
+def _problems_of_backups(values: Mapping[str, str]) -> Iterator[str]:
+    store, identity = values.get("BACKUP_STORE", ""), values.get("BACKUP_IDENTITY", "")
+    if store and not re.match("/|s3://[^/]+", store):
+        yield "BACKUP_STORE is neither an absolute path nor s3://BUCKET/PREFIX"
+    recipients = _listed(values.get("BACKUP_RECIPIENTS", ""))
+    if not all(re.fullmatch("age1[02-9ac-hj-np-z]{58}", one) for one in recipients):
+        yield "BACKUP_RECIPIENTS is not a list of age recipients (age1...)"
+    if any(len(key) < 32 for key in _listed(values.get("BACKUP_MANIFEST_KEY", ""))):
+        yield "BACKUP_MANIFEST_KEY has a key of fewer than 32 characters"
+    if identity and not re.fullmatch("AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}", identity):
+        yield "BACKUP_IDENTITY is not an age identity (AGE-SECRET-KEY-1...)"
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
+
+
+def _public_jwk_set(values: Mapping[str, str], problems: list[str]) -> str:
+    text = values.get("DELIVERY_JWKS", "")
+    try:
+        if text and not all(key["kid"] and "d" not in key for key in json.loads(text)["keys"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        problems.append("DELIVERY_JWKS is not a JWK Set (RFC 7517) of public keys with kid")
+    if text and "DELIVERY_ISSUER" not in values:
+        problems.append("DELIVERY_ISSUER is not set (DELIVERY_JWKS needs it)")
+    return text
+
+
+def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":
+    if not text:
+        return ()
+    from ipaddress import ip_network
+
+    return tuple(ip_network(part.strip()) for part in text.split(","))
+
+
+def _signing_and_public_keys(
+    values: Mapping[str, str], problems: list[str]
+) -> tuple[tuple[SigningKey, ...], tuple[PublicKey, ...]]:
+    """The keys of access tokens; what is wrong with them is added to the problems."""
+    signing_keys: tuple[SigningKey, ...] = ()
+    public_keys: tuple[PublicKey, ...] = ()
+    name, kind = ("JWT_SECRET_KEY", "private") if "JWT_SECRET_KEY" in values else ("JWT_PUBLIC_KEYS", "public")
+    try:
+        if kind == "private":
+            signing_keys = tuple(SigningKey(*key) for key in _keys(values[name], SigningKey._fields))
+            public_keys = tuple(PublicKey(key.kid, key.x, key.y) for key in signing_keys)
+        elif name in values:
+            public_keys = tuple(PublicKey(*key) for key in _keys(values[name], PublicKey._fields))
+    except (ValueError, KeyError, TypeError):
+        problems.append(f"{name} is not a JWK Set (RFC 7517) of {kind} P-256 keys with kid")
+    return signing_keys, public_keys
+
+
+def _keys(jwk_set: str, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """These fields of each key. Where d is not among them, a key that has one is refused: it is private."""
+    keys = json.loads(jwk_set)["keys"]
+    if not keys or any((key["kty"], key["crv"]) != ("EC", "P-256") for key in keys):
+        raise ValueError
+    if "d" not in fields and any("d" in key for key in keys):
+        raise ValueError
+    numbers = [base64.urlsafe_b64decode(key[name] + "=") for key in keys for name in fields if name != "kid"]
+    if any(len(number) != P256_BYTES for number in numbers):
+        raise ValueError
+    return [tuple(str(key[name]) for name in fields) for key in keys]

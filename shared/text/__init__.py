@@ -1,0 +1,1 @@
+"""Texts that people type: how they are normalised, compared and validated. Imports no other package of shared."""

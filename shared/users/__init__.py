@@ -1,0 +1,1 @@
+"""Users: profiles, search, phone numbers. Imports identity and below."""

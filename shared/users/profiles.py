@@ -1,0 +1,117 @@
+"""Profiles: what users read about themselves, and its copy in the cache.
+
+Whoever changes a part of it reads the profile in the transaction of the change, and puts it when that is committed.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from typing_extensions import TypedDict
+
+from shared.http.request import json_bytes
+from shared.redis import cache
+from shared.text.formats import TimeText, UuidText
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Select
+
+CACHE_SECONDS = 60
+CONTENDED_SECONDS = 5
+"""Longer than anybody takes from the commit of a change to putting it, or from a read to putting that."""
+
+
+class BusinessState(TypedDict):
+    number: str
+    status: Literal["pending", "verified", "rejected", "closed"]
+    reason: str | None
+
+
+def business_state(number: str | None, status: Any, reason: str | None) -> BusinessState | None:
+    """What is shown of a business; nothing where there is none."""
+    return BusinessState(number=number, status=status, reason=reason) if number else None
+
+
+class Profile(TypedDict):
+    id: UuidText
+    email: str
+    new_email: str | None
+    name: str | None
+    locale: Literal["ko", "en"]
+    phone: str | None
+    roles: list[str]
+    second_factor: bool
+    business: BusinessState | None
+    created_at: TimeText
+
+
+def key(user_id: UUID) -> str:
+    """The key of a profile in the cache."""
+    return cache.key(user_id, "profile")
+
+
+def put(profile: Profile | None) -> None:
+    """Puts a profile in the cache, after the change that it shows was committed; nothing for an account that is gone.
+
+    Another change within the last seconds may be the later one: then PostgreSQL answers for as many seconds.
+    """
+    if profile is None:
+        return
+    cache.put_unless_contended(
+        key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS, apart=CONTENDED_SECONDS
+    )
+
+
+def forget(*user_ids: UUID) -> None:
+    """Empties the entries of users in the cache, after their accounts were deleted."""
+    cache.put(*map(key, user_ids), value="", seconds=CONTENDED_SECONDS)
+
+
+def put_if_absent(profile: Profile) -> None:
+    """Puts a profile that was only read in the cache."""
+    cache.put_if_absent(key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS)
+
+
+def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Profile | None:
+    """The profile of a user; None when there is no such account.
+
+    Args:
+        lock: whether it must not change before the transaction ends.
+    """
+    row = connection.execute(_query(lock), {"user_id": user_id}).first()
+    if row is None:
+        return None
+    return Profile(
+        id=str(row.id),
+        email=row.email,
+        new_email=row.new_email,
+        name=row.name,
+        locale=row.locale,
+        phone=row.phone,
+        roles=row.roles,
+        second_factor=row.confirmed_at is not None,
+        business=business_state(row.number, row.status, row.reason),
+        created_at=row.created_at.isoformat(),
+    )
+
+
+@functools.cache
+def _query(lock: bool) -> "Select[Any]":
+    # Imported on a miss of the cache: a warm read never meets the database.
+    from sqlalchemy import bindparam, select
+
+    from shared.postgresql.pool import prepared
+    from shared.postgresql.tables import account, business, totp
+
+    query = (
+        select(
+            *account.c["id", "email", "new_email", "name", "locale", "phone", "roles", "created_at"],
+            business.c.number,
+            business.c.status,
+            business.c.reason,
+            totp.c.confirmed_at,
+        )
+        .select_from(account.outerjoin(business).outerjoin(totp))
+        .where(account.c.id == bindparam("user_id"))
+    )
+    return prepared(query.with_for_update(of=account) if lock else query)
