@@ -6,10 +6,8 @@ FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.framework.server
 import contextlib
 import os
 import selectors
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -219,7 +217,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             client.sendall(f"{head}\r\n".encode() + response.get_data())
 
     def init_process(self) -> None:
-        if self.age > self.cfg.workers:  # it takes the place of one that has ended
+        if self.age > 1:  # it takes the place of one that has ended
             metrics.note_start()
         super().init_process()
 
@@ -231,7 +229,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self.app = app
         self.options: dict[str, Any] = {
             "bind": bind,
-            "workers": settings.workers,
+            "workers": 1,
             "worker_class": Worker,
             "threads": settings.threads,
             # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
@@ -245,10 +243,6 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_tmp_dir": _MEMORY,
             "logconfig_dict": logs.configuration(settings),
         }
-        if settings.workers > 1:
-            metrics.share(folder := tempfile.mkdtemp(prefix="metrics-", dir=_MEMORY))
-            self.options["child_exit"] = lambda _server, worker: metrics.forget_worker(worker.pid)
-            self.options["on_exit"] = lambda _server: shutil.rmtree(folder, ignore_errors=True)
         super().__init__()
 
     def load_config(self) -> None:

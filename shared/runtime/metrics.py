@@ -18,9 +18,6 @@ SERVICE = "user-service"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 MAX_EARLY = 1000
 
-_FILES = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus_client's own setting: where the workers of a server write what they count, to be read as one."""
-
 _all: "list[Metric]" = []
 _early: "list[tuple[Metric, str, tuple[str, ...], float]]" = []
 """What was counted before prometheus_client was imported."""
@@ -95,13 +92,9 @@ DURATIONS = Metric(
 LOGINS = Metric("Counter", "logins_total", "Tries to log in.", ("outcome",))
 CACHE_READS = Metric("Counter", "cache_reads_total", "Entries of the cache asked for.", ("cache", "outcome"))
 REDIS_ERRORS = Metric("Counter", "redis_errors_total", "Tries at which Redis did not answer.")
-POOL_IN_USE = Metric(
-    "Gauge", "database_pool_connections_in_use", "Connections in a transaction.", multiprocess_mode="livesum"
-)
-POOL_OPEN = Metric("Gauge", "database_pool_connections_open", "Connections to PostgreSQL.", multiprocess_mode="livesum")
-POOL_MAX = Metric(
-    "Gauge", "database_pool_connections_max", "Connections that the pool may have.", multiprocess_mode="livesum"
-)
+POOL_IN_USE = Metric("Gauge", "database_pool_connections_in_use", "Connections in a transaction.")
+POOL_OPEN = Metric("Gauge", "database_pool_connections_open", "Connections to PostgreSQL.")
+POOL_MAX = Metric("Gauge", "database_pool_connections_max", "Connections that the pool may have.")
 POOL_WAITS = Metric(
     "Histogram",
     "database_pool_wait_seconds",
@@ -112,9 +105,7 @@ TOLERANT_READS = Metric(
     "Counter", "tolerant_reads_total", "Reads that may be seconds old, where there is a replica.", ("outcome",)
 )
 POOL_TIMEOUTS = Metric("Counter", "database_pool_timeouts_total", "Transactions refused as no connection was free.")
-HASHES_WAITING = Metric(
-    "Gauge", "password_hashes_waiting", "Passwords that wait for a turn to be hashed.", multiprocess_mode="livesum"
-)
+HASHES_WAITING = Metric("Gauge", "password_hashes_waiting", "Passwords that wait for a turn to be hashed.")
 HASHES_SHED = Metric("Counter", "password_hashes_shed_total", "Passwords refused as no turn came in time.")
 BREACHED_CHECKS = Metric(
     "Counter", "breached_password_checks_total", "Passwords looked up among the breached ones.", ("outcome",)
@@ -131,11 +122,8 @@ START_TO_READY = Metric(
     "Gauge",
     "process_start_to_ready_seconds",
     "Seconds from the start of the process to its first good answer to a probe.",
-    multiprocess_mode="max",
 )
-BUILD = Metric(
-    "Gauge", "aegis_build_info", "What runs: always 1.", ("version", "revision", "python"), multiprocess_mode="max"
-)
+BUILD = Metric("Gauge", "aegis_build_info", "What runs: always 1.", ("version", "revision", "python"))
 
 _LOGIN_FUNCTIONS = frozenset({"login", "login_with_second_factor", "login_with_passkey"})
 _LOGIN_OUTCOMES = {
@@ -182,15 +170,11 @@ def load() -> None:
 
 
 def exposition() -> tuple[bytes, str]:
-    """All metrics of this process, or of all workers of its server, in Prometheus' text format; its content type."""
-    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-    from prometheus_client.multiprocess import MultiProcessCollector
+    """All metrics of this process in Prometheus' text format, and its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
     load()
-    registry = REGISTRY
-    if _FILES in os.environ:
-        MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
 
 
 _started_at = time.monotonic()
@@ -210,15 +194,3 @@ def note_start() -> None:
 def is_ready() -> None:
     """Notes how long it took to here from the start of the process."""
     START_TO_READY.set(time.monotonic() - _started_at)
-
-
-def share(folder: str) -> None:
-    """Makes the workers of a server count together, in files in this folder; before the first of them starts."""
-    os.environ[_FILES] = folder
-
-
-def forget_worker(pid: int) -> None:
-    """What a worker that has ended counted stays; what it had at hand does not."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -109,8 +109,6 @@ class Settings:
     log_level: str
     threads: int
     """Requests that one process works on at once; also its share of database connections."""
-    workers: int
-    """Processes of a function, each with THREADS and a share of connections of its own."""
     database_url: str
     """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes: see `database_url`."""
     owner_database_url: str
@@ -266,7 +264,6 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         environment=environment_name,
         log_level=log_level,
         threads=threads,
-        workers=number("WORKERS", 1, 1, 16),
         database_url=_database_url(values, "DATABASE_URL", problems),
         owner_database_url=_database_url(values, "OWNER_DATABASE_URL", problems),
         replica_database_url=_database_url(values, "REPLICA_DATABASE_URL", problems),

@@ -5,17 +5,13 @@ import re
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
-from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process
 from shared.events.types import UserWithdrawn
 from shared.identity import passwords
@@ -246,35 +242,3 @@ assert 'database_pool_wait_seconds_count{function="get_profile",service="user-se
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_two_workers_show_one_sum() -> None:
-    port = free_port()
-    settings = {"FUNCTION_TARGET": "get_profile", "HOST": LOOPBACK, "PORT": str(port), "WORKERS": "2"}
-
-    def get(path: str) -> str:
-        try:
-            with urllib.request.urlopen(f"http://{LOOPBACK}:{port}{path}", timeout=10) as response:
-                return str(response.read().decode())
-        except urllib.error.HTTPError as error:
-            return str(error.code)
-
-    def samples() -> dict[str, float]:
-        families = text_string_to_metric_families(get("/metrics"))
-        return {sample.name: sample.value for family in families for sample in family.samples}
-
-    command = [sys.executable, "-m", "shared.framework.server"]
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL) as process:
-        try:
-            wait_for(lambda: is_listening(port), seconds=30)
-            with ThreadPoolExecutor(8) as pool:
-                assert set(pool.map(lambda _: get("/api/v1/users/me"), range(200))) == {"401"}
-                get("/health/ready")
-                shown = list(pool.map(lambda _: samples(), range(8)))
-        finally:
-            process.terminate()
-    assert {one["http_requests_total"] for one in shown} == {200}
-    assert {one["http_request_duration_seconds_count"] for one in shown} == {200}
-    assert {one["database_pool_connections_in_use"] for one in shown} == {0}
-    assert {one["aegis_build_info"] for one in shown} == {1}
-    assert shown[0]["process_start_to_ready_seconds"] > 0
