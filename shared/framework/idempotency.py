@@ -23,7 +23,6 @@ from shared.identity.live_sessions import is_live
 from shared.identity.tokens import decode
 from shared.postgresql.tables import account, credential, session, stored_answer, totp
 from shared.postgresql.transactions import last_transaction_open, transaction
-from shared.redis import cache
 from shared.runtime.problems import Problem, ServiceUnavailable
 
 LIFETIME = timedelta(hours=24)
@@ -101,7 +100,7 @@ def answer_once(
 
     this = (stored_answer.c.id == id_, stored_answer.c.claimed_at == claimed_at)
     try:
-        with cache.puts_after_commit(), last_transaction_open() as last:
+        with last_transaction_open() as last:
             response, is_final = _perform(perform)
             if is_final:
                 mark = last.execute(

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared.postgresql.driver import PREPARED_OTHERWISE, code_of
 from shared.postgresql.pool import begun, engine, opening
+from shared.redis import cache
 from shared.runtime import deadline, metrics
 from shared.runtime.problems import ServiceUnavailable
 
@@ -27,6 +28,7 @@ _NOT_NOW = ("08", "53", "57P", "25006", "40", "57014", "55P03", "25P03", "25P04"
 def transaction() -> Iterator[Connection]:
     """One transaction: committed at the end of the block, rolled back when it raises.
 
+    What the block puts in the cache is put after the commit, and not at all when the transaction is rolled back.
     Within `last_transaction_open` the commit waits for the next transaction, or for the end of that block.
 
     Raises:
@@ -34,7 +36,7 @@ def transaction() -> Iterator[Connection]:
             connection broke during the commit.
     """
     last = _last_transaction.get()
-    with _errors_as_problems():
+    with cache.puts_after_commit(), _errors_as_problems():
         if last is None:
             with begun(engine()) as connection:
                 yield connection
@@ -94,7 +96,8 @@ class LastTransaction:
 def last_transaction_open() -> Iterator[LastTransaction]:
     """Leaves the last `transaction()` of the block open, so that what came of it can be written in it as well.
 
-    It is committed at the end of the block, and rolled back when the block raises.
+    It is committed at the end of the block, and rolled back when the block raises. What was put in the cache follows
+    the commit, as in `transaction`.
 
     Raises:
         ServiceUnavailable: as `transaction` does.
@@ -102,9 +105,10 @@ def last_transaction_open() -> Iterator[LastTransaction]:
     last = LastTransaction()
     token = _last_transaction.set(last)
     try:
-        yield last
-        with _errors_as_problems():
-            last.commit()
+        with cache.puts_after_commit():
+            yield last
+            with _errors_as_problems():
+                last.commit()
     except BaseException as error:
         with _errors_as_problems():
             last.roll_back(error)

@@ -96,15 +96,19 @@ def if_absent(name: str, value: bytes | str, *, seconds: int) -> Command:
 
 @contextmanager
 def puts_after_commit() -> Iterator[None]:
-    """Keeps back what is put in the block until its end, for a block that commits there; drops it when that fails."""
+    """Puts at the end of the block what is put in it, in one round trip; nothing when the block raises.
+
+    For a block that ends with a commit: no reader sees what is not committed.
+    """
     waiting: list[_Write] = []
     token = _waiting.set(waiting)
     try:
         yield
     finally:
         _waiting.reset(token)
-    for write in waiting:
-        _write(write)
+    if waiting:
+        late = {name: put for write in waiting for name, put in write.late.items()}
+        _write(_Write([command for write in waiting for command in write.commands], late))
 
 
 def is_up() -> bool:
