@@ -6,12 +6,12 @@ from uuid_utils.compat import uuid7
 from shared.events.outbox import announce
 from shared.events.types import EmailChangeRequested, EmailVerificationRequested, RegistrationRepeated
 from shared.framework.http_function import http_function
-from shared.identity import credentials, former_addresses, sessions
+from shared.identity import credentials, former_addresses
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.credentials import WrongPassword
 from shared.identity.verifications import CHANGE_EMAIL, void
 from shared.postgresql.tables import account
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Problem
 from shared.text.fields import EmailAddress, Password, RequestBody, canonical_email
 from shared.users import profiles
@@ -48,8 +48,7 @@ def change_email(body: EmailChange, caller: Caller) -> None:
     address = canonical_email(body.email)
     # Whoever registered an address and never verified it does not own it.
     its_owner = select(account.c.id).where(account.c.canonical_email == address, account.c.status != "pending")
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         owner = connection.scalar(its_owner)
         if owner is None and former_addresses.is_kept_for_another(connection, address, caller.user_id):
             owner = uuid7()  # as good as taken; its event finds nobody to write to
@@ -64,5 +63,4 @@ def change_email(body: EmailChange, caller: Caller) -> None:
         if not cancels:
             told = RegistrationRepeated(user_id=owner) if owner else EmailVerificationRequested(user_id=caller.user_id)
             announce(connection, EmailChangeRequested(user_id=caller.user_id), told)
-        profile = profiles.read(connection, caller.user_id)
-    profiles.put(profile)
+        profiles.refresh(connection, caller.user_id)

@@ -1,11 +1,11 @@
 """Change one's password."""
 
 from shared.framework.http_function import http_function
-from shared.identity import authentication, credentials, sessions
+from shared.identity import credentials
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.credentials import WrongPassword
 from shared.identity.passwords import check_acceptable, hash_password
-from shared.postgresql.transactions import transaction
 from shared.text.fields import NewPassword, Password, RequestBody
 from shared.users import profiles
 
@@ -34,11 +34,8 @@ def change_password(body: PasswordChange, caller: Caller) -> None:
     check_acceptable(password, proved.email, proved.name, pointer="/new_password")
     password_hash = hash_password(password)
 
-    with transaction() as connection:
-        sessions.lock(connection, caller)
-        ended = credentials.replace_password(
+    with change(caller) as connection:
+        credentials.replace_password(
             connection, caller.user_id, password_hash, instead_of=proved.password_hash, but=caller.session_id
         )
-        profile = profiles.read(connection, caller.user_id)
-    authentication.refuse_tokens_of(caller.user_id, *ended)
-    profiles.put(profile)
+        profiles.refresh(connection, caller.user_id)

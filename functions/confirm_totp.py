@@ -9,12 +9,12 @@ from sqlalchemy import func, select, update
 from shared.events.outbox import announce
 from shared.events.types import TotpEnabled
 from shared.framework.http_function import http_function
-from shared.identity import authentication, first_factor, sessions
+from shared.identity import first_factor, sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.first_factor import FirstFactorCode, FirstFactorCodeRequired
 from shared.identity.second_factors import NewRecoveryCodes, replace_recovery_codes, step_of
 from shared.postgresql.tables import totp
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import FieldError, InvalidRequest, Problem
 from shared.text.fields import ABSENT, RequestBody
 from shared.users import profiles
@@ -57,9 +57,8 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     waiting = select(totp.c.secret).where(
         totp.c.account_id == user_id, totp.c.confirmed_at.is_(None), totp.c.created_at > func.now() - LIFETIME
     )
-    with transaction() as connection:
-        # No log-in slips through by the password alone while this takes effect.
-        sessions.lock(connection, caller)
+    # The lock of the account: no log-in slips through by the password alone while this takes effect.
+    with change(caller) as connection:
         first_factor.require_code(connection, caller, body.first_factor_code)
         secret = connection.scalar(waiting)
         if secret is None:
@@ -72,9 +71,7 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
             update(totp).where(totp.c.account_id == user_id).values(confirmed_at=func.now(), last_step=step)
         )
         codes = replace_recovery_codes(connection, user_id)
-        ended = sessions.end_all(connection, user_id, but=caller.session_id)
+        sessions.end_all(connection, user_id, but=caller.session_id)
         announce(connection, TotpEnabled(user_id=user_id))
-        profile = profiles.read(connection, user_id)
-    authentication.refuse_tokens_of(user_id, *ended)
-    profiles.put(profile)
+        profiles.refresh(connection, user_id)
     return codes

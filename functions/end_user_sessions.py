@@ -7,10 +7,10 @@ from sqlalchemy import select
 from shared.events.outbox import announce
 from shared.events.types import SessionsEnded
 from shared.framework.http_function import http_function
-from shared.identity import authentication, sessions
+from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import account
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import NoSuchItem
 
 
@@ -28,10 +28,8 @@ def end_user_sessions(user_id: UUID, caller: Caller) -> None:
     For administrators. Refresh tokens and access tokens of the user are refused from the next request on (at the
     latest after a minute, should Redis just then not take the news). Logging in starts a new session.
     """
-    with transaction() as connection:
-        sessions.lock(connection, caller, user_id)
-        ended = sessions.end_all(connection, user_id)
+    with change(caller, user_id) as connection:
+        sessions.end_all(connection, user_id)
         if connection.execute(select(account.c.id).where(account.c.id == user_id)).first() is None:
             raise NoSuchItem
         announce(connection, SessionsEnded(user_id=user_id, actor_id=caller.user_id))
-    authentication.refuse_tokens_of(user_id, *ended)

@@ -8,11 +8,10 @@ from sqlalchemy.dialects.postgresql import insert
 from typing_extensions import TypedDict
 
 from shared.framework.http_function import http_function
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.second_factors import SECRET_BYTES, seal_secret
 from shared.postgresql.tables import account, totp
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Problem
 
 
@@ -55,8 +54,7 @@ def enroll_totp(caller: Caller) -> TotpEnrolment:
         .on_conflict_do_update(index_elements=["account_id"], set_=row, where=totp.c.confirmed_at.is_(None))
         .returning(select(account.c.email).where(account.c.id == caller.user_id).scalar_subquery())
     )
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         email = connection.scalar(replace_unconfirmed)
     if email is None:
         raise TotpAlreadyEnabled

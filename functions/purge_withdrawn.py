@@ -46,5 +46,5 @@ def _purge() -> Sequence[UUID]:
             delete(account).where(account.c.id.in_(select(due.c.id))).returning(account.c.id)
         ).all()
         announce(connection, *(UserPurged(user_id=user_id) for user_id in purged))
-    profiles.forget(*purged)
+        profiles.forget(*purged)
     return purged

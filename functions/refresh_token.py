@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, func, select, update
 from shared.events.outbox import announce
 from shared.events.types import RefreshTokenReused
 from shared.framework.http_function import http_function
-from shared.identity import authentication, sessions
+from shared.identity import sessions
 from shared.identity.access_tokens import Caller
 from shared.identity.live_sessions import is_live
 from shared.identity.sessions import TokenPair
@@ -103,6 +103,5 @@ def refresh_token(body: Refresh) -> TokenPair:
             own_writes.add(caller.user_id)
             connection.execute(ROTATED, this | next_one)
     if reused:
-        authentication.refuse_tokens_of(caller.user_id, caller.session_id)
         raise InvalidRefreshToken
     return sessions.token_pair(caller, successor, found)

@@ -11,13 +11,13 @@ from uuid_utils.compat import uuid7
 from shared.events.outbox import announce
 from shared.events.types import PasskeyRegistered
 from shared.framework.http_function import http_function
-from shared.identity import challenges, first_factor, passkeys, sessions, tokens
+from shared.identity import challenges, first_factor, passkeys, tokens
 from shared.identity.access_tokens import Caller
 from shared.identity.challenges import PASSKEY_REGISTRATION
+from shared.identity.changes import change
 from shared.identity.first_factor import FirstFactorCode, FirstFactorCodeRequired
 from shared.identity.passkeys import LongBytes, PublicKeyCredential, ShortBytes, TooManyPasskeys, WebAuthnObject
 from shared.postgresql.tables import passkey
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Problem
 from shared.runtime.settings import settings
 from shared.text.fields import ABSENT, Name, RequestBody
@@ -89,8 +89,7 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
     others. An account may have 20. Where the account has a role and no factor yet, it also takes `first_factor_code`.
     """
     passkey_id, user_id = uuid7(), caller.user_id
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         # Only now: who may not add a passkey is told that, whatever they send.
         with passkeys.refused_as(PasskeyNotVerified):
             challenge, new = _verified(body.credential)

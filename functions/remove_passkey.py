@@ -7,11 +7,11 @@ from sqlalchemy import delete
 from shared.events.outbox import announce
 from shared.events.types import PasskeyRemoved
 from shared.framework.http_function import http_function
-from shared.identity import factors, sessions
+from shared.identity import factors
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.factors import LastFactor
 from shared.postgresql.tables import passkey
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import NoSuchItem
 
 
@@ -27,8 +27,7 @@ def remove_passkey(passkey_id: UUID, caller: Caller) -> None:
 
     Nobody can log in with it any more. Sessions that it started go on. An account with a role keeps its last factor.
     """
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         removed = connection.execute(
             delete(passkey).where(passkey.c.id == passkey_id, passkey.c.account_id == caller.user_id)
         )

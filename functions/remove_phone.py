@@ -5,10 +5,9 @@ from sqlalchemy import delete, update
 from shared.events.outbox import announce
 from shared.events.types import PhoneRemoved
 from shared.framework.http_function import http_function
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import account, phone_verification
-from shared.postgresql.transactions import transaction
 from shared.users import profiles
 
 
@@ -23,10 +22,8 @@ def remove_phone(caller: Caller) -> None:
         .where(account.c.id == caller.user_id, account.c.phone.is_not(None))
         .values(phone=None, phone_verified_at=None)
     )
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         connection.execute(delete(phone_verification).where(phone_verification.c.account_id == caller.user_id))
         if connection.execute(remove).rowcount:
             announce(connection, PhoneRemoved(user_id=caller.user_id))
-        profile = profiles.read(connection, caller.user_id)
-    profiles.put(profile)
+        profiles.refresh(connection, caller.user_id)

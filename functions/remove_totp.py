@@ -5,11 +5,11 @@ from sqlalchemy import select
 from shared.events.outbox import announce
 from shared.events.types import TotpRemoved
 from shared.framework.http_function import http_function
-from shared.identity import factors, second_factors, sessions
+from shared.identity import factors, second_factors
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.factors import LastFactor
 from shared.postgresql.tables import totp
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import NoSuchItem
 from shared.users import profiles
 
@@ -27,13 +27,11 @@ def remove_totp(caller: Caller) -> None:
     From now on the password alone is enough to log in. The recovery codes go with it. An account with a role keeps its
     last factor.
     """
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         was_confirmed = connection.scalar(select(totp.c.confirmed_at).where(totp.c.account_id == caller.user_id))
         if not second_factors.remove(connection, caller.user_id):
             raise NoSuchItem
         if was_confirmed:
             factors.require_one(connection, caller)
             announce(connection, TotpRemoved(user_id=caller.user_id))
-        profile = profiles.read(connection, caller.user_id)
-    profiles.put(profile)
+        profiles.refresh(connection, caller.user_id)

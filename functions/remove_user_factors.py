@@ -8,10 +8,10 @@ from typing_extensions import TypedDict
 from shared.events.outbox import announce
 from shared.events.types import FactorsRemoved
 from shared.framework.http_function import http_function
-from shared.identity import administrators, authentication, first_factor, second_factors, sessions
+from shared.identity import first_factor, second_factors, sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import account, passkey
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import NoSuchItem, Problem
 from shared.users import profiles
 
@@ -45,17 +45,13 @@ def remove_user_factors(user_id: UUID, caller: Caller) -> RemovedFactors:
     """
     if user_id == caller.user_id:
         raise OwnFactors
-    with transaction() as connection:
-        administrators.lock(connection)
-        sessions.lock(connection, caller, user_id)
-        ended = sessions.end_all(connection, user_id)
+    with change(caller, user_id) as connection:
+        sessions.end_all(connection, user_id)
         has_role = connection.scalar(select(account.c.roles != []).where(account.c.id == user_id))
         removed = connection.execute(delete(passkey).where(passkey.c.account_id == user_id)).rowcount
         if not second_factors.remove(connection, user_id) and not removed and not has_role:
             raise NoSuchItem
         code = first_factor.issue_code(connection, user_id) if has_role else None
         announce(connection, FactorsRemoved(user_id=user_id, actor_id=caller.user_id))
-        profile = profiles.read(connection, user_id)
-    authentication.refuse_tokens_of(user_id, *ended)
-    profiles.put(profile)
+        profiles.refresh(connection, user_id)
     return RemovedFactors(first_factor_code=code)

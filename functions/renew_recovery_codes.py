@@ -5,11 +5,10 @@ from sqlalchemy import select
 from shared.events.outbox import announce
 from shared.events.types import RecoveryCodesRenewed
 from shared.framework.http_function import http_function
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.identity.factors import has_app
 from shared.identity.second_factors import NewRecoveryCodes, replace_recovery_codes
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import NoSuchItem
 
 
@@ -20,8 +19,7 @@ def renew_recovery_codes(caller: Caller) -> NewRecoveryCodes:
     Ten, each good for one log-in without the authenticator app; they are shown this once, and those from before are
     void. A 404 where no authenticator app is set up. The owner is told by mail.
     """
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         if not connection.scalar(select(has_app(caller.user_id))):
             raise NoSuchItem
         codes = replace_recovery_codes(connection, caller.user_id)

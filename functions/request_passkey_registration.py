@@ -6,12 +6,12 @@ from sqlalchemy import select
 from typing_extensions import TypedDict
 
 from shared.framework.http_function import http_function
-from shared.identity import challenges, passkeys, sessions, tokens
+from shared.identity import challenges, passkeys, tokens
 from shared.identity.access_tokens import Caller
 from shared.identity.challenges import PASSKEY_REGISTRATION
+from shared.identity.changes import change
 from shared.identity.passkeys import CredentialDescriptor, TooManyPasskeys
 from shared.postgresql.tables import account, passkey
-from shared.postgresql.transactions import transaction
 from shared.runtime.settings import settings
 
 
@@ -68,8 +68,7 @@ def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
         .select_from(account.outerjoin(passkey))
         .where(account.c.id == caller.user_id)
     )
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         rows = connection.execute(with_passkeys).all()
         known = [row.credential_id for row in rows if row.credential_id]
         if len(known) >= passkeys.MAX_PASSKEYS:

@@ -7,10 +7,9 @@ from shared.events.outbox import announce
 from shared.events.types import PhoneCodeRequested
 from shared.framework.http_function import http_function
 from shared.http.rate_limits import enforce
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import phone_verification
-from shared.postgresql.transactions import transaction
 from shared.providers import sending_limits
 from shared.runtime.problems import TooManyRequests
 from shared.text.fields import RequestBody
@@ -45,8 +44,7 @@ def request_phone_code(body: NewPhone, caller: Caller) -> None:
     _count(str(caller.user_id), body.phone)
     sending_limits.count_text()
     row = {"phone": body.phone, "code_hash": None, "tries": 0, "requested_at": func.now(), "expires_at": None}
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         connection.execute(
             insert(phone_verification)
             .values(account_id=caller.user_id, **row)

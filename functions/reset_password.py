@@ -4,7 +4,7 @@ from sqlalchemy import select
 
 from shared.framework.http_function import http_function
 from shared.http import rate_limits
-from shared.identity import authentication, credentials
+from shared.identity import credentials
 from shared.identity.passwords import check_acceptable, hash_password
 from shared.identity.verifications import RESET_PASSWORD, InvalidLink, find, spend
 from shared.postgresql.tables import account
@@ -49,9 +49,7 @@ def reset_password(body: PasswordReset) -> None:
         user_id = spend(connection, token, RESET_PASSWORD)
         if user_id is None:
             raise InvalidLink
-        ended = credentials.replace_password(connection, user_id, password_hash)
-        profile = profiles.read(connection, user_id)
-    authentication.refuse_tokens_of(user_id, *ended)
+        credentials.replace_password(connection, user_id, password_hash)
+        profiles.refresh(connection, user_id)
     # Those were guesses at another password, and would keep its owner out.
     rate_limits.forgive("login", credentials.GUESSES, {"email": canonical_email(owner.email)})
-    profiles.put(profile)

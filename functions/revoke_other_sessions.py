@@ -3,9 +3,9 @@
 from shared.events.outbox import announce
 from shared.events.types import LoggedOut
 from shared.framework.http_function import http_function
-from shared.identity import authentication, sessions
+from shared.identity import sessions
 from shared.identity.access_tokens import Caller
-from shared.postgresql.transactions import transaction
+from shared.identity.changes import change
 
 
 @http_function("DELETE", "/api/v1/users/me/sessions", status=204, recent_login=True)
@@ -16,8 +16,6 @@ def revoke_other_sessions(caller: Caller) -> None:
     from the next request on (at the latest after a minute, should Redis just then not take the news). Takes a recent
     log-in (ASVS 5.0, 7.5.2).
     """
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         ended = sessions.end_all(connection, caller.user_id, but=caller.session_id)
         announce(connection, *(LoggedOut(user_id=caller.user_id, session_id=session_id) for session_id in ended))
-    authentication.refuse_tokens_of(caller.user_id, *ended)

@@ -5,9 +5,9 @@ from uuid import UUID
 from shared.events.outbox import announce
 from shared.events.types import LoggedOut
 from shared.framework.http_function import http_function
-from shared.identity import authentication, sessions
+from shared.identity import sessions
 from shared.identity.access_tokens import Caller
-from shared.postgresql.transactions import transaction
+from shared.identity.changes import change
 from shared.runtime.problems import NoSuchItem
 
 
@@ -25,9 +25,7 @@ def revoke_session(caller: Caller, session_id: UUID) -> None:
     the next request on (at the latest after a minute, should Redis just then not take the news). A session that has
     ended, or is somebody else's, is a 404. Takes a recent log-in (ASVS 5.0, 7.5.2).
     """
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         if not sessions.end(connection, caller.user_id, session_id):
             raise NoSuchItem
         announce(connection, LoggedOut(user_id=caller.user_id, session_id=session_id))
-    authentication.refuse_tokens_of(caller.user_id, session_id)

@@ -11,10 +11,9 @@ from sqlalchemy.dialects.postgresql import insert
 from shared.events.outbox import announce
 from shared.events.types import BusinessSubmitted
 from shared.framework.http_function import http_function
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import business
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import FieldError
 from shared.text.business_numbers import BusinessNumber, check_digit
 from shared.text.fields import FullDate, Name, RequestBody
@@ -69,16 +68,14 @@ def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusi
         "checked_at": None,
         "holds_number": False,
     }
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         connection.execute(
             insert(business)
             .values(account_id=caller.user_id, **row)
             .on_conflict_do_update(index_elements=["account_id"], set_=row)
         )
         announce(connection, BusinessSubmitted(user_id=caller.user_id))
-        profile = profiles.read(connection, caller.user_id, lock=True)
-    profiles.put(profile)
+        profiles.refresh(connection, caller.user_id)
     return SubmittedBusiness(number=body.number, status="pending", reason=None, warnings=_warnings(body.number))
 
 

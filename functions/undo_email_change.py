@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from shared.events.outbox import announce
 from shared.events.types import EmailChangeUndone, UserPurged
 from shared.framework.http_function import http_function
-from shared.identity import authentication, sessions
+from shared.identity import sessions
 from shared.identity.tokens import hash_token
 from shared.identity.verifications import InvalidLink
 from shared.postgresql.tables import account, challenge, former_email, phone_verification, verification
@@ -60,12 +60,10 @@ def undo_email_change(body: UndoneChange) -> None:
             )
             for table in (verification, challenge, phone_verification):
                 connection.execute(delete(table).where(table.c.account_id == user_id))
-            ended = sessions.end_all(connection, user_id)
+            sessions.end_all(connection, user_id)
             announce(connection, EmailChangeUndone(user_id=user_id))
-            profile = profiles.read(connection, user_id)
+            profiles.refresh(connection, user_id)
     except DBAPIError as error:
         if is_duplicate(error):
             raise InvalidLink from None
         raise
-    authentication.refuse_tokens_of(user_id, *ended)
-    profiles.put(profile)

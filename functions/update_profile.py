@@ -8,10 +8,9 @@ from shared.events.outbox import announce
 from shared.events.types import ProfileUpdated
 from shared.framework.http_function import http_function
 from shared.http.request import etag, json_bytes, require_match
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import account
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Unauthenticated
 from shared.text.fields import ABSENT, Locale, Name, RequestBody
 from shared.users import profiles
@@ -34,8 +33,7 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
     that state or not at all, so that of two who change it at once neither overwrites the other unseen.
     """
     given: dict[str, Any] = body.model_dump(exclude_unset=True)
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         before = profiles.read(connection, caller.user_id)
         if before is None:
             raise Unauthenticated
@@ -44,6 +42,6 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
         if changes:
             connection.execute(update(account).where(account.c.id == caller.user_id).values(changes))
             announce(connection, ProfileUpdated(user_id=caller.user_id, fields=sorted(changes)))
-    profile: Profile = {**before, **changes}  # type: ignore[typeddict-item]  # validated by the model
-    profiles.put(profile)  # also where nothing changes: who made this change before may have died at this point
+        profile: Profile = {**before, **changes}  # type: ignore[typeddict-item]  # validated by the model
+        profiles.put(profile)  # also where nothing changes: an earlier try may have died between its commit and this
     return profile

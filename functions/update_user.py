@@ -1,6 +1,5 @@
 """Suspend or reinstate a user, or change their roles, for administrators."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
@@ -11,11 +10,11 @@ from shared.events.outbox import announce
 from shared.events.types import RolesChanged, UserReinstated, UserSuspended
 from shared.framework.http_function import http_function
 from shared.http.request import Reply, require_match
-from shared.identity import administrators, authentication, sessions
+from shared.identity import sessions
 from shared.identity.access_tokens import Caller
 from shared.identity.administrators import ADMIN
+from shared.identity.changes import change
 from shared.postgresql.tables import account
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import FieldError, InvalidRequest, NoSuchItem, Problem
 from shared.text.fields import ABSENT, RequestBody
 from shared.users import profiles, users
@@ -53,10 +52,7 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
     sessions at once: access tokens carry the roles. Lifting the suspension of a user who had withdrawn leaves them
     withdrawn. An account whose address is not verified keeps its status. A role takes an account with a second factor.
     """
-    ended: Sequence[UUID] = ()
-    with transaction() as connection:
-        administrators.lock(connection)
-        sessions.lock(connection, caller, user_id)
+    with change(caller, user_id) as connection:
         user = users.read(connection, user_id)
         if user is None:
             raise NoSuchItem
@@ -69,13 +65,11 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
         if changes:
             connection.execute(update(account).where(account.c.id == user_id).values(changes))
             if changes.get("status") == "suspended" or "roles" in changes:
-                ended = sessions.end_all(connection, user_id)
+                sessions.end_all(connection, user_id)
                 user["sessions"] = 0
             _announce(connection, user_id, changes, caller.user_id)
+            profiles.refresh(connection, user_id)
             user = cast(UserDetails, {**user, **changes})
-        profile = profiles.read(connection, user_id) if changes else None
-    profiles.put(profile)
-    authentication.refuse_tokens_of(user_id, *ended)
     return Reply(user, {"ETag": users.version(user)})
 
 

@@ -70,10 +70,9 @@ def verify_business(event: BusinessSubmitted | BusinessCheckDue | UserRestored |
         status = connection.scalar(
             select(account.c.status).where(account.c.id == event.user_id).with_for_update(key_share=True)
         )
-        changed = status != "withdrawn" and _write(connection, event, found, verdict)
-        profile = profiles.read(connection, event.user_id) if changed else None
+        if status != "withdrawn" and _write(connection, event, found, verdict):
+            profiles.refresh(connection, event.user_id)
         mark(connection)
-    profiles.put(profile)
 
 
 def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdict) -> bool:

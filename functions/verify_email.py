@@ -15,7 +15,6 @@ from shared.postgresql.tables import account
 from shared.postgresql.transactions import is_duplicate, transaction
 from shared.text.fields import OpaqueToken, Password, RequestBody
 from shared.users import profiles
-from shared.users.profiles import Profile
 
 
 class Verification(RequestBody):
@@ -37,7 +36,6 @@ def verify_email(body: Verification) -> None:
     if found is None:
         raise InvalidLink
     require_password(found.account_id, body.password)
-    profile = None
     try:
         with transaction() as connection:
             if spend(connection, token, found.purpose) is None:
@@ -45,12 +43,11 @@ def verify_email(body: Verification) -> None:
             if found.purpose == VERIFY_EMAIL:
                 _activate(connection, found.account_id)
             else:
-                profile = _replace_address(connection, found.account_id)
+                _replace_address(connection, found.account_id)
     except DBAPIError as error:
         if is_duplicate(error):  # the new address has become another account's since
             raise InvalidLink from None
         raise
-    profiles.put(profile)
 
 
 def _activate(connection: Connection, user_id: UUID) -> None:
@@ -64,8 +61,8 @@ def _activate(connection: Connection, user_id: UUID) -> None:
     announce(connection, EmailVerified(user_id=user_id))
 
 
-def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
-    """Puts the new address in place of the old one; the profile after that.
+def _replace_address(connection: Connection, user_id: UUID) -> None:
+    """Puts the new address in place of the old one.
 
     Raises:
         InvalidLink: no change of address is waiting.
@@ -93,7 +90,7 @@ def _replace_address(connection: Connection, user_id: UUID) -> Profile | None:
     verifications.void(connection, user_id, RESET_PASSWORD)
     former_addresses.forget(connection, user_id, new_address)
     announce(connection, EmailChanged(user_id=user_id), EmailReplaced(user_id=user_id, former_email_id=former_id))
-    return profiles.read(connection, user_id)
+    profiles.refresh(connection, user_id)
 
 
 def _give_way(connection: Connection, user_id: UUID) -> None:

@@ -12,10 +12,9 @@ from sqlalchemy import Connection, Row, delete, func, update
 from shared.events.outbox import announce
 from shared.events.types import PhoneVerified
 from shared.framework.http_function import http_function
-from shared.identity import sessions
 from shared.identity.access_tokens import Caller
+from shared.identity.changes import change
 from shared.postgresql.tables import account, phone_verification
-from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Problem
 from shared.text.fields import RequestBody
 from shared.text.normalisation import plain
@@ -60,12 +59,11 @@ def verify_phone(body: PhoneCode, caller: Caller) -> None:
     Takes the code from the text message, once and within five minutes; the number then stands in the profile.
     After five wrong tries the code is void, and takes a new request.
     """
-    profile = None
-    with transaction() as connection:
-        sessions.lock(connection, caller)
+    with change(caller) as connection:
         found = _try(connection, caller.user_id)
         given = hash_phone_code(caller.user_id, body.code.get_secret_value())
-        if found and hmac.compare_digest(found.code_hash, given):
+        is_right = found is not None and hmac.compare_digest(found.code_hash, given)
+        if found and is_right:
             connection.execute(
                 update(account)
                 .where(account.c.id == caller.user_id)
@@ -73,11 +71,10 @@ def verify_phone(body: PhoneCode, caller: Caller) -> None:
             )
             connection.execute(delete(phone_verification).where(phone_verification.c.account_id == caller.user_id))
             announce(connection, PhoneVerified(user_id=caller.user_id))
-            profile = profiles.read(connection, caller.user_id)
-    if profile is None:
+            profiles.refresh(connection, caller.user_id)
+    if not is_right:
         # Raised after the transaction, in which the try was counted.
         raise InvalidPhoneCode
-    profiles.put(profile)
 
 
 def _try(connection: Connection, user_id: UUID) -> Row[Any] | None:

@@ -5,13 +5,14 @@ from sqlalchemy import func, update
 from shared.events.outbox import announce
 from shared.events.types import UserWithdrawn
 from shared.framework.http_function import http_function
-from shared.identity import administrators, authentication, sessions
+from shared.identity import administrators, sessions
 from shared.identity.access_tokens import Caller
 from shared.identity.administrators import ADMIN, LastAdministrator
+from shared.identity.changes import change
 from shared.identity.credentials import WrongPassword, require_password
 from shared.postgresql.tables import account, business
-from shared.postgresql.transactions import transaction
 from shared.text.fields import Password, RequestBody
+from shared.users import profiles
 
 
 class Withdrawal(RequestBody):
@@ -41,16 +42,12 @@ def withdraw(caller: Caller, body: Withdrawal) -> None:
         .where(business.c.account_id == caller.user_id, business.c.status == "verified")
         .values(status="pending", holds_number=False)
     )
-    # The roles in the token are current: a change of roles ends all sessions.
-    is_administrator = ADMIN in caller.roles
-    with transaction() as connection:
-        if is_administrator:
-            administrators.lock(connection)
-        sessions.lock(connection, caller)
-        if is_administrator:
+    with change(caller) as connection:
+        # The roles in the token are current: a change of roles ends all sessions.
+        if ADMIN in caller.roles:
             administrators.require_another(connection, caller.user_id)
         connection.execute(leave)
         connection.execute(give_number_back)
-        ended = sessions.end_all(connection, caller.user_id)
+        sessions.end_all(connection, caller.user_id)
         announce(connection, UserWithdrawn(user_id=caller.user_id))
-    authentication.refuse_tokens_of(caller.user_id, *ended)
+        profiles.refresh(connection, caller.user_id)

@@ -1,9 +1,7 @@
 """Makes administrators, and the codes for their first factor: `aegis admin`."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -12,7 +10,7 @@ from uuid_utils.compat import uuid7
 from knative.release.refused import Refused
 from shared.events.outbox import announce
 from shared.events.types import PasswordResetRequested, RolesChanged
-from shared.identity import authentication, first_factor, former_addresses, sessions
+from shared.identity import first_factor, former_addresses, sessions
 from shared.identity.factors import has_any
 from shared.postgresql.tables import account, credential, verification
 from shared.postgresql.transactions import transaction
@@ -84,18 +82,14 @@ def create(email: str, locale: str) -> str:
             has_password = False
         code = None if found.has_factor else first_factor.issue_code(connection, found.id)
         gets_role = ADMIN not in found.roles
-        ended: Sequence[UUID] = ()
         if gets_role:
             roles = sorted([*found.roles, ADMIN])
             connection.execute(update(account).where(account.c.id == found.id).values(roles=roles))
-            ended = sessions.end_all(connection, found.id)
+            sessions.end_all(connection, found.id)
             announce(connection, RolesChanged(user_id=found.id, roles=roles))
         if not has_password:
             announce(connection, PasswordResetRequested(user_id=found.id))
-        profile = profiles.read(connection, found.id)
-    if profile:
-        profiles.put(profile)
-    authentication.refuse_tokens_of(found.id, *ended)
+        profiles.refresh(connection, found.id)
 
     if made or found.status == "pending":
         done = f"Made the administrator {email} ({found.id}). {_NEXT}"

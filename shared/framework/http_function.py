@@ -295,7 +295,7 @@ def _check_rights(operation: HttpFunction, caller: Caller) -> None:
 
 
 def _check_factor(caller: Caller | None) -> None:
-    """Asks for the strongest factor where nothing is locked: `sessions.lock` asks wherever something is changed."""
+    """Asks for the strongest factor where nothing is locked; `changes.change` asks wherever something is changed."""
     if caller and authentication.takes_strongest_factor.get():
         # Imported when it is asked: a read of one's own profile never meets the database.
         from shared.identity import factors

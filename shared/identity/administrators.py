@@ -11,8 +11,8 @@ from shared.runtime.problems import Problem
 
 ADMIN: Literal["admin"] = "admin"
 
-_LOCK = 7_105_141_302
-"""PostgreSQL's advisory lock for changes that could leave the service without an administrator."""
+_LEAVING = 7_105_141_302
+"""PostgreSQL's advisory lock of an administrator who leaves; taken after that of their account."""
 
 
 class LastAdministrator(Problem):
@@ -21,13 +21,11 @@ class LastAdministrator(Problem):
     detail = "Nothing was changed. Make another administrator first, who has set up a second factor."
 
 
-def lock(connection: Connection) -> None:
-    """Lets nobody else disarm an administrator until the transaction ends; taken before any account is locked."""
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-
-
 def require_another(connection: Connection, user_id: UUID) -> None:
-    """Makes sure, under `lock`, that there is an active administrator with a second factor beside this one.
+    """Makes sure that there is an active administrator with a second factor beside this one, who is about to leave.
+
+    Administrators who leave take turns. One who suspends or disarms another stays: both accounts are locked for that.
+    Call it with the account locked.
 
     Raises:
         LastAdministrator
@@ -40,5 +38,6 @@ def require_another(connection: Connection, user_id: UUID) -> None:
         literal(ADMIN) == account.c.roles.any_(),
         has_any(account.c.id),
     )
+    connection.execute(select(func.pg_advisory_xact_lock(_LEAVING)))
     if not connection.scalar(select(another)):
         raise LastAdministrator

@@ -18,7 +18,7 @@ _ENDED = b"ended"
 _ENDED_SECONDS = access_tokens.LIFETIME_SECONDS + access_tokens.CLOCK_SKEW_SECONDS
 
 takes_strongest_factor: ContextVar[bool] = ContextVar("takes_strongest_factor", default=False)
-"""Whether the request in hand takes the strongest factor of the account: `sessions.lock` then asks for it."""
+"""Whether the request in hand takes the strongest factor of the account: `changes.change` then asks for it."""
 
 
 def caller_of(authorization: str) -> Caller:
@@ -62,5 +62,5 @@ def _is_active_in_database(caller: Caller) -> bool:
 
 
 def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:
-    """After sessions of a user have ended: refuses their access tokens from now on, as long as they would live."""
+    """Refuses the access tokens of sessions for as long as they would live; `sessions` calls it for those it ends."""
     cache.put(*(state_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)

@@ -1,6 +1,5 @@
 """A user's password: asked for again before what a stolen session must not do, and replaced."""
 
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -80,7 +79,7 @@ def replace_password(
     *,
     instead_of: str | None = None,
     but: UUID | None = None,
-) -> Sequence[UUID]:
+) -> None:
     """Puts a new password in force, and shuts out whoever came in by the old one.
 
     Sessions end, a log-in that waits for its second factor starts again, and a waiting change of address, which
@@ -90,8 +89,6 @@ def replace_password(
         password_hash: from `hash_password`, made before the transaction.
         instead_of: the hash that must still be the stored one; any when it is not given.
         but: a session that goes on.
-
-    Returns the sessions that ended: after the commit, `authentication.refuse_tokens_of` those.
 
     Raises:
         WrongPassword: another password has come into force since.
@@ -112,6 +109,5 @@ def replace_password(
         raise WrongPassword
     verifications.void(connection, user_id, verifications.CHANGE_EMAIL, verifications.RESET_PASSWORD)
     connection.execute(delete(challenge).where(challenge.c.account_id == user_id))
-    ended = sessions.end_all(connection, user_id, but=but)
+    sessions.end_all(connection, user_id, but=but)
     announce(connection, PasswordChanged(user_id=user_id))
-    return ended

@@ -56,7 +56,7 @@ def issue_code(connection: Connection, account_id: UUID) -> str:
 def require_code(connection: Connection, caller: Caller, given: SecretStr | None) -> None:
     """Spends the code of a caller who holds a role and is about to bind a first factor; asks nobody else for one.
 
-    Call it after `sessions.lock`, which lets a session without a factor pass only where the account has none.
+    Call it within `changes.change`, which lets a session without a factor pass only where the account has none.
 
     Raises:
         FirstFactorCodeRequired: the code is missing, wrong or over.

@@ -15,14 +15,13 @@ from uuid_utils.compat import uuid7
 from shared.events.outbox import ANNOUNCEMENT, announce, announced
 from shared.events.types import LoggedIn, UserRestored
 from shared.http.clients import Client
-from shared.identity import access_tokens, authentication, factors, known_devices, withdrawals
+from shared.identity import access_tokens, authentication, known_devices, withdrawals
 from shared.identity.access_tokens import Caller
 from shared.identity.live_sessions import is_live
 from shared.identity.tokens import encode, new_token
 from shared.postgresql.pool import prepared
 from shared.postgresql.tables import account, credential, refresh_token, session
 from shared.postgresql.transactions import together
-from shared.runtime.problems import Unauthenticated
 from shared.runtime.settings import required, settings
 
 LIFETIME = timedelta(days=30)
@@ -38,17 +37,6 @@ _MAY_LOG_IN: Select[Any] = prepared(
     .outerjoin(credential)
     .where(account.c.id == bindparam("user_id"), account.c.status.in_(MAY_LOG_IN), ~withdrawals.is_over())
     .with_for_update(of=account, key_share=True)
-)
-_GOES_ON = prepared(
-    select(session.c.id)
-    .join(account)
-    .where(
-        account.c.id == bindparam("user_id"),
-        account.c.status == "active",
-        session.c.id == bindparam("session_id"),
-        is_live(),
-    )
-    .with_for_update(of=[account, session], key_share=True)
 )
 NEW_REFRESH_TOKEN = insert(refresh_token).values(token_hash=bindparam("new_hash"), session_id=bindparam("of_session"))
 """Its parameters: `refresh_token_of`."""
@@ -135,7 +123,6 @@ def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: C
         **announced(LoggedIn(user_id=user_id, session_id=caller.session_id, amr=list(amr))),
     }
     surplus = connection.scalars(_STARTED, parameters).all()
-    # Before the commit: were it to fail, a session that goes on would only have to log in again.
     authentication.refuse_tokens_of(user_id, *surplus)
     return token_pair(caller, token, found)
 
@@ -149,50 +136,26 @@ def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
     return connection.execute(_MAY_LOG_IN, {"user_id": user_id}).first()
 
 
-def lock(connection: Connection, caller: Caller, *others: UUID) -> None:
-    """Locks the caller's account until the transaction ends, and makes sure that their session still goes on.
-
-    Args:
-        others: accounts that are locked with it, in one order, so that no two lock each other's and wait for ever.
-
-    What a session may do is decided here and not when the request came in: since then the owner may have set another
-    password or added a factor, or an administrator have ended the session.
-
-    Raises:
-        Unauthenticated: the session has ended, or the account is not active any more.
-        ReauthenticationRequired: the operation takes the strongest factor of the account, which the session has not
-            passed.
-    """
-    if others:
-        accounts = select(account.c.id).where(account.c.id.in_([caller.user_id, *others])).order_by(account.c.id)
-        connection.execute(accounts.with_for_update(key_share=True))
-    parameters = {"user_id": caller.user_id, "session_id": caller.session_id}
-    if connection.execute(_GOES_ON, parameters).first() is None:
-        raise Unauthenticated
-    if authentication.takes_strongest_factor.get():
-        # A statement of its own: the one that waits for the lock does not see what was committed meanwhile.
-        factors.require_strongest(connection, caller)
-
-
 def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
-    """Ends a session; False where it is not a live one of this user.
-
-    After the commit, call `authentication.refuse_tokens_of` with it.
-    """
+    """Ends a session; False where it is not a live one of this user. Its access tokens are refused after the commit."""
     this = (session.c.id == session_id, session.c.account_id == user_id, is_live())
-    return connection.execute(update(session).where(*this).values(ended_at=func.now())).rowcount > 0
+    if not connection.execute(update(session).where(*this).values(ended_at=func.now())).rowcount:
+        return False
+    authentication.refuse_tokens_of(user_id, session_id)
+    return True
 
 
 def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -> Sequence[UUID]:
-    """Ends a user's sessions, all or all but one. After the commit, `authentication.refuse_tokens_of` those.
+    """Ends a user's sessions, all or all but one. Their access tokens are refused after the commit.
 
-    Locks the account, so that a session which is about to start is waited for and ends as well.
+    Call it with the account locked: a session that is about to start is then waited for, and ends as well.
     """
-    connection.execute(select(account.c.id).where(account.c.id == user_id).with_for_update(key_share=True))
     these = [session.c.account_id == user_id, session.c.ended_at.is_(None)]
     if but:
         these.append(session.c.id != but)
-    return connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
+    ended = connection.scalars(update(session).where(*these).values(ended_at=func.now()).returning(session.c.id)).all()
+    authentication.refuse_tokens_of(user_id, *ended)
+    return ended
 
 
 def refresh_token_of(session_id: UUID, token: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Profiles: what users read about themselves, and its copy in the cache.
 
-Whoever changes a part of it reads the profile in the transaction of the change, and puts it when that is committed.
+Whoever changes a part of it calls `refresh` in the transaction of the change.
 """
 
 import functools
@@ -50,20 +50,25 @@ def key(user_id: UUID) -> str:
     return cache.key(user_id, "profile")
 
 
-def put(profile: Profile | None) -> None:
-    """Puts a profile in the cache, after the change that it shows was committed; nothing for an account that is gone.
+def refresh(connection: "Connection", user_id: UUID) -> None:
+    """Reads a profile after it was changed, and puts it in the cache after the commit."""
+    profile = read(connection, user_id)
+    if profile:
+        put(profile)
+
+
+def put(profile: Profile) -> None:
+    """Puts a profile in the cache; in a transaction that changes it, after the commit.
 
     Another change within the last seconds may be the later one: then PostgreSQL answers for as many seconds.
     """
-    if profile is None:
-        return
     cache.put_unless_contended(
         key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS, apart=CONTENDED_SECONDS
     )
 
 
 def forget(*user_ids: UUID) -> None:
-    """Empties the entries of users in the cache, after their accounts were deleted."""
+    """Empties the cached profiles of users whose accounts are deleted; in a transaction, after the commit."""
     cache.put(*map(key, user_ids), value="", seconds=CONTENDED_SECONDS)
 
 
@@ -72,13 +77,9 @@ def put_if_absent(profile: Profile) -> None:
     cache.put_if_absent(key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS)
 
 
-def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Profile | None:
-    """The profile of a user; None when there is no such account.
-
-    Args:
-        lock: whether it must not change before the transaction ends.
-    """
-    row = connection.execute(_query(lock), {"user_id": user_id}).first()
+def read(connection: "Connection", user_id: UUID) -> Profile | None:
+    """The profile of a user; None when there is no such account."""
+    row = connection.execute(_query(), {"user_id": user_id}).first()
     if row is None:
         return None
     return Profile(
@@ -96,7 +97,7 @@ def read(connection: "Connection", user_id: UUID, *, lock: bool = False) -> Prof
 
 
 @functools.cache
-def _query(lock: bool) -> "Select[Any]":
+def _query() -> "Select[Any]":
     # Imported on a miss of the cache: a warm read never meets the database.
     from sqlalchemy import bindparam, select
 
@@ -114,4 +115,4 @@ def _query(lock: bool) -> "Select[Any]":
         .select_from(account.outerjoin(business).outerjoin(totp))
         .where(account.c.id == bindparam("user_id"))
     )
-    return prepared(query.with_for_update(of=account) if lock else query)
+    return prepared(query)
