@@ -167,10 +167,6 @@ def test_nobody_floods_a_mailbox(address: str) -> None:
     assert statuses == [202] * 5 + [429]
 
 
-def test_without_an_access_token_it_is_a_401(address: str) -> None:
-    assert change(None, address).status_code == 401
-
-
 @pytest.mark.parametrize(
     ("email", "password", "pointer"), [("nothing", PASSWORD, "/email"), ("new@example.com", "", "/password")]
 )

@@ -92,10 +92,6 @@ def test_of_two_at_once_one_wins(active_user: User) -> None:
     assert events_of(active_user).count("password_changed") == 1
 
 
-def test_without_an_access_token_it_is_a_401() -> None:
-    assert change(None).status_code == 401
-
-
 @pytest.mark.parametrize(
     ("new", "current", "pointer"),
     [(1, PASSWORD, "/new_password"), (NEW_PASSWORD, "", "/current_password"), ("p" * 257, PASSWORD, "/new_password")],

@@ -156,10 +156,6 @@ def test_without_an_enrolment_there_is_nothing_to_confirm(active_user: User) -> 
     assert call("confirm_totp", session_of(active_user), {"code": "123456"}).status_code == 409
 
 
-def test_it_takes_an_access_token() -> None:
-    assert call("confirm_totp", body={"code": "123456"}).status_code == 401
-
-
 def test_a_role_takes_a_code_for_the_first_factor(address: str) -> None:
     admin, _ = create_admin(address)
     tokens, code = session_of(admin), first_factor_code_of(admin)

@@ -1,7 +1,6 @@
 """Beginning to set up an authenticator app."""
 
 import base64
-from datetime import timedelta
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sqlalchemy import select
@@ -9,7 +8,7 @@ from sqlalchemy import select
 from shared.postgresql.tables import totp
 from shared.postgresql.transactions import transaction
 from tests.authenticator import App, with_totp
-from tests.conftest import User, call, events_of, log_in, session_of, strong_session_of
+from tests.conftest import User, call, events_of, log_in, strong_session_of
 
 
 def test_the_app_gets_a_secret_of_160_bits_and_a_uri_that_it_scans(active_user: User) -> None:
@@ -50,12 +49,3 @@ def test_a_confirmed_app_is_not_replaced(active_user: User) -> None:
     with_totp(active_user)
     response = call("enroll_totp", strong_session_of(active_user))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:totp-already-enabled")
-
-
-def test_it_takes_a_recent_log_in(active_user: User) -> None:
-    response = call("enroll_totp", session_of(active_user, ago=timedelta(minutes=11)))
-    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:reauthentication-required")
-
-
-def test_it_takes_an_access_token() -> None:
-    assert call("enroll_totp").status_code == 401

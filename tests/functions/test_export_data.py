@@ -271,10 +271,6 @@ def test_the_eleventh_within_an_hour_has_to_wait(active_user: User) -> None:
     assert int(answers[-1].headers["Retry-After"]) > 0
 
 
-def test_without_a_token_it_is_a_401() -> None:
-    assert call("export_data").status_code == 401
-
-
 def test_an_account_that_is_gone_is_a_401(active_user: User) -> None:
     tokens = session_of(active_user)
     assert call("get_profile", tokens).status_code == 200

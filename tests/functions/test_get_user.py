@@ -7,7 +7,7 @@ from sqlalchemy import insert
 
 from shared.postgresql.tables import business, passkey, totp
 from shared.postgresql.transactions import transaction
-from tests.conftest import User, call, log_in, strong_session_of
+from tests.conftest import User, call, log_in
 
 
 def test_a_user_is_shown_in_full(active_user: User, admin: dict[str, Any]) -> None:
@@ -57,14 +57,3 @@ def test_the_etag_stays_when_the_user_logs_in_and_changes_when_they_change_their
     assert after.headers["ETag"] == before.headers["ETag"]
     call("update_profile", tokens, {"name": "이서연"})
     assert call("get_user", admin, user_id=active_user.id).headers["ETag"] != before.headers["ETag"]
-
-
-def test_an_unknown_user_is_a_404(admin: dict[str, Any]) -> None:
-    response = call("get_user", admin, user_id=uuid.uuid4())
-    assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
-
-
-def test_only_administrators_may_read_others(active_user: User) -> None:
-    assert call("get_user", user_id=active_user.id).status_code == 401
-    tokens = strong_session_of(active_user)
-    assert call("get_user", tokens, user_id=active_user.id).status_code == 403

@@ -32,7 +32,3 @@ def test_the_oldest_comes_first_and_those_of_others_not_at_all(active_user: User
     listed = call("list_passkeys", session_of(active_user)).json["passkeys"]
     assert len(listed) == 2
     assert listed == sorted(listed, key=lambda each: each["created_at"])
-
-
-def test_it_takes_an_access_token() -> None:
-    assert call("list_passkeys").status_code == 401

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from shared.identity import sessions
 from shared.postgresql.tables import challenge, passkey
 from shared.postgresql.transactions import transaction
 from tests.authenticator import USER_PRESENT, Authenticator, encode, with_passkey, with_passkeys
@@ -234,31 +233,11 @@ def test_garbage_is_refused_wherever_it_stands(active_user: User, data: st.DataO
     assert response.status_code == 422, (place, response.text)
 
 
-def test_it_takes_a_recent_log_in(active_user: User) -> None:
-    tokens = session_of(active_user, ago=timedelta(minutes=11))
-    credential = Authenticator(active_user.id.bytes).register({"challenge": "A" * 43})
-    response = register(tokens, credential)
-    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:reauthentication-required")
-
-
-def test_it_takes_an_access_token() -> None:
-    assert call("register_passkey", body={}).status_code == 401
-
-
 def test_who_has_a_passkey_adds_another_only_in_a_session_that_passed_it(active_user: User) -> None:
     with_passkey(active_user)
     for function in ("request_passkey_registration", "enroll_totp"):
         response = call(function, log_in(active_user))
         assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:reauthentication-required")
-
-
-def test_a_session_that_has_just_been_ended_registers_nothing(active_user: User) -> None:
-    tokens = log_in(active_user)
-    credential = Authenticator(active_user.id.bytes).register(options_for(tokens))
-    with transaction() as connection:  # as when Redis did not take the news
-        sessions.end_all(connection, active_user.id)
-    assert register(tokens, credential).status_code == 401
-    assert passkeys_of(active_user) == []
 
 
 def test_members_and_values_that_browsers_may_add_are_ignored(active_user: User) -> None:

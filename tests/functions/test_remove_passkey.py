@@ -1,7 +1,6 @@
 """Removing a passkey."""
 
 import uuid
-from datetime import timedelta
 from typing import Any
 
 from tests.authenticator import with_passkey, with_totp
@@ -46,18 +45,6 @@ def test_an_unknown_passkey_is_not_found(active_user: User) -> None:
     response = call("remove_passkey", strong_session_of(active_user), passkey_id=uuid.uuid4())
     assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
     assert "passkey_removed" not in events_of(active_user)
-
-
-def test_it_takes_a_recent_log_in(active_user: User) -> None:
-    with_passkey(active_user)
-    tokens = session_of(active_user, ago=timedelta(minutes=11))
-    id_ = only_passkey(tokens)
-    assert call("remove_passkey", tokens, passkey_id=id_).status_code == 401
-    assert only_passkey(tokens) == id_
-
-
-def test_it_takes_an_access_token() -> None:
-    assert call("remove_passkey", passkey_id=uuid.uuid4()).status_code == 401
 
 
 def test_a_role_keeps_its_last_factor(address: str) -> None:

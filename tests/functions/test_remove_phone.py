@@ -7,7 +7,7 @@ from sqlalchemy import func, insert, select, update
 from shared.postgresql.tables import account, phone_verification
 from shared.postgresql.transactions import transaction
 from shared.users.phone_numbers import hash_phone_code
-from tests.conftest import User, call, events_of, log_in, session_of
+from tests.conftest import User, call, events_of, log_in
 
 PHONE = "+821012345678"
 
@@ -45,16 +45,3 @@ def test_without_a_number_nothing_happens(active_user: User) -> None:
     tokens = log_in(active_user)
     assert call("remove_phone", tokens).status_code == 204
     assert "phone_removed" not in events_of(active_user)
-
-
-def test_a_session_that_is_not_new_must_log_in_again(active_user: User) -> None:
-    give_phone(active_user)
-    tokens = session_of(active_user, ago=timedelta(minutes=11))
-    response = call("remove_phone", tokens)
-    assert response.status_code == 401
-    assert 'max_age="600"' in response.headers["WWW-Authenticate"]
-    assert call("get_profile", tokens).json["phone"] == PHONE
-
-
-def test_without_a_token_it_is_a_401() -> None:
-    assert call("remove_phone").status_code == 401

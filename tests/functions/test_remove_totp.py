@@ -1,7 +1,5 @@
 """Removing the authenticator app."""
 
-from datetime import timedelta
-
 from sqlalchemy import select
 
 from shared.postgresql.tables import recovery_code
@@ -52,22 +50,6 @@ def test_an_enrolment_that_waits_is_forgotten_without_news(active_user: User) ->
     call("enroll_totp", tokens)
     assert call("remove_totp", tokens).status_code == 204
     assert "totp_removed" not in events_of(active_user)
-
-
-def test_without_one_there_is_nothing_to_remove(active_user: User) -> None:
-    response = call("remove_totp", strong_session_of(active_user))
-    assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
-
-
-def test_it_takes_a_recent_log_in(active_user: User) -> None:
-    with_totp(active_user)
-    tokens = session_of(active_user, ago=timedelta(minutes=11))
-    assert call("remove_totp", tokens).status_code == 401
-    assert call("get_profile", tokens).json["second_factor"] is True
-
-
-def test_it_takes_an_access_token() -> None:
-    assert call("remove_totp").status_code == 401
 
 
 def test_a_role_keeps_its_last_factor(address: str) -> None:

@@ -71,13 +71,3 @@ def test_a_user_without_one_is_a_404(active_user: User, admin: dict[str, Any]) -
         response = call("remove_user_factors", admin, user_id=user_id)
         assert (response.status_code, response.json["type"]) == (404, "urn:aegis:problem:no-such-item")
     assert events_of(active_user) == []
-
-
-def test_it_is_for_administrators_who_have_just_logged_in(active_user: User, address: str) -> None:
-    with_totp(active_user)
-    admin, _ = create_admin(f"admin-{address}")
-    earlier = session_of(admin, amr=["pwd", "otp", "mfa"], ago=timedelta(minutes=11))
-    assert call("remove_user_factors", session_of(active_user), user_id=active_user.id).status_code == 403
-    assert call("remove_user_factors", earlier, user_id=active_user.id).status_code == 401
-    assert call("remove_user_factors", session_of(admin), user_id=active_user.id).status_code == 401
-    assert call("get_profile", session_of(active_user)).json["second_factor"] is True

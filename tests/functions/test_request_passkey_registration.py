@@ -1,14 +1,13 @@
 """Asking for what a browser needs to make a passkey."""
 
 import base64
-from datetime import timedelta
 
 from sqlalchemy import select
 
 from shared.postgresql.tables import challenge
 from shared.postgresql.transactions import transaction
 from tests.authenticator import encode, with_passkey, with_passkeys
-from tests.conftest import User, call, log_in, passkey_session_of, session_of
+from tests.conftest import User, call, log_in, passkey_session_of
 
 
 def test_the_options_ask_for_a_discoverable_credential_that_verifies_its_user(active_user: User) -> None:
@@ -51,12 +50,3 @@ def test_an_account_with_twenty_gets_no_more(active_user: User) -> None:
     with_passkeys(active_user, 20)
     response = call("request_passkey_registration", passkey_session_of(active_user))
     assert (response.status_code, response.json["type"]) == (409, "urn:aegis:problem:too-many-passkeys")
-
-
-def test_it_takes_a_recent_log_in(active_user: User) -> None:
-    response = call("request_passkey_registration", session_of(active_user, ago=timedelta(minutes=11)))
-    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:reauthentication-required")
-
-
-def test_it_takes_an_access_token() -> None:
-    assert call("request_passkey_registration").status_code == 401

@@ -94,17 +94,6 @@ def test_the_texts_of_an_hour_are_bounded_for_the_whole_service(
     assert counted("messages_withheld_total", channel="text", limit="service") > before
 
 
-def test_without_a_token_it_is_a_401(phone: str) -> None:
-    assert ask(None, phone).status_code == 401
-
-
-def test_a_session_that_is_not_new_must_log_in_again(active_user: User, phone: str) -> None:
-    response = ask(session_of(active_user, ago=timedelta(minutes=11)), phone)
-    assert response.status_code == 401
-    assert response.json["type"] == "urn:aegis:problem:reauthentication-required"
-    assert row_of(active_user, phone_verification) is None
-
-
 def test_an_account_asks_five_times_an_hour(active_user: User, phone: str) -> None:
     tokens = log_in(active_user)
     assert [ask(tokens, phone).status_code for _ in range(6)] == [202] * 5 + [429]

@@ -130,7 +130,3 @@ def test_a_bad_field_is_named_and_nothing_is_stored(active_user: User, field: st
 def test_an_account_submits_ten_times_an_hour(active_user: User) -> None:
     tokens = log_in(active_user)
     assert [submit(tokens).status_code for _ in range(11)] == [202] * 10 + [429]
-
-
-def test_without_a_token_it_is_a_401() -> None:
-    assert submit(None).status_code == 401

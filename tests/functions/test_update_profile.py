@@ -216,7 +216,3 @@ def test_any_sequence_of_patches_is_what_rfc_7396_makes_of_it(sequence: list[dic
     assert call("get_profile", tokens).json == expected
     forget(user)
     assert call("get_profile", tokens).json == expected
-
-
-def test_without_a_token_it_is_a_401() -> None:
-    assert call("update_profile", body={"name": "Kim"}).status_code == 401

@@ -153,7 +153,3 @@ def test_what_is_no_code_is_a_422_and_no_try(active_user: User, phone: str, code
     assert response.status_code == 422
     assert [error["pointer"] for error in response.json["errors"]] == ["/code"]
     assert state(active_user) == (None, 0)
-
-
-def test_without_a_token_it_is_a_401() -> None:
-    assert verify(None, CODE).status_code == 401

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import select, update
 
 from shared.postgresql.tables import account
@@ -49,13 +48,6 @@ def test_a_wrong_password_changes_nothing(active_user: User) -> None:
     assert "withdrawn" not in events_of(active_user)
 
 
-@pytest.mark.parametrize("body", [{}, {"password": ""}, {"password": None}, {"password": "x" * 257}], ids=str)
-def test_without_a_password_it_is_a_422(active_user: User, body: dict[str, Any]) -> None:
-    response = call("withdraw", session_of(active_user), body)
-    assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, "/password")
-    assert status_of(active_user) == ("active", False)
-
-
 def test_logging_in_restores_the_account_as_it_was(active_user: User) -> None:
     tokens = session_of(active_user)
     before = call("get_profile", tokens).json
@@ -94,7 +86,3 @@ def test_a_log_in_at_the_same_moment_is_shut_out_or_restores(active_user: User) 
     assert left.result().status_code == 204
     status, _ = status_of(active_user)
     assert call("get_profile", came.result().json).status_code == (200 if status == "active" else 401)
-
-
-def test_without_a_token_it_is_a_401() -> None:
-    assert call("withdraw", body={"password": PASSWORD}).status_code == 401

@@ -22,7 +22,6 @@ from tests.conftest import (
     User,
     call,
     create_admin,
-    events_of,
     passkey_session_of,
     session_of,
     somebody_waits_for,
@@ -30,58 +29,6 @@ from tests.conftest import (
 )
 
 NEW_PASSWORD = "a wholly new choice of words"
-CHANGES: dict[str, Any] = {
-    "change_email": {"email": "thief@example.com", "password": PASSWORD},
-    "change_password": {"current_password": PASSWORD, "new_password": NEW_PASSWORD},
-    "withdraw": {"password": PASSWORD},
-    "enroll_totp": None,
-    "request_passkey_registration": None,
-    "request_phone_code": {"phone": "010-1234-5678"},
-    "verify_phone": {"code": "123456"},
-    "remove_phone": None,
-    "submit_business": {"number": "124-81-00998", "opened_on": "2001-02-03", "representative": "김민준"},
-    "revoke_other_sessions": None,
-    "update_profile": {"name": "Thief"},
-}
-
-
-@pytest.mark.parametrize("function", CHANGES)
-def test_a_session_that_ended_while_its_request_was_under_way_changes_nothing(active_user: User, function: str) -> None:
-    """As when the owner sets another password just then, or Redis did not take the news of it."""
-    tokens = session_of(active_user)
-    assert call("get_profile", tokens).status_code == 200  # its session is in the cache as one that goes on
-    with transaction() as connection:
-        sessions.end_all(connection, active_user.id)
-        before = connection.execute(select(account).where(account.c.id == active_user.id)).one()
-    response = call(function, tokens, CHANGES[function])
-    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:unauthenticated")
-    with transaction() as connection:
-        assert connection.execute(select(account).where(account.c.id == active_user.id)).one() == before
-
-
-@pytest.mark.parametrize(
-    ("function", "body"),
-    [
-        ("update_user", {"status": "suspended"}),
-        ("update_user", {"roles": ["admin"]}),
-        ("end_user_sessions", None),
-        ("remove_user_factors", None),
-    ],
-)
-def test_an_administrator_whose_session_has_ended_changes_nobody(
-    active_user: User, address: str, function: str, body: Any
-) -> None:
-    """Though the cache has it as one that goes on, for a minute."""
-    admin, tokens = create_admin(f"admin-{address}")
-    with_totp(active_user)
-    assert call("get_user", tokens, user_id=active_user.id).status_code == 200
-    with transaction() as connection:
-        sessions.end_all(connection, admin.id)
-    response = call(function, tokens, body, user_id=active_user.id)
-    assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:unauthenticated")
-    assert events_of(active_user) == []
-
-
 LEAVES_THE_WAYS_IN = {"get_profile", "update_profile", "submit_business", "list_passkeys", "list_sessions", "logout"}
 """All that a session may do however long ago it was logged in: it changes nothing about who can log in."""
 SECOND_HALVES = {"confirm_totp", "verify_phone"}
