@@ -61,7 +61,7 @@ schemas: setup  ## write the JSON Schemas of the events anew; refuses what break
 	@$(BIN)/python -m shared.events.contract
 
 secrets: setup  ## make the secrets of the overlays development and staging, once
-	@$(BIN)/python -m knative.local.keys knative/overlays/{development,staging}/data/secrets.env
+	@$(BIN)/python -m knative.keys knative/overlays/{development,staging}/data/secrets.env
 
 setup:
 	@$(PYTHON) knative/local/setup.py

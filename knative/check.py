@@ -17,8 +17,8 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
-from knative.local.keys import write_secrets
-from knative.release.overlays import is_function, pods
+from knative.keys import write_secrets
+from knative.kubernetes.overlays import is_function, pods
 from shared.framework.registry import load_all, uses
 from shared.runtime.manifests import function_name
 from shared.runtime.settings import secrets_of

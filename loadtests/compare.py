@@ -25,9 +25,9 @@ from urllib.parse import unquote
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from knative.release.cluster import Cluster, Object, Rejected
-from knative.release.overlays import KUBECTL
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Cluster, Object, Rejected
+from knative.kubernetes.overlays import KUBECTL
+from knative.terminal import Refused
 from loadtests import report
 from loadtests.record import Record
 from loadtests.verdict import NOT_JUDGED

@@ -261,7 +261,7 @@ def appoint_administrators() -> None:
     Raises:
         CannotJudge: the command that should make them fails.
     """
-    command = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
+    command = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.aegis admin create"
     for _ in range(ADMINISTRATORS):
         email = f"admin-{uuid.uuid4().hex[:12]}@example.com"
         done = subprocess.run([*shlex.split(command), email], capture_output=True, text=True, check=False)

@@ -105,7 +105,7 @@ def test_a_mail_that_was_refused_waits_for_an_operator_and_arrives_once_when_it_
 
 def aegis(*arguments: str) -> str:
     """What the command prints next to the running service."""
-    command = [sys.executable, "-m", "knative.release.aegis", "events", "dead", *arguments]
+    command = [sys.executable, "-m", "knative.aegis", "events", "dead", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 

@@ -63,7 +63,7 @@ def check_against(document: Any, record: Any) -> None:
 
 def test_an_administrator_who_cannot_be_made_is_told_in_the_words_of_the_command(tmp_path: Path) -> None:
     elsewhere = {"DATA_DIR": str(tmp_path), "DATABASE_URL": ""}
-    command = [sys.executable, "-m", "knative.release.aegis", "admin", "create", "admin@example.com"]
+    command = [sys.executable, "-m", "knative.aegis", "admin", "create", "admin@example.com"]
     words = subprocess.run(command, cwd=ROOT, env=os.environ | elsewhere, capture_output=True, text=True, check=False)
     done = tour(**elsewhere)
     assert done.returncode == 1

@@ -3,7 +3,7 @@
 Against `make up` it needs nothing else. On a cluster name the command that makes an administrator there:
 
     make tour URL=http://dev-api.aegis.example.com ADMIN_CREATE="kubectl -n aegis-user-service exec deploy/relay -- \
-        python -m knative.release.aegis admin create"
+        python -m knative.aegis admin create"
 """
 
 import json
@@ -31,7 +31,7 @@ T = TypeVar("T")
 URL = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
 INBOX_URL = (os.environ.get("INBOX_URL") or URL).rstrip("/")
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
-ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.release.aegis admin create"
+ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.aegis admin create"
 PASSWORD = "copper lantern drifts north"
 NEW_PASSWORD = "a lantern for every northern pier"
 PATIENCE_SECONDS = 60.0

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from knative.data_folder import ENVIRONMENT
+from knative.keys import new_backup_key, new_signing_keys, new_sms_key, public_keys, recipient_of
 from knative.local import fork, replica, servers
-from knative.local.keys import new_backup_key, new_signing_keys, new_sms_key, public_keys, recipient_of
 from knative.local.router import SITE, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
@@ -33,7 +34,6 @@ from shared.runtime.stopping import stopped_by
 ROOT = Path(__file__).parents[2]
 TARGETS = "targets.json"
 """In the data folder while it runs: where Prometheus finds the functions (file_sd)."""
-ENVIRONMENT = "environment.json"
 """In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
 
 PRELOADED = (

@@ -1,0 +1,1 @@
+"""Releases: checked, deployed in steps, rolled back, listed."""

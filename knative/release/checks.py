@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from knative.release import jobs
-from knative.release.cluster import Cluster, Object, Rejected, in_parallel, named
+from knative.kubernetes import jobs
+from knative.kubernetes.cluster import Cluster, Object, Rejected, in_parallel, named
+from knative.kubernetes.overlays import Environment
 from knative.release.gate import Gate
-from knative.release.overlays import Environment
-from knative.release.progress import Progress
+from knative.terminal import Progress
 from shared.runtime.manifests import NAMESPACE
 
 KNATIVE = (1, 21)

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from knative.release import checks, gateway, jobs, records, rollout
-from knative.release.cluster import Cluster, Object, Rejected
+from knative.kubernetes import jobs
+from knative.kubernetes.cluster import Cluster, Object, Rejected
+from knative.kubernetes.overlays import Environment
+from knative.release import checks, gateway, records, rollout
 from knative.release.gate import Gate
 from knative.release.lease import Lease
-from knative.release.overlays import Environment
-from knative.release.progress import Progress
 from knative.release.records import Release
-from knative.release.refused import Refused
 from knative.release.rollout import Check
+from knative.terminal import Progress, Refused
 from shared.runtime.manifests import NAMESPACE, function_name
 
 SHARES = (10, 50, 100)

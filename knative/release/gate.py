@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import urllib3
 
-from knative.release.cluster import Object
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Object
+from knative.terminal import Refused
 
 TIMEOUT_SECONDS = 10.0
 TRIES = 3

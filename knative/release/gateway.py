@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from knative.release.cluster import Cluster, Object
+from knative.kubernetes.cluster import Cluster, Object
 
 TIMEOUT_SECONDS = 20.0
 """Of a function that may have to start first."""

@@ -8,9 +8,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 
-from knative.release.cluster import Cluster, Object, Rejected
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Cluster, Object, Rejected
+from knative.terminal import Progress, Refused
 
 NAME = "aegis-release"
 DURATION = timedelta(seconds=30)

@@ -1,9 +1,8 @@
 """What an administrator of the cluster applies before the first release, and when `deploy` asks for it."""
 
-from knative.release.cluster import Cluster, named
-from knative.release.overlays import OVERLAYS, Environment, render
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Cluster, named
+from knative.kubernetes.overlays import OVERLAYS, Environment, render
+from knative.terminal import Progress, Refused
 
 ACCESS = OVERLAYS.parent / "base" / "access"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from knative.release.cluster import Cluster, Object
+from knative.kubernetes.cluster import Cluster, Object
 from knative.release.lease import operator
 
 KEPT = 10

@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
+from knative.kubernetes.cluster import Cluster, Object, Rejected, condition, in_parallel, key, named
+from knative.kubernetes.overlays import PREPARED, Environment, is_function
 from knative.release import records, rollout
-from knative.release.cluster import Cluster, Object, Rejected, condition, in_parallel, key, named
-from knative.release.columns import aligned
 from knative.release.deploy import live_one
 from knative.release.gateway import public_listener
-from knative.release.overlays import PREPARED, Environment, is_function
 from knative.release.records import LABEL
+from knative.terminal import aligned
 from shared.runtime.manifests import NAMESPACE
 
 _OF_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "uid", "selfLink")

@@ -2,14 +2,13 @@
 
 import time
 
+from knative.kubernetes.cluster import Cluster, in_parallel
+from knative.kubernetes.overlays import revision
 from knative.release import records, rollout
-from knative.release.cluster import Cluster, in_parallel
 from knative.release.deploy import finish_interrupted, interruptible, live_one
 from knative.release.lease import Lease
-from knative.release.overlays import revision
-from knative.release.progress import Progress
 from knative.release.records import Release
-from knative.release.refused import Refused
+from knative.terminal import Progress, Refused
 
 
 def rollback(cluster: Cluster, wanted: str | None, progress: Progress) -> Release:

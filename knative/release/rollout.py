@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from knative.release import jobs
-from knative.release.cluster import Cluster, Key, Object, Rejected, condition, in_parallel, key, named
-from knative.release.overlays import PREPARED, is_function, revision
-from knative.release.progress import Progress
+from knative.kubernetes import jobs
+from knative.kubernetes.cluster import Cluster, Key, Object, Rejected, condition, in_parallel, key, named
+from knative.kubernetes.overlays import PREPARED, is_function, revision
 from knative.release.records import LABEL, Release
-from knative.release.refused import Refused
+from knative.terminal import Progress, Refused
 
 SERVING = "serving.knative.dev/v1"
 START_SECONDS = 300.0

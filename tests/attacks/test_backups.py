@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from knative.local.keys import new_backup_key, recipient_of
-from knative.release.backup.restore import functions_url
+from knative.keys import new_backup_key, recipient_of
+from knative.operations.backup.restore import functions_url
 from tests.conftest import ROOT, wait_for
 from tests.knative.test_backup import connected, database, empty, filled
 

@@ -4,7 +4,7 @@ import re
 import uuid
 from typing import Any
 
-from knative.release import aegis
+from knative import aegis
 from tests.attacks.attacker import USERS, Answer, Caller
 from tests.authenticator import App, Authenticator
 from tests.conftest import PASSWORD, mailed_token

@@ -244,7 +244,7 @@ def on(pod: str, statement: str) -> str:
 
 def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        [sys.executable, "-m", "knative.aegis", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,

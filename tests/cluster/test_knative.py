@@ -286,7 +286,7 @@ def test_metrics_of_each_function_arrive_in_prometheus() -> None:
 @in_development
 def test_the_tour_calls_every_operation() -> None:
     address, port = gateway()
-    create = f"kubectl --namespace {NAMESPACE} exec deploy/relay -- python -m knative.release.aegis admin create"
+    create = f"kubectl --namespace {NAMESPACE} exec deploy/relay -- python -m knative.aegis admin create"
     url = f"http://{address}" + ("" if port == 80 else f":{port}")
     environment = {"URL": url, "HOST_HEADER": HOST, "ADMIN_CREATE": create}
     done = subprocess.run(

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from knative.local.keys import new_backup_key, recipient_of
+from knative.keys import new_backup_key, recipient_of
 from tests.cluster.conftest import (
     ENVIRONMENT,
     PROMETHEUS_URL,

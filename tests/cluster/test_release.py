@@ -362,7 +362,7 @@ def test_diff_shows_what_a_deployment_would_change_and_no_secret(small: str) -> 
 
 def start_deploying(environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "knative.release.aegis", "deploy", TAG, "--environment", environment, "--hold", HOLD],
+        [sys.executable, "-m", "knative.aegis", "deploy", TAG, "--environment", environment, "--hold", HOLD],
         cwd=ROOT,
         env=os.environ | AS_RELEASER,
         stdout=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ import sys
 import jwt
 import pytest
 
-from knative.local.keys import new_signing_keys
+from knative.keys import new_signing_keys
 from shared.runtime import settings as settings_module
 from shared.runtime.settings import settings
 from tests.conftest import User, call, session_of

@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 
 from functions import resend_events
 from knative.local.supervisor import Process
-from knative.release import dead_letters
+from knative.operations import dead_letters
 from shared.events.types import LoggedIn, UserRegistered
 from shared.postgresql.tables import dead_letter, outbox, processed_event
 from shared.postgresql.transactions import transaction

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from knative import check
-from knative.release import checks, overlays
-from knative.release.overlays import PREPARED, pods
+from knative.kubernetes import overlays
+from knative.kubernetes.overlays import PREPARED, pods
+from knative.release import checks
 from tests.knative.environments import ENVIRONMENTS, Objects, objects_of
 
 NAMESPACE = "aegis-user-service"

@@ -23,10 +23,11 @@ import pytest
 from sqlalchemy import func, insert, select, update
 from uuid_utils.compat import uuid7
 
-from knative.local.keys import new_signing_keys, write_secrets
+from knative import aegis
+from knative.keys import new_signing_keys, write_secrets
 from knative.local.supervisor import Process
-from knative.release import aegis, dead_letters
-from knative.release.signing_keys import SECRET, TOKEN_SECONDS
+from knative.operations import dead_letters
+from knative.operations.signing_keys import SECRET, TOKEN_SECONDS
 from shared.events.relay import attributes
 from shared.events.types import SOURCE
 from shared.identity import access_tokens
@@ -56,7 +57,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     """The command in a process of its own, without the settings of this one."""
     clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     return subprocess.run(
-        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        [sys.executable, "-m", "knative.aegis", *arguments],
         cwd=ROOT,
         env=clean | environment,
         capture_output=True,
@@ -345,7 +346,7 @@ def test_a_terminal_gets_a_line_for_each_and_a_program_all_of_it(function: str, 
     assert dead(capsys, *arguments)[1].endswith("503 " + "long " * 100)
     here, there = os.openpty()
     environment = os.environ | {"COLUMNS": "110"}
-    command = [sys.executable, "-m", "knative.release.aegis", "events", "dead", *arguments]
+    command = [sys.executable, "-m", "knative.aegis", "events", "dead", *arguments]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=there, check=True)
     head, line = os.read(here, 4096).decode().splitlines()
     assert (len(line), line[-1], head.split()[-1]) == (110, "…", "ERROR")

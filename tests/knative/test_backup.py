@@ -27,12 +27,11 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from knative.local import servers
 from knative.local.servers import free_port
 from knative.local.supervisor import Process, Supervisor
-from knative.release.backup import authenticity, listing, manifest, restore, retention, take
-from knative.release.backup.manifest import Manifest
-from knative.release.backup.postgresql import BACKUP_LOCK, RESTORE_LOCK, alone
-from knative.release.backup.store import DUMP, MANIFEST, PURGED, Folder, Store, Vault
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup import authenticity, listing, manifest, restore, retention, take
+from knative.operations.backup.manifest import Manifest
+from knative.operations.backup.postgresql import BACKUP_LOCK, RESTORE_LOCK, alone
+from knative.operations.backup.store import DUMP, MANIFEST, PURGED, Folder, Store, Vault
+from knative.terminal import Progress, Refused
 from shared.postgresql.migrate import MIGRATIONS
 from tests.conftest import ROOT, call, create_user, fire, issue, log_in, wait_for, withdrawn_since
 
@@ -344,7 +343,7 @@ def command(*arguments: str, database: str, vault: Vault, under: Sequence[str] =
     """The command, or, with these words before it, another that runs it."""
     assert isinstance(vault.store, Folder)
     return subprocess.Popen(
-        [*under, sys.executable, "-m", "knative.release.aegis", *arguments],
+        [*under, sys.executable, "-m", "knative.aegis", *arguments],
         cwd=ROOT,
         env={
             **os.environ,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from knative.release.backup import authenticity, manifest, restore, retention, take
-from knative.release.backup.store import DUMP, MANIFEST, Folder, Vault
-from knative.release.progress import Progress
+from knative.operations.backup import authenticity, manifest, restore, retention, take
+from knative.operations.backup.store import DUMP, MANIFEST, Folder, Vault
+from knative.terminal import Progress
 from tests.conftest import wait_for
 from tests.knative.test_backup import (
     ACCOUNTS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from knative.release.backup import identity, in_cluster
+from knative.operations.backup import identity, in_cluster
 from tests.conftest import ROOT, wait_for
 from tests.knative.test_backup import new_vault, refusal
 
@@ -54,7 +54,7 @@ def test_an_identity_reaches_the_command_in_a_pod_by_its_standard_input_alone(
         "BACKUP_MANIFEST_KEY": vault.manifest_keys[0].decode(),
     }
     log = tmp_path / "log"
-    of_the_pod = [sys.executable, "-m", "knative.release.aegis", "restore", "latest", "--force", "--identity", "-"]
+    of_the_pod = [sys.executable, "-m", "knative.aegis", "restore", "latest", "--force", "--identity", "-"]
     variables = " ".join(f"{name}={value}" for name, value in settings.items())
     command = f"cd {ROOT} && env {variables} {shlex.join(of_the_pod)} 2>&1 | tee {log}"
     arguments = kubectl(tmp_path, command, monkeypatch)
@@ -85,6 +85,6 @@ def test_a_restore_without_an_identity_says_how_to_give_one(tmp_path: Path) -> N
         "BACKUP_MANIFEST_KEY": vault.manifest_keys[0].decode(),
         "BACKUP_IDENTITY": "",
     }
-    command = [sys.executable, "-m", "knative.release.aegis", "restore", "latest"]
+    command = [sys.executable, "-m", "knative.aegis", "restore", "latest"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "--identity FILE" in done.stderr) == (1, True)

@@ -12,8 +12,8 @@ from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from knative.local.servers import LOOPBACK, free_port
-from knative.release.backup import store
-from knative.release.backup.store import BEGUN, DUMP, MANIFEST, PURGED, Bucket, Folder, Missing, Store
+from knative.operations.backup import store
+from knative.operations.backup.store import BEGUN, DUMP, MANIFEST, PURGED, Bucket, Folder, Missing, Store
 from tests.knative.test_backup import ACCOUNTS, accounts, backup, bring_back, filled, new_database, new_vault, refusal
 
 __all__ = ["filled"]

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import text
 
 from knative.local.supervisor import Process
-from knative.release.backup import manifest
-from knative.release.backup.drill import PREFIX, drill
-from knative.release.backup.store import Vault
-from knative.release.progress import Progress
+from knative.operations.backup import manifest
+from knative.operations.backup.drill import PREFIX, drill
+from knative.operations.backup.store import Vault
+from knative.terminal import Progress
 from tests.knative.test_backup import accounts, backup, connected, fill, new_vault, refusal
 
 

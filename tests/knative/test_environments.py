@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from knative import check
+from knative.kubernetes.overlays import pods
 from knative.release.gateway import public_listener
-from knative.release.overlays import pods
 from shared.events import kafka
 from shared.framework.registry import HTTP_FUNCTIONS, load_all, uses
 from shared.runtime.manifests import function_name, functions
@@ -410,7 +410,7 @@ def test_a_backup_is_taken_each_night_and_tried_out_each_week_in_staging(objects
         assert spec["concurrencyPolicy"] == "Forbid"
         assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
         (only,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-        assert [*only["command"], *only["args"]] == ["python", "-m", "knative.release.aegis", name]
+        assert [*only["command"], *only["args"]] == ["python", "-m", "knative.aegis", name]
     assert (jobs["backup"]["schedule"], jobs["backup"]["timeZone"]) == ("0 17 * * *", "UTC")
 
 

@@ -17,11 +17,11 @@ import urllib3
 from sqlalchemy import select, text
 
 from knative.local import servers
+from knative.local.failover import failover
 from knative.local.replica import NAMES, primary, replica, urls
 from knative.local.servers import STANDBY
 from knative.local.supervisor import Process, StartFailed, Supervisor
-from knative.release.failover import failover
-from knative.release.refused import Refused
+from knative.terminal import Refused
 from shared.postgresql import driver
 from shared.postgresql.migrate import migrate
 from shared.postgresql.tables import account
@@ -175,7 +175,7 @@ def test_where_there_is_no_replica_it_says_how_to_get_one(tmp_path: Path, enviro
 
 
 def aegis_failover(data: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "knative.release.aegis", "failover"]
+    command = [sys.executable, "-m", "knative.aegis", "failover"]
     environment = os.environ | {"DATA_DIR": str(data)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -4,7 +4,7 @@ import json
 import stat
 from pathlib import Path
 
-from knative.local.keys import new_backup_key, recipient_of, write_secrets
+from knative.keys import new_backup_key, recipient_of, write_secrets
 from shared.runtime.settings import load
 
 

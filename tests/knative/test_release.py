@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from knative.local.keys import write_secrets
-from knative.release import gate, inside, overlays, rollout
-from knative.release.cluster import Cluster
+from knative.keys import write_secrets
+from knative.kubernetes import overlays
+from knative.kubernetes.cluster import Cluster
+from knative.release import gate, inside, rollout
 from knative.release.prepare import prepare
-from knative.release.progress import Progress
-from knative.release.refused import Refused
 from knative.release.report import table
+from knative.terminal import Progress, Refused
 from shared.runtime.manifests import functions
 from tests.conftest import DATA, ROOT
 
@@ -31,7 +31,7 @@ def secrets() -> None:
 def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("KUBECONFIG", "PROMETHEUS_URL")}
     return subprocess.run(
-        [sys.executable, "-m", "knative.release.aegis", *arguments],
+        [sys.executable, "-m", "knative.aegis", *arguments],
         cwd=ROOT,
         env=clean | {"HOME": "/nonexistent"} | environment,
         capture_output=True,

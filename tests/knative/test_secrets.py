@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from knative import check
+from knative.kubernetes import overlays
+from knative.kubernetes.jobs import derived
 from knative.local import up
-from knative.release import overlays
 from knative.release.checks import with_settings
-from knative.release.jobs import derived
 from shared.framework.registry import load_all, uses
 from shared.runtime.settings import REQUIRED_BY, SECRETS, load, secrets_of
 from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from knative.check import problems_of
-from knative.local.keys import write_secrets
+from knative.keys import write_secrets
+from knative.kubernetes.cluster import key
+from knative.kubernetes.overlays import OVERLAYS, render
 from knative.local.servers import LOOPBACK, free_port
-from knative.release.cluster import key
-from knative.release.overlays import OVERLAYS, render
 from loadtests import compare
 from loadtests.compare import HPA, KNATIVE, SIDES, Pods, Side
 from shared.events.delivery_tokens import authorization

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from knative.release.refused import Refused
+from knative.terminal import Refused
 from tests.bench.__main__ import show
 from tests.bench.cluster import capacity, testbed, zero
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from knative.release.cluster import Object
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Object
+from knative.terminal import Refused
 from tests.bench import measured
 from tests.bench.cluster import testbed
 from tests.bench.cluster.testbed import Generator

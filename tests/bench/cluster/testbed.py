@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from knative.release.cluster import Object
-from knative.release.overlays import KUBECTL, OVERLAYS, is_function, render
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Object
+from knative.kubernetes.overlays import KUBECTL, OVERLAYS, is_function, render
+from knative.terminal import Refused
 from shared.runtime.manifests import NAMESPACE
 
 ROOT = Path(__file__).parents[3]

@@ -1,6 +1,6 @@
 """The time to an answer of a function that has no pod, beside hello of functions-framework with the same settings."""
 
-from knative.release.cluster import Object
+from knative.kubernetes.cluster import Object
 from shared.runtime.manifests import NAMESPACE
 from tests.bench.cluster import testbed
 from tests.bench.cluster.testbed import Generator

@@ -5,13 +5,12 @@ import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from knative.release import jobs
-from knative.release.backup import identity
-from knative.release.backup.postgresql import pipe
-from knative.release.cluster import Cluster, Object, Rejected
-from knative.release.overlays import KUBECTL
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.kubernetes import jobs
+from knative.kubernetes.cluster import Cluster, Object, Rejected
+from knative.kubernetes.overlays import KUBECTL
+from knative.operations.backup import identity
+from knative.operations.backup.postgresql import pipe
+from knative.terminal import Progress, Refused
 from shared.runtime.manifests import NAMESPACE
 
 NAME = "backup"

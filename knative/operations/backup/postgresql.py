@@ -12,8 +12,7 @@ from typing import IO, Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.terminal import Progress, Refused
 from shared.postgresql.pool import unpooled
 from shared.postgresql.transactions import is_unavailable
 from shared.runtime import database_url

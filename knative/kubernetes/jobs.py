@@ -5,9 +5,8 @@ import copy
 import time
 from collections.abc import Callable
 
-from knative.release.cluster import Cluster, Object, Rejected
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Cluster, Object, Rejected
+from knative.terminal import Progress, Refused
 
 SECONDS = 300
 """For all but a migration, whose manifest says how long it may take."""

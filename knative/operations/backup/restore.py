@@ -13,12 +13,11 @@ from typing import IO
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
-from knative.release.backup import authenticity, check, manifest
-from knative.release.backup.manifest import Manifest
-from knative.release.backup.postgresql import RESTORE_LOCK, ProgramFailed, connected, name_of, pipe, quoted, running
-from knative.release.backup.store import DUMP, PURGED, Missing, Vault
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup import authenticity, check, manifest
+from knative.operations.backup.manifest import Manifest
+from knative.operations.backup.postgresql import RESTORE_LOCK, ProgramFailed, connected, name_of, pipe, quoted, running
+from knative.operations.backup.store import DUMP, PURGED, Missing, Vault
+from knative.terminal import Progress, Refused
 from shared.postgresql.migrate import MIGRATIONS
 from shared.postgresql.transactions import sqlstate
 from shared.runtime import database_url

@@ -12,8 +12,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from knative.release.columns import aligned
-from knative.release.refused import Refused
+from knative.terminal import Refused, aligned
 from shared.events import dead_letters
 from shared.events.outbox import wake_relay
 from shared.events.types import SOURCE

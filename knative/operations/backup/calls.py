@@ -1,4 +1,4 @@
-"""Calls functions on a restored database, without a network: python -m knative.release.backup.calls
+"""Calls functions on a restored database, without a network: python -m knative.operations.backup.calls
 
 Ends with 1 and what answered otherwise than it should. Only for a database that nobody needs.
 """

@@ -15,7 +15,7 @@ import urllib3
 from kubernetes import config
 from kubernetes.config.config_exception import ConfigException
 
-from knative.release.refused import Refused
+from knative.terminal import Refused
 from shared.runtime.manifests import NAMESPACE
 
 FIELD_MANAGER = "aegis"

@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, text
 
-from knative.local.keys import new_signing_keys
-from knative.release.backup import restore
-from knative.release.backup.postgresql import DRILL_LOCK, alone
-from knative.release.backup.store import Vault
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.keys import new_signing_keys
+from knative.operations.backup import restore
+from knative.operations.backup.postgresql import DRILL_LOCK, alone
+from knative.operations.backup.store import Vault
+from knative.terminal import Progress, Refused
 
 PREFIX = "aegis_drill_"
 """Of scratch databases. Whoever finds one may drop it."""
@@ -74,7 +73,7 @@ def _call_functions(database: str) -> str:
         "ENCRYPTION_KEY": secrets.token_hex(32),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "knative.release.backup.calls"],
+        [sys.executable, "-m", "knative.operations.backup.calls"],
         cwd=restore.ROOT,
         env=settings,
         capture_output=True,

@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 
-from knative.release.refused import Refused
+from knative.terminal import Refused
 from shared.events import outbox
 from shared.postgresql import partitions
 

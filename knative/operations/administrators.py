@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
-from knative.release.refused import Refused
+from knative.terminal import Refused
 from shared.events.outbox import announce
 from shared.events.types import PasswordResetRequested, RolesChanged
 from shared.identity import first_factor, former_addresses, sessions

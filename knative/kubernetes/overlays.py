@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from knative.release.cluster import Object, key
-from knative.release.refused import Refused
+from knative.kubernetes.cluster import Object, key
+from knative.terminal import Refused
 
 OVERLAYS = Path(__file__).parents[1] / "overlays"
 KUBECTL = Path(sys.executable).parent / "kubectl"

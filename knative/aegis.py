@@ -1,4 +1,4 @@
-"""The command of those who run the service: `python -m knative.release.aegis --help`."""
+"""The command of those who run the service: `python -m knative.aegis --help`."""
 
 import argparse
 import json
@@ -11,14 +11,12 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from knative.release import admins, dead_letters, replay, signing_keys
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative import data_folder
+from knative.operations import administrators, dead_letters, replay, signing_keys
+from knative.terminal import Progress, Refused
 from shared.runtime import logs
 from shared.runtime.problems import ServiceUnavailable
 from shared.runtime.settings import REQUIRED_BY, Dependency, InvalidSettings, load, settings
-
-ROOT = Path(__file__).parents[2]
 
 DEPLOY_HELP = """\
 Checks first, and changes nothing when anything is in the way. Then: migrates the database; starts the
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     called = _parser().parse_args(arguments)
     logs.request_id.set(f"aegis-{uuid.uuid4()}")
     try:
-        print(_run(called, (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()))
+        print(_run(called, data_folder.path()))
     except Refused as error:
         sys.exit(str(error))
     except InvalidSettings as error:
@@ -136,9 +134,9 @@ def _run(called: argparse.Namespace, data: Path) -> str:
         _load_settings(data, *uses)
     match called.command:
         case "admin create":
-            result = admins.create(called.email, called.locale)
+            result = administrators.create(called.email, called.locale)
         case "admin code":
-            result = admins.new_code(called.email)
+            result = administrators.new_code(called.email)
         case "events dead list":
             result = dead_letters.table(_chosen(called))
         case "events dead show":
@@ -150,32 +148,32 @@ def _run(called: argparse.Namespace, data: Path) -> str:
         case "events replay":
             result = replay.replay(called.since)
         case "failover":
-            from knative.release import failover  # the servers of make up are not in the image
+            from knative.local import failover  # the servers of make up are not in the image
 
             result = failover.failover(data)
         case "keys rotate":
-            file = Path(called.file) if called.file else data / signing_keys.LOCAL_FILE
+            file = Path(called.file) if called.file else data / data_folder.SECRETS
             result = signing_keys.rotate(file, cluster=called.cluster, restarted=called.restarted)
         case "backup" | "backups" | "restore" | "drill":
             result = _run_on_backups(called, data)
         case _:
-            from knative.release import commands  # its Kubernetes client is not in the image
+            from knative.commands import releases  # its Kubernetes client is not in the image
 
-            result = commands.run(called)
+            result = releases.run(called)
     return result
 
 
 def _run_on_backups(called: argparse.Namespace, data: Path) -> str:
     if called.in_cluster:
-        from knative.release.backup import identity, in_cluster  # the Kubernetes client is not in the image
+        from knative.operations.backup import identity, in_cluster  # the Kubernetes client is not in the image
 
         file = getattr(called, "identity", "")
         identities = identity.read(file) if file else ()
         return in_cluster.run(called.context, called.command, _chosen_of_backups(called), identities, Progress())
     _load_settings(data, "database", "backups")
-    from knative.release.backup import commands  # of heavy packages
+    from knative.commands import backups  # of heavy packages
 
-    return commands.run(called)
+    return backups.run(called)
 
 
 def _chosen_of_backups(called: argparse.Namespace) -> list[str]:
@@ -194,11 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     admin = groups.add_parser("admin", help="administrators").add_subparsers(required=True, metavar="COMMAND")
-    create = _add(admin, "create", "make the first administrator", admins.HELP)
+    create = _add(admin, "create", "make the first administrator", administrators.HELP)
     create.add_argument("email", metavar="EMAIL", help="the administrator's address")
     create.add_argument("--locale", choices=("ko", "en"), default="ko", help="language of the mails (ko)")
     create.set_defaults(command="admin create")
-    code = _add(admin, "code", "print a new code for the first second factor of an administrator", admins.CODE_HELP)
+    code = _add(
+        admin, "code", "print a new code for the first second factor of an administrator", administrators.CODE_HELP
+    )
     code.add_argument("email", metavar="EMAIL", help="the administrator's address")
     code.set_defaults(command="admin code")
 
@@ -321,7 +321,7 @@ def _load_settings(data: Path, *uses: Dependency) -> None:
     """Takes the settings of the environment; where it names no database, those of the running local service."""
     if not (os.environ.get("DATABASE_URL") or os.environ.get("DB_HOST")):
         try:
-            local = json.loads((data / signing_keys.ENVIRONMENT).read_text())
+            local = json.loads((data / data_folder.ENVIRONMENT).read_text())
         except FileNotFoundError:
             names = " and ".join(name for use in uses for name in REQUIRED_BY[use])
             raise Refused(

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from knative.release.backup import authenticity, manifest
-from knative.release.backup.store import Vault
-from knative.release.columns import aligned
+from knative.operations.backup import authenticity, manifest
+from knative.operations.backup.store import Vault
+from knative.terminal import aligned
 
 
 def table(vault: Vault) -> str:

@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from knative.release.backup import manifest
-from knative.release.backup.manifest import Manifest, Part
-from knative.release.backup.postgresql import connected
-from knative.release.backup.store import DUMP, MANIFEST, PURGED, Missing, Vault
-from knative.release.backup.streams import Measured
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup import manifest
+from knative.operations.backup.manifest import Manifest, Part
+from knative.operations.backup.postgresql import connected
+from knative.operations.backup.store import DUMP, MANIFEST, PURGED, Missing, Vault
+from knative.operations.backup.streams import Measured
+from knative.terminal import Progress, Refused
 from shared.postgresql.tables import backup
 
 NAMED = 5

@@ -1,6 +1,6 @@
 """Secrets of an environment without a store for them, under the names of the guide's 4.3: `make secrets`.
 
-python -m knative.local.keys FILE...
+python -m knative.keys FILE...
 """
 
 import base64

@@ -1,12 +1,17 @@
-"""What a command tells while it works: a line for each thing done, and in a terminal what it waits for now."""
+"""What the commands of operators print: refusals, progress, tables."""
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 _CLEAR = "\r\x1b[K"
 PLAIN_SECONDS = 10.0
 """Between two lines of what is waited for, where there is no terminal."""
+
+
+class Refused(Exception):
+    """A command was not carried out; the message says what happened, why, and what to do."""
 
 
 class Progress:
@@ -36,3 +41,20 @@ class Progress:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+
+def aligned(lines: Sequence[Sequence[str]], sides: str = "") -> list[str]:
+    """Lines of cells, each column as wide as its widest cell. The last cell of a line is as long as it is.
+
+    Args:
+        sides: where the cells of each column stand: ">" at the right; "<", or nothing said, at the left.
+    """
+    widths: dict[int, int] = {}
+    for line in lines:
+        for column, cell in enumerate(line[:-1]):
+            widths[column] = max(widths.get(column, 0), len(cell))
+    sides = sides.ljust(len(widths), "<")
+    return [
+        "  ".join([*(f"{cell:{sides[column]}{widths[column]}}" for column, cell in enumerate(line[:-1])), *line[-1:]])
+        for line in lines
+    ]

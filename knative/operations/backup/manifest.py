@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from knative.release.backup.store import BEGUN, MANIFEST, Missing, Store, Vault
-from knative.release.refused import Refused
+from knative.operations.backup.store import BEGUN, MANIFEST, Missing, Store, Vault
+from knative.terminal import Refused
 
 FORMAT = 2
 UNAUTHENTICATED = 1

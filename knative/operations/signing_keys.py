@@ -23,14 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from knative.local.keys import new_signing_keys, public_keys
-from knative.release.refused import Refused
+from knative.data_folder import ENVIRONMENT, LOCK
+from knative.keys import new_signing_keys, public_keys
+from knative.terminal import Refused
 from shared.identity.access_tokens import CLOCK_SKEW_SECONDS, LIFETIME_SECONDS
 from shared.runtime.settings import InvalidSettings, load
 
-LOCAL_FILE = "secrets.json"
-ENVIRONMENT = "environment.json"
-"""In the data folder of `make up` while it runs: the settings that its processes have read."""
 NAME, LOCAL_NAME = "JWT_SECRET_KEY", "signing_keys"
 PUBLIC_NAME = "JWT_PUBLIC_KEYS"
 SECRET = "user-service-secrets"  # noqa: S105
@@ -221,7 +219,7 @@ def _with_value(content: str, is_json: bool, value: str) -> str:
 def _since_start(data: Path, keys: list[Key], now: int) -> int | None:
     """From when on the local service has had these keys; now, where it does not run and so will read them."""
     environment = data / ENVIRONMENT
-    with (data / "lock").open("a+") as lock:
+    with (data / LOCK).open("a+") as lock:
         try:
             # Held by make up from before it reads the keys until all of its processes have ended.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

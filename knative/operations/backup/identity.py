@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from knative.release.refused import Refused
+from knative.terminal import Refused
 
 TAKEN = "the identity is taken from standard input"
 """Said when no more is read: who feeds standard input may let go."""

@@ -4,12 +4,11 @@ import subprocess
 from collections.abc import Callable
 from typing import IO
 
-from knative.release.backup.manifest import Manifest, Part
-from knative.release.backup.postgresql import pipe, running
-from knative.release.backup.store import DUMP, PURGED, Missing, Vault
-from knative.release.backup.streams import Measured, Nowhere, Sink, Undecipherable, decrypt
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup.manifest import Manifest, Part
+from knative.operations.backup.postgresql import pipe, running
+from knative.operations.backup.store import DUMP, PURGED, Missing, Vault
+from knative.operations.backup.streams import Measured, Nowhere, Sink, Undecipherable, decrypt
+from knative.terminal import Progress, Refused
 
 OTHER = "Choose another backup: aegis backups lists them."
 

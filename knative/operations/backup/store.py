@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from knative.release.backup.streams import Sink, Source
-from knative.release.refused import Refused
+from knative.operations.backup.streams import Sink, Source
+from knative.terminal import Refused
 
 DUMP, PURGED, MANIFEST, BEGUN = "dump.age", "purged.age", "manifest.json", "begun.json"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import psutil
 
+from knative.data_folder import ENVIRONMENT
 from knative.local import servers
 from knative.local.replica import MAKE_SLOT, NAMES, SLOT, primary
 from knative.local.servers import STANDBY
 from knative.local.supervisor import StartFailed
-from knative.release.refused import Refused
-from knative.release.signing_keys import ENVIRONMENT
+from knative.terminal import Refused
 from shared.runtime import database_url
 from shared.runtime.database_url import DatabaseUrl
 

@@ -6,15 +6,15 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from knative.release import overlays, records, report
-from knative.release.cluster import Cluster, Rejected
+from knative.kubernetes import overlays
+from knative.kubernetes.cluster import Cluster, Rejected
+from knative.release import records, report
 from knative.release.deploy import deploy, live_one
 from knative.release.gate import Gate
 from knative.release.prepare import prepare
-from knative.release.progress import Progress
 from knative.release.records import Release
-from knative.release.refused import Refused
 from knative.release.rollback import rollback
+from knative.terminal import Progress, Refused
 
 UNRELEASED = "none"
 """The tag of an environment of which no pod is started."""

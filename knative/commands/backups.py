@@ -4,11 +4,10 @@ import argparse
 
 import pyrage
 
-from knative.release.backup import authenticity, drill, identity, listing, postgresql, restore, take
-from knative.release.backup.retention import Keep
-from knative.release.backup.store import Vault, opened
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup import authenticity, drill, identity, listing, postgresql, restore, take
+from knative.operations.backup.retention import Keep
+from knative.operations.backup.store import Vault, opened
+from knative.terminal import Progress, Refused
 from shared.runtime import database_url
 from shared.runtime.settings import Settings, settings
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from knative.release.backup import authenticity, manifest
-from knative.release.backup.manifest import Manifest
-from knative.release.backup.store import Vault
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup import authenticity, manifest
+from knative.operations.backup.manifest import Manifest
+from knative.operations.backup.store import Vault
+from knative.terminal import Progress, Refused
 
 
 class Keep(NamedTuple):

@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 import pyrage
 from sqlalchemy import Connection, delete, insert, select, text
 
-from knative.release.backup import authenticity, check, manifest, retention
-from knative.release.backup.manifest import Manifest, Part
-from knative.release.backup.postgresql import BACKUP_LOCK, alone, connected, pipe, quoted, running
-from knative.release.backup.store import BEGUN, DUMP, PURGED, Vault
-from knative.release.backup.streams import Measured, Source, encrypt
-from knative.release.progress import Progress
-from knative.release.refused import Refused
+from knative.operations.backup import authenticity, check, manifest, retention
+from knative.operations.backup.manifest import Manifest, Part
+from knative.operations.backup.postgresql import BACKUP_LOCK, alone, connected, pipe, quoted, running
+from knative.operations.backup.store import BEGUN, DUMP, PURGED, Vault
+from knative.operations.backup.streams import Measured, Source, encrypt
+from knative.terminal import Progress, Refused
 from shared.postgresql.tables import backup
 
 _ADVICE = "Mend that (room in BACKUP_STORE, the way there, what its key may do), then repeat the command."
