@@ -7,14 +7,14 @@ export PYTHONPATH := $(CURDIR)
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-up: setup  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local REPLICA=1)
+up: setup-local  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local REPLICA=1)
 	@exec $(BIN)/python -m knative.local.up
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest --cov=functions --cov=shared --cov-report=term-missing:skip-covered
 	@$(BIN)/python -m pytest tests/loadtests -n 2
 
-tour: setup  ## call every operation once, step by step (URL=http://127.0.0.1:8080)
+tour: setup-local  ## call every operation once, step by step (URL=http://localhost:8080)
 	@$(BIN)/python -m tests.tour
 
 fuzz: setup  ## send what nobody expects to every operation (EXAMPLES=300 for each)
@@ -60,15 +60,18 @@ check: setup  ## lint code and API documents, check format, types and imports, r
 schemas: setup  ## write the JSON Schemas of the events anew; refuses what breaks a consumer
 	@$(BIN)/python -m shared.events.contract
 
-secrets: setup  ## make the secrets of the overlays development and staging, once
+secrets: setup-local  ## make the secrets of the overlays development and staging, once
 	@$(BIN)/python -m knative.keys knative/overlays/{development,staging}/data/secrets.env
 
-setup:
-	@$(PYTHON) knative/local/setup.py
+setup:  ## install all that the tests and tools of these targets need
+	@$(PYTHON) knative/local/setup.py requirements-dev.lock
+
+setup-local:
+	@$(PYTHON) knative/local/setup.py requirements-local.lock
 
 lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group local -c requirements-dev.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
 
-.PHONY: help up test tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check schemas secrets setup lock
+.PHONY: help up test tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check schemas secrets setup setup-local lock

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbor2
 import pyotp
@@ -19,7 +19,9 @@ from shared.identity.second_factors import new_recovery_codes, recovery_code_has
 from shared.postgresql.tables import passkey, recovery_code, totp
 from shared.postgresql.transactions import transaction
 from shared.runtime.settings import settings
-from tests.conftest import User, call, passkey_session_of
+
+if TYPE_CHECKING:
+    from tests.conftest import User
 
 USER_PRESENT, USER_VERIFIED, BACKUP_ELIGIBLE, BACKED_UP, ATTESTED = 0x01, 0x04, 0x08, 0x10, 0x40
 
@@ -35,7 +37,7 @@ class App:
         return pyotp.TOTP(self.secret).at(int(time.time()), counter_offset=steps)
 
 
-def with_totp(user: User) -> tuple[App, list[str]]:
+def with_totp(user: "User") -> tuple[App, list[str]]:
     """Sets up an authenticator app without a request, so that no code of it is used yet; and the recovery codes."""
     secret, codes = os.urandom(20), new_recovery_codes()
     with transaction() as connection:
@@ -47,8 +49,10 @@ def with_totp(user: User) -> tuple[App, list[str]]:
     return App(base64.b32encode(secret).decode()), codes
 
 
-def second_factor_challenge(user: User) -> str:
+def second_factor_challenge(user: "User") -> str:
     """The challenge of a log-in whose password was right."""
+    from tests.conftest import call
+
     response = call("login", body={"email": user.email, "password": user.password})
     assert (response.status_code, response.json["type"]) == (401, "urn:aegis:problem:second-factor-required")
     challenge: str = response.json["challenge"]
@@ -142,8 +146,10 @@ class Authenticator:
         )
 
 
-def with_passkey(user: User, flags: int = USER_PRESENT | USER_VERIFIED) -> Authenticator:
+def with_passkey(user: "User", flags: int = USER_PRESENT | USER_VERIFIED) -> Authenticator:
     """A passkey that the user has registered, by requests."""
+    from tests.conftest import call, passkey_session_of
+
     tokens, authenticator = passkey_session_of(user), Authenticator(user.id.bytes, flags=flags)
     options = call("request_passkey_registration", tokens).json
     body = {"name": "Phone", "credential": authenticator.register(options)}
@@ -152,13 +158,13 @@ def with_passkey(user: User, flags: int = USER_PRESENT | USER_VERIFIED) -> Authe
     return authenticator
 
 
-def with_passkeys(user: User, count: int) -> None:
+def with_passkeys(user: "User", count: int) -> None:
     """So many passkeys without a request, that nobody holds the keys of."""
     with transaction() as connection:
         connection.execute(insert(passkey).values([keyless_passkey(user) for _ in range(count)]))
 
 
-def keyless_passkey(user: User) -> dict[str, Any]:
+def keyless_passkey(user: "User") -> dict[str, Any]:
     """The row of a passkey that nobody holds the key of."""
     row = {"id": uuid7(), "account_id": user.id, "credential_id": os.urandom(32), "name": "Phone"}
     return {**row, "public_key": b"", "sign_count": 0}

@@ -1,4 +1,4 @@
-"""Sets up .venv with exactly what requirements-dev.lock pins; does nothing when that is done.
+"""Installs what a lock file pins into .venv, unless it is there: python setup.py requirements-local.lock
 
 Runs with nothing but Python's standard library, before anything is installed.
 """
@@ -7,15 +7,20 @@ from __future__ import annotations  # so that an older Python gets as far as bei
 
 import fcntl
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import deque
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
-LOCK = ROOT / "requirements-dev.lock"
-DONE = VENV / "installed"
+LOCAL, DEV = "requirements-local.lock", "requirements-dev.lock"
+PURPOSES = {LOCAL: "that the service runs on", DEV: "of the service, its tests and tools"}
+INSTALLED = VENV / "installed"
+"""The digests of the lock files that .venv satisfies, one a line."""
 LAST_LINES = 6
 
 
@@ -24,42 +29,88 @@ def main() -> None:
         sys.exit(
             f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name one: make PYTHON=python3.11 ..."
         )
-    wanted = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
-    if is_done(wanted):
+    lock = sys.argv[1]
+    if is_installed(lock):
         return
     with (ROOT / "pyproject.toml").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of two commands at once, one sets up and the other waits
-        if is_done(wanted):
-            return
-        print("setting up .venv, once (about 200 MB; a minute)", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)  # of two commands at once, one installs and the other waits
+        if not is_installed(lock):
+            install(lock)
+
+
+def is_installed(lock: str) -> bool:
+    """Whether .venv has what this lock pins: requirements-dev.lock pins all that requirements-local.lock does."""
+    return any(digest(each) in installed() for each in {lock, DEV})
+
+
+def installed() -> list[str]:
+    return INSTALLED.read_text().split() if INSTALLED.is_file() else []
+
+
+def digest(lock: str) -> str:
+    return hashlib.sha256((ROOT / lock).read_bytes() + sys.version.encode()).hexdigest()
+
+
+def install(lock: str) -> None:
+    """Adds to .venv when all in it is still wanted, and makes it anew otherwise."""
+    started = time.monotonic()
+    count = len(re.findall(r"^[\w.-]+==", (ROOT / lock).read_text(), re.MULTILINE))
+    say(f"Installing the {count} packages {PURPOSES[lock]} into .venv, once. This can take a minute.")
+    kept = installed()
+    if digest(LOCAL) not in kept:
+        kept = []
         shutil.rmtree(VENV, ignore_errors=True)
         run(
             [sys.executable, "-m", "venv", VENV],
             "Python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv",
         )
-        run(
-            [VENV / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-             # The lock names all of them. Older pips look for newer releases of what has extras, and end there.
-             "--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", LOCK],
-            "The packages could not be installed. Nothing is compiled here, so each needs a wheel for this machine: "
-            "Linux with glibc or macOS, on x86-64 or ARM64, with CPython 3.11 to 3.14. "
-            "Otherwise check that the package index can be reached.",
-        )  # fmt: skip
-        DONE.write_text(wanted)
+    run(
+        [VENV / "bin" / "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
+         # The lock names all of them. Older pips look for newer releases of what has extras, and end there.
+         "--no-deps", "--require-hashes", "--only-binary", ":all:",
+         "--no-compile",  # most modules are never imported, and Python compiles the others on first use
+         "--requirement", ROOT / lock],
+        "The packages could not be installed. Nothing is compiled here, so each needs a wheel for this machine: "
+        "Linux with glibc or macOS, on x86-64 or ARM64, with CPython 3.11 to 3.14. "
+        "Otherwise check that the package index can be reached.",
+        count,
+    )  # fmt: skip
+    INSTALLED.write_text("\n".join([*kept, digest(lock)]))
+    size = sum(file.lstat().st_blocks for file in VENV.rglob("*")) * 512
+    say(f"Installed in {time.monotonic() - started:.0f} s: .venv has {size / 2**20:.0f} MB.")
 
 
-def is_done(wanted: str) -> bool:
-    return DONE.is_file() and DONE.read_text() == wanted
+def run(command: list[str | Path], advice: str, packages: int = 0) -> None:
+    """Runs a command; ends with its last lines and the advice when it fails.
 
-
-def run(command: list[str | Path], advice: str) -> None:
-    """Runs a command; ends with its last lines and the advice when it fails."""
-    done = subprocess.run(
-        [str(part) for part in command], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    Args:
+        packages: how many it downloads. A terminal shows which of them it has got to.
+    """
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    if done.returncode:
-        lines = done.stdout.strip().splitlines()[-LAST_LINES:]
-        sys.exit("\n".join([*(f"    {line}" for line in lines), advice]))
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    done = 0
+    for line in process.stdout or ():
+        last.append(line.rstrip())
+        if package := re.match(r"(?:Collecting|Requirement already satisfied:) ([\w.-]+)", line):
+            done += 1
+            show(f"  {done} of {packages}: {package[1]}")
+        elif line.startswith("Installing"):
+            show("  unpacking")
+    show("")
+    if process.wait():
+        sys.exit("\n".join([*(f"    {line}" for line in last), advice]))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def show(line: str) -> None:
+    """Replaces the last line of a terminal."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{line}", end="", flush=True)
 
 
 if __name__ == "__main__":
