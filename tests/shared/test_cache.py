@@ -1,9 +1,11 @@
 """What is put in Redis, on one and on a cluster whose nodes hold a part of the keys each."""
 
+import contextlib
 import uuid
 
 import pytest
 
+from shared.postgresql.transactions import last_transaction_open, transaction
 from shared.redis import cache
 
 pytestmark = pytest.mark.usefixtures("any_redis")
@@ -45,3 +47,27 @@ def test_of_two_who_change_one_thing_at_a_time_neither_is_taken_for_the_last() -
 
 def test_redis_that_answers_is_up() -> None:
     assert cache.is_up()
+
+
+def test_what_a_transaction_puts_is_there_after_its_commit() -> None:
+    with transaction():
+        cache.put(*names_of_all(), value="new", seconds=60)
+        assert [cache.get(name) for name in names_of_all()] == [[None]] * len(USERS)
+    assert [cache.get(name) for name in names_of_all()] == [[b"new"]] * len(USERS)
+
+
+def test_what_a_transaction_puts_waits_for_a_commit_that_comes_later() -> None:
+    (name, *_) = names_of_all()
+    with last_transaction_open():
+        with transaction():
+            cache.put(name, value="new", seconds=60)
+        assert cache.get(name) == [None]
+    assert cache.get(name) == [b"new"]
+
+
+def test_what_a_transaction_puts_is_forgotten_when_it_is_rolled_back() -> None:
+    (name, *_) = names_of_all()
+    with contextlib.suppress(KeyError), transaction():
+        cache.put(name, value="new", seconds=60)
+        raise KeyError
+    assert cache.get(name) == [None]
