@@ -1,9 +1,10 @@
 """What the commands of operators print: refusals, progress, tables."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, NamedTuple, TextIO
 
 _CLEAR = "\r\x1b[K"
 PLAIN_SECONDS = 10.0
@@ -12,6 +13,14 @@ PLAIN_SECONDS = 10.0
 
 class Refused(Exception):
     """A command was not carried out; the message says what happened, why, and what to do."""
+
+
+class Result(NamedTuple):
+    """What a command prints."""
+
+    text: str
+    data: Any
+    """The same for --json."""
 
 
 class Progress:
@@ -26,14 +35,12 @@ class Progress:
     def say(self, line: str) -> None:
         """Tells what is done."""
         clear = _CLEAR if self._is_live else ""
-        self._stream.write(f"{clear}{self.seconds:5.0f} s  {line}\n")
-        self._stream.flush()
+        write(self._stream, f"{clear}{self.seconds:5.0f} s  {line}\n")
 
     def wait(self, line: str) -> None:
         """Tells what is waited for: over the last such line in a terminal, else when it has changed, now and then."""
         if self._is_live:
-            self._stream.write(f"{_CLEAR}{self.seconds:5.0f} s  {line} ...")
-            self._stream.flush()
+            write(self._stream, f"{_CLEAR}{self.seconds:5.0f} s  {line} ...")
         elif line != self._last and self.seconds >= self._next_at:
             self.say(line)
             self._last, self._next_at = line, self.seconds + PLAIN_SECONDS
@@ -41,6 +48,16 @@ class Progress:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Writes at once. If nobody reads any more, as behind `| head`, the text is dropped and the command goes on."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # Otherwise Python reports the same error when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def aligned(lines: Sequence[Sequence[str]], sides: str = "") -> list[str]:

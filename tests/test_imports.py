@@ -14,7 +14,7 @@ import pytest
 from shared.framework.registry import load_all
 from tests.conftest import ROOT
 
-EVERY = {"flask", "functions_framework", "gunicorn", "typing_extensions"}
+EVERY = {"click", "flask", "functions_framework", "gunicorn", "typing_extensions"}  # flask imports click
 DATABASE = EVERY | {"pg8000", "sqlalchemy"}
 MODELS = DATABASE | {"pydantic"}
 EVENTS = MODELS | {"uuid_utils"}

@@ -1,71 +1,177 @@
-"""The commands on a cluster's releases, from the command line to what they print."""
+"""The commands on the releases of a cluster."""
 
-import argparse
-import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
-from knative.kubernetes import overlays
-from knative.kubernetes.cluster import Cluster, Rejected
-from knative.release import records, report
-from knative.release.deploy import deploy, live_one
-from knative.release.gate import Gate
-from knative.release.prepare import prepare
-from knative.release.records import Release
-from knative.release.rollback import rollback
-from knative.terminal import Progress, Refused
+import click
+
+from knative.commands.command import Command, context_option, environment_option
+from knative.terminal import Progress, Refused, Result
+
+if TYPE_CHECKING:
+    from knative.kubernetes.cluster import Cluster
+    from knative.release.records import Release
 
 UNRELEASED = "none"
 """The tag of an environment of which no pod is started."""
 
 
-def run(called: argparse.Namespace) -> str:
-    """What a command prints: text, or JSON.
+def add_to(aegis: click.Group) -> None:
+    for command in (prepare, deploy, rollback, releases, status, diff):
+        aegis.add_command(command)
 
-    Raises:
-        Refused: it was not carried out.
-    """
+
+@contextmanager
+def _cluster(context: str | None) -> Iterator["Cluster"]:
+    from knative.kubernetes.cluster import Cluster, Rejected
+
     try:
-        result, text = _run(called, Cluster(called.context), Progress())
+        yield Cluster(context)
     except Rejected as error:
-        raise Refused(f"The API server refuses: {error}") from error
-    return json.dumps(result, ensure_ascii=False, indent=2) if called.json else text
+        raise Refused(f"The API server refused a request: {error}") from error
 
 
-def _run(called: argparse.Namespace, cluster: Cluster, progress: Progress) -> tuple[Any, str]:
-    match called.command:
-        case "deploy":
-            environment = overlays.environment(called.environment, called.tag)
-            url = os.environ.get("PROMETHEUS_URL", "")
-            if not (url or called.no_gate):
-                raise Refused(
-                    "Nothing was changed. PROMETHEUS_URL is not set, so no alert could stop a bad release.\n"
-                    "Set it, or say --no-gate."
-                )
-            gate = None if called.no_gate else Gate(url, environment.objects)
-            return _told(deploy(cluster, environment, called.tag, gate=gate, hold=called.hold, progress=progress))
-        case "prepare":
-            done = prepare(cluster, overlays.environment(called.environment, UNRELEASED), progress)
-            return done, "\n".join([*done, f"The namespace is ready for releases of {called.environment}."])
-        case "rollback":
-            return _told(rollback(cluster, called.release, progress))
-        case "releases":
-            rows = report.releases(cluster)
-            columns = ("release", "tag", "state", "traffic", "schema", "who", "started")
-            return rows, report.table(rows, columns) if rows else "No release has been deployed with aegis deploy."
-        case "status":
-            rows = report.status(cluster)
-            shown = report.table(rows, ("function", "ready", "pods", "traffic", "url"))
-            return rows, shown if rows else "No function is deployed in this cluster."
-    live = live_one(records.releases(cluster))
-    tag = called.tag or (live.tag if live else "")
-    if not tag:
-        raise Refused("No release is live in this cluster: name a TAG.")
-    changes = report.diff(cluster, overlays.environment(called.environment, tag))
-    return changes, "\n".join(f"{name}\n{text}" for name, text in changes.items()) or "Nothing would change."
+@click.command(
+    cls=Command,
+    examples=("aegis prepare --environment development", "aegis prepare --environment production --context admin@prod"),
+)
+@environment_option
+@context_option
+def prepare(environment: str, context: str | None) -> Result:
+    """Apply what no release may change, as a cluster administrator.
+
+    That is the namespace and its pod security level, network policies, service accounts, the permissions of the
+    group aegis-release, and the secrets, volumes, monitors and operator-run servers of the environment. Run it
+    before the first release, and again when aegis deploy says so. In a namespace that is in use, it replaces the
+    secrets by those of your files.
+
+    docs/release.md lists what a release may and may not do afterwards.
+    """
+    with _cluster(context) as cluster:
+        from knative.kubernetes import overlays
+        from knative.release.prepare import prepare
+
+        done = prepare(cluster, overlays.environment(environment, UNRELEASED), Progress())
+    return Result("\n".join([*done, f"The namespace is ready for releases of {environment}."]), done)
 
 
-def _told(release: Release) -> tuple[Any, str]:
+@click.command(
+    cls=Command,
+    examples=(
+        "aegis deploy v1.4.0 --environment staging",
+        "aegis deploy v1.4.0 --environment production --hold 120 --json",
+    ),
+)
+@click.argument("tag", metavar="TAG")
+@environment_option
+@click.option(
+    "--hold", metavar="SECONDS", type=int, default=60, show_default=True, help="Time between two shares of the traffic."
+)
+@click.option("--no-gate", is_flag=True, help="Without Prometheus: watch no alerts, and move all traffic at once.")
+@context_option
+def deploy(tag: str, environment: str, hold: int, no_gate: bool, context: str | None) -> Result:
+    """Deploy a release to a cluster, step by step.
+
+    TAG is the tag of the image, or its digest (sha256:...).
+
+    The command first runs checks, and changes nothing if one fails. Then it migrates the database, starts the new
+    revision of each function without traffic, and calls each one. It moves 10, 50 and 100 % of the traffic, and
+    checks production's alert rules in between. Relay, dispatcher and routes come last. If an alert fires, a
+    revision fails, or you press Ctrl-C, the traffic goes back at once and the command exits with 1. With
+    --no-gate no alerts are watched, so all traffic moves at once.
+
+    PROMETHEUS_URL says where to read the alerts. GATEWAY_URL says how to reach the gateway, if not at the address
+    in its status. If the command is killed, the traffic stays where it is, and the next deploy or rollback puts
+    it back first. docs/release.md has more.
+    """
+    with _cluster(context) as cluster:
+        from knative.kubernetes import overlays
+        from knative.release.deploy import deploy
+        from knative.release.gate import Gate
+
+        wanted = overlays.environment(environment, tag)
+        url = os.environ.get("PROMETHEUS_URL", "")
+        if not (url or no_gate):
+            raise Refused(
+                "Nothing was changed. PROMETHEUS_URL is not set, so no alert could stop a bad release.\n"
+                "Set it, or say --no-gate."
+            )
+        gate = None if no_gate else Gate(url, wanted.objects)
+        return _told(deploy(cluster, wanted, tag, gate=gate, hold=hold, progress=Progress()))
+
+
+@click.command(cls=Command, examples=("aegis rollback", "aegis rollback v1.3.2"))
+@click.argument("release", metavar="[RELEASE]", required=False)
+@context_option
+def rollback(release: str | None, context: str | None) -> Result:
+    """Roll back to an earlier release.
+
+    RELEASE is a number or a tag that aegis releases lists; without it, the release before the live one. Running
+    the command again then goes back one more. Naming the release that is live already keeps it.
+
+    All functions move back together: first all of the traffic goes to the revisions of the earlier release, then
+    its relay, dispatcher, routes and settings come back. The database stays as it is: an earlier release runs on
+    the newer schema.
+    """
+    with _cluster(context) as cluster:
+        from knative.release.rollback import rollback
+
+        return _told(rollback(cluster, release, Progress()))
+
+
+@click.command(cls=Command, examples=("aegis releases", "aegis releases --json | jq -r '.[0].tag'"))
+@context_option
+def releases(context: str | None) -> Result:
+    """List what ran when, and which release has the traffic now."""
+    with _cluster(context) as cluster:
+        from knative.release import report
+
+        rows = report.releases(cluster)
+    columns = ("release", "tag", "state", "traffic", "schema", "who", "started")
+    return Result(report.table(rows, columns) if rows else "No release has been deployed with aegis deploy.", rows)
+
+
+@click.command(
+    cls=Command, examples=("aegis status", "aegis status --json | jq -r '.[] | select(.ready | not) | .function'")
+)
+@context_option
+def status(context: str | None) -> Result:
+    """Show revision, traffic, pods and address of each function."""
+    with _cluster(context) as cluster:
+        from knative.release import report
+
+        rows = report.status(cluster)
+    shown = report.table(rows, ("function", "ready", "pods", "traffic", "url"))
+    return Result(shown if rows else "No function is deployed in this cluster.", rows)
+
+
+@click.command(
+    cls=Command, examples=("aegis diff v1.4.0 --environment staging", "aegis diff --environment staging --json")
+)
+@click.argument("tag", metavar="[TAG]", required=False)
+@environment_option
+@context_option
+def diff(tag: str | None, environment: str, context: str | None) -> Result:
+    """Show what a deployment would change (a server-side dry run).
+
+    TAG is the tag of the image; without it, that of the live release.
+    """
+    with _cluster(context) as cluster:
+        from knative.kubernetes import overlays
+        from knative.release import records, report
+        from knative.release.deploy import live_one
+
+        live = None if tag else live_one(records.releases(cluster))
+        tag = tag or (live.tag if live else "")
+        if not tag:
+            raise Refused("No release is live in this cluster: name a TAG.")
+        changes = report.diff(cluster, overlays.environment(environment, tag))
+    return Result("\n".join(f"{name}\n{text}" for name, text in changes.items()) or "Nothing would change.", changes)
+
+
+def _told(release: "Release") -> Result:
     told = {name: value for name, value in asdict(release).items() if name not in ("objects", "before")}
-    return told, f"{release.name} is live in {release.environment}."
+    return Result(f"{release.name} is live in {release.environment}.", told)

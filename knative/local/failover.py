@@ -11,7 +11,7 @@ from knative.local import servers
 from knative.local.replica import MAKE_SLOT, NAMES, SLOT, primary
 from knative.local.servers import STANDBY
 from knative.local.supervisor import StartFailed
-from knative.terminal import Refused
+from knative.terminal import Refused, Result
 from shared.runtime import database_url
 from shared.runtime.database_url import DatabaseUrl
 
@@ -19,14 +19,17 @@ STOP_SECONDS = 5
 PROMOTE_SECONDS = 30
 
 
-def failover(data: Path) -> str:
-    """Carries it out, and returns what to tell.
+def failover(data: Path) -> Result:
+    """Carries it out, and returns what happened.
 
     Raises:
         Refused: there is no replica that could take over; the primary is as it was.
     """
     named = _pair(data)
-    old = primary(data)
+    try:
+        old = primary(data)
+    except StartFailed as error:
+        raise Refused(f"Nothing was changed. {error}") from None
     (new,) = set(NAMES) - {old}
     url = {
         name: f"postgresql://{named.user}:{named.password}@{address.host}:{address.port}/{named.database}"
@@ -42,14 +45,23 @@ def failover(data: Path) -> str:
             f"{latest}.\nStop make up and start it with REPLICA=1: that makes a new copy."
         )
     ended_in_order = _fence(data / old, url[new])
-    servers.run_program("pg_ctl", "promote", "--pgdata", data / new, "--timeout", str(PROMOTE_SECONDS))
-    _ask(url[new], MAKE_SLOT)
+    try:
+        servers.run_program("pg_ctl", "promote", "--pgdata", data / new, "--timeout", str(PROMOTE_SECONDS))
+        _ask(url[new], MAKE_SLOT)
+    except StartFailed as error:
+        raise Refused(
+            f"{old} takes no writes any more, and {new} could not be promoted: {error}\n"
+            f"To go on with {old}, stop make up, delete {data / old / STANDBY}, and start make up REPLICA=1."
+        ) from None
     lost = (
-        f"{old} ended in order: nothing is lost."
+        f"{old} was shut down in order: nothing is lost."
         if ended_in_order
-        else f"{old} did not end in order: what it had not sent is lost. {new} has what was committed until {latest}."
+        else f"{old} was not shut down in order: what it had not sent is lost. {new} has all commits until {latest}."
     )
-    return f"{new} is the primary. {lost}\nWhen {old} comes back, it follows {new}."
+    return Result(
+        f"{new} is the primary. {lost}\nWhen {old} comes back, it follows {new}.",
+        {"primary": new, "replica": old, "is_complete": ended_in_order, "latest": latest},
+    )
 
 
 def _pair(data: Path) -> DatabaseUrl:

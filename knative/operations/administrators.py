@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from uuid_utils.compat import uuid7
 
-from knative.terminal import Refused
+from knative.terminal import Refused, Result
 from shared.events.outbox import announce
 from shared.events.types import PasswordResetRequested, RolesChanged
 from shared.identity import first_factor, former_addresses, sessions
@@ -17,35 +17,11 @@ from shared.postgresql.transactions import transaction
 from shared.text.fields import canonical_email, normalize_email
 from shared.users import profiles
 
-HELP = """\
-Makes the first administrator. Others are made with PATCH /api/v1/users/{user_id}.
-
-A new account gets no password: its owner gets a mail with a link to set one, then logs in and
-sets up a second factor, which every operation of administrators takes. An account that is there
-already gets the role, and its sessions end.
-
-Where the account has no second factor, this prints a code that the owner needs to set up the first
-one, once and within 24 hours. Hand it over in person or by phone, not by mail: whoever reads the
-owner's mail can set the password.
-
-Repeat it as often as you like: nothing happens twice, but an owner who has no password yet gets a
-new link, and one without a second factor a new code.
-
-The settings are those of the environment (DATABASE_URL, REDIS_URL); without DATABASE_URL those
-of the service that make up runs on DATA_DIR (.local)."""
-
-CODE_HELP = """\
-Prints a new code with which an administrator sets up the first second factor, once and within
-24 hours. A code from before is void. Hand it over in person or by phone, not by mail.
-
-It changes nothing else. Who still has a factor gets none: another administrator first calls
-DELETE /api/v1/users/{user_id}/factors, which answers with a code too."""
-
 ADMIN = "admin"
-_NEXT = "The owner gets a mail with a link to set a password, then logs in and sets up a second factor."
+_NEXT = "The owner receives a mail with a link to set a password, then logs in and sets up a second factor."
 
 
-def create(email: str, locale: str) -> str:
+def create(email: str, locale: str) -> Result:
     """Makes the owner of an address an administrator. Returns what was done.
 
     Raises:
@@ -55,14 +31,14 @@ def create(email: str, locale: str) -> str:
         email, address = normalize_email(email), canonical_email(email)
     except ValueError:
         raise Refused(
-            f"Nothing was changed. {email!r} is not an e-mail address. Write it as kim@example.com."
+            f"Nothing was changed. {email!r} is not an e-mail address. An address looks like kim@example.com."
         ) from None
     new = {"email": email, "name": None, "locale": locale, "status": "active"}
     with transaction() as connection:
         if former_addresses.is_kept_for_another(connection, address):
             raise Refused(
-                f"Nothing was changed. {email} was the address of an account until lately, and is kept for it for "
-                f"{former_addresses.KEPT.days} days. Name another address."
+                f"Nothing was changed. An account recently gave up the address {email}, which stays reserved for "
+                f"it for {former_addresses.KEPT.days} days. Use another address."
             )
         made = connection.scalar(
             insert(account)
@@ -94,19 +70,20 @@ def create(email: str, locale: str) -> str:
     if made or found.status == "pending":
         done = f"Made the administrator {email} ({found.id}). {_NEXT}"
     elif not has_password:
-        done = f"{email} ({found.id}) is an administrator, and has no password yet. {_NEXT}"
+        done = f"{email} ({found.id}) is an administrator with no password yet. {_NEXT}"
     elif gets_role:
         done = (
-            f"Made {email} ({found.id}) an administrator. Its sessions have ended: log in again, with a second factor."
+            f"Made {email} ({found.id}) an administrator. Its sessions have ended: log in again with a second factor."
         )
     else:
-        done = f"{email} ({found.id}) is an administrator already."
+        done = f"{email} ({found.id}) is already an administrator."
         if not code:
             done += " Nothing was changed."
-    return f"{done}\n{_shown(code)}" if code else done
+    told = {"id": str(found.id), "email": email, "is_new": gets_role, "code": code}
+    return Result(f"{done}\n{_shown(code)}" if code else done, told)
 
 
-def new_code(email: str) -> str:
+def new_code(email: str) -> Result:
     """Gives an administrator without a factor a new code for the first one. Returns what was done.
 
     Raises:
@@ -119,7 +96,7 @@ def new_code(email: str) -> str:
     with transaction() as connection:
         found = _lock(connection, address)
         if found is None or ADMIN not in found.roles:
-            raise Refused(f"Nothing was changed. {email} is no administrator's: aegis admin create makes one of it.")
+            raise Refused(f"Nothing was changed. {email} belongs to no administrator: aegis admin create makes one.")
         if found.status in ("suspended", "withdrawn"):
             raise Refused(_refusal(email, found.status))
         if found.has_factor:
@@ -128,12 +105,15 @@ def new_code(email: str) -> str:
                 f"DELETE /api/v1/users/{found.id}/factors, which answers with a code."
             )
         code = first_factor.issue_code(connection, found.id)
-    return f"A new code for {email} ({found.id}); one from before is void.\n{_shown(code)}"
+    return Result(
+        f"A new code for {email} ({found.id}). Any earlier code is void.\n{_shown(code)}",
+        {"id": str(found.id), "email": email, "code": code},
+    )
 
 
 def _shown(code: str) -> str:
     hours = first_factor.LIFETIME // timedelta(hours=1)
-    return f"Code for the first second factor, good once and for {hours} hours, shown only now: {code}"
+    return f"Code for the first second factor, valid once within {hours} hours, shown only now: {code}"
 
 
 def _lock(connection: Connection, address: str) -> Any:
@@ -156,4 +136,4 @@ def _refusal(email: str, status: str) -> str:
         "suspended": "is suspended. Another administrator can reinstate it",
         "withdrawn": "was withdrawn. Its owner restores it by logging in",
     }[status]
-    return f"Nothing was changed. The account of {email} {what}; then repeat the command. Or name another address."
+    return f"Nothing was changed. The account of {email} {what}; then repeat the command. Or use another address."

@@ -1,5 +1,6 @@
 """What an operator does about events that could not be delivered: `aegis events dead`."""
 
+import base64
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from knative.terminal import Refused, aligned
+from knative.terminal import Refused, Result, aligned
 from shared.events import dead_letters
 from shared.events.outbox import wake_relay
 from shared.events.types import SOURCE
@@ -28,16 +29,6 @@ SHOWN = 4000
 _NEWEST_FIRST = dead_letter.c.last_at.desc(), dead_letter.c.number.desc()
 TYPE_PREFIX = "com.aegis.user."
 """Not shown in the list, and need not be typed."""
-
-HELP = """\
-Events that a function could not process: it refused them, or failed at every try. They are kept
-until you retry or drop them. Find the cause first: the error says what the function answered.
-
-A retry delivers the event again to every function that wants it; those that have processed it
-ignore it. One that fails again is listed again. docs/events.md has more.
-
-The settings are those of the environment (DATABASE_URL); without, those of the service that
-make up runs on DATA_DIR (.local)."""
 
 
 class Chosen(NamedTuple):
@@ -58,15 +49,16 @@ class Chosen(NamedTuple):
         return conditions
 
 
-def table(chosen: Chosen) -> str:
+def table(chosen: Chosen) -> Result:
     """The open dead letters, newest first, in columns."""
     shown = dead_letter.c["number", "function", "type", "last_at", "count", "error"]
     with transaction() as connection:
         query = select(*shown).where(*chosen.conditions())
         rows = connection.execute(query.order_by(*_NEWEST_FIRST).limit(LISTED)).all()
         count = connection.scalar(select(func.count()).select_from(dead_letter).where(*chosen.conditions())) or 0
+    told = [row._asdict() | {"last_at": _iso(row.last_at)} for row in rows]
     if not rows:
-        return "There are no dead letters."
+        return Result("There are no dead letters.", {"count": 0, "dead_letters": []})
     cells = [("NUMBER", "FUNCTION", "TYPE", "LAST", "COUNT", "ERROR")]
     for row in rows:
         type_ = _printable(row.type.removeprefix(TYPE_PREFIX)) or "-"
@@ -76,11 +68,14 @@ def table(chosen: Chosen) -> str:
         columns = shutil.get_terminal_size().columns
         lines = [line if len(line) <= columns else f"{line[: columns - 1]}…" for line in lines]
     if count > len(rows):
-        lines += ["", f"The newest {LISTED} of {count}. --function and --type show fewer; retry and drop take --all."]
-    return "\n".join(lines)
+        lines += [
+            "",
+            f"The newest {LISTED} of {count}. Narrow the list with --function and --type; retry and drop accept --all.",
+        ]
+    return Result("\n".join(lines), {"count": count, "dead_letters": told})
 
 
-def show(number: int) -> str:
+def show(number: int) -> Result:
     """All that is kept of one."""
     with transaction() as connection:
         row = connection.execute(select(dead_letter).where(dead_letter.c.number == number)).one_or_none()
@@ -99,10 +94,13 @@ def show(number: int) -> str:
     lines = aligned([(name, _printable(str(value))) for name, value in facts.items()])
     lines += ["", "attributes", *(f"  {line}" for line in aligned(attributes))]
     lines += ["", f"data ({row.content_type or 'of no content type'}, {len(row.data)} bytes)", _shown(row.data)]
-    return "\n".join(lines)
+    times = {name: _iso(row._mapping[name]) for name in ("first_at", "last_at", "retried_at")}
+    kept = {"number": row.number, "function": row.function, "error": row.error, "count": row.count, **times}
+    told = kept | {"attributes": row.attributes, "content_type": row.content_type, **_data(row.data)}
+    return Result("\n".join(lines), told)
 
 
-def retry(chosen: Chosen) -> str:
+def retry(chosen: Chosen) -> Result:
     """Puts events back into the outbox. Returns what was done.
 
     Raises:
@@ -124,11 +122,11 @@ def retry(chosen: Chosen) -> str:
                 update(dead_letter).where(dead_letter.c.number.in_(events)).values(retried_at=func.now())
             )
         if not rows:
-            return _report(done, "put back for delivery. What fails again is listed again.", refused)
+            return _report(done, "retried", "put back for delivery. What fails again is listed again.", refused)
         done, last = done + len(events), rows[-1].number
 
 
-def drop(chosen: Chosen) -> str:
+def drop(chosen: Chosen) -> Result:
     """Deletes dead letters. Returns what was done.
 
     Raises:
@@ -143,7 +141,7 @@ def drop(chosen: Chosen) -> str:
             _settle(connection, rows)
         deleted = len(rows)
         done += deleted
-    return _report(done, "dropped.", refused)
+    return _report(done, "dropped", "dropped.", refused)
 
 
 def _settle(connection: Connection, rows: Sequence[Row[Any]]) -> None:
@@ -167,7 +165,7 @@ def _event(row: Row[Any]) -> dict[str, Any]:
     """
     if row.source != SOURCE:
         raise Refused(
-            f"it is no event of this service, but of {_printable(row.source) or 'nobody known'}. {_ELSEWHERE}"
+            f"it is an event of {_printable(row.source) or 'an unknown source'}, not of this service. {_ELSEWHERE}"
         )
     try:
         data, occurred_at = json.loads(row.data), datetime.fromisoformat(row.attributes["time"])
@@ -182,10 +180,10 @@ def _event(row: Row[Any]) -> dict[str, Any]:
             "occurred_at": occurred_at,
         }
     except (ValueError, KeyError, RecursionError):
-        raise Refused(f"its id, subject, time or data is not what events of this service have. {_ELSEWHERE}") from None
+        raise Refused(f"its id, subject, time or data is not that of an event of this service. {_ELSEWHERE}") from None
 
 
-_ELSEWHERE = "Have it sent again from where it came, if it should be; then drop it."
+_ELSEWHERE = "If it matters, have its source send it again; then drop it."
 
 
 def _put_back(connection: Connection, events: dict[UUID, dict[str, Any]]) -> None:
@@ -208,14 +206,14 @@ def _missing_of(chosen: Chosen) -> list[str]:
 
 
 def _missing(number: int) -> str:
-    return f"There is no dead letter {number}. aegis events dead list shows which there are."
+    return f"There is no dead letter {number}. aegis events dead list shows those that exist."
 
 
-def _report(done: int, what: str, refused: Sequence[str]) -> str:
+def _report(done: int, name: str, what: str, refused: Sequence[str]) -> Result:
     said = f"{done} {what}" if done else "Nothing was changed."
     if not refused:
-        return said if done else f"There are no dead letters. {said}"
-    more = [f"So for {len(refused) - LISTED} more."] if len(refused) > LISTED else []
+        return Result(said if done else f"There are no dead letters. {said}", {name: done})
+    more = [f"The same goes for {len(refused) - LISTED} more."] if len(refused) > LISTED else []
     raise Refused("\n".join([said, *refused[:LISTED], *more]))
 
 
@@ -229,6 +227,18 @@ def _shown(data: bytes) -> str:
             text = "\n".join(textwrap.wrap(data[:SHOWN].hex(" "), 96))
     cut = "\n  ..." if len(text) > SHOWN else ""
     return "\n".join(f"  {_printable(line)}" for line in text[:SHOWN].splitlines()) + cut
+
+
+def _data(content: bytes) -> dict[str, Any]:
+    """As the JSON format of CloudEvents has it."""
+    try:
+        return {"data": json.loads(content)}
+    except (ValueError, RecursionError):
+        return {"data_base64": base64.b64encode(content).decode()}
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.astimezone(UTC).isoformat() if time else None
 
 
 def _printable(text: str) -> str:

@@ -3,27 +3,14 @@
 import re
 from datetime import UTC, datetime, timedelta
 
-from knative.terminal import Refused
+from knative.terminal import Refused, Result
 from shared.events import outbox
 from shared.postgresql import partitions
-
-HELP = f"""\
-Lets the relay send all events again that have occurred since a time, in order, after those that wait.
-For a broker that has lost a part of its topic and does not show it; one that comes back without the
-topic, or with fewer events in it, is noticed by the relay itself.
-
-It does no harm: functions ignore what they have processed. The outbox keeps events for {partitions.KEPT.days} days.
-
-  aegis events replay --since 2h
-  aegis events replay --since 2026-01-31T09:30Z
-
-The settings are those of the environment (DATABASE_URL); without, those of the service that
-make up runs on DATA_DIR (.local)."""
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
-def replay(since: str) -> str:
+def replay(since: str) -> Result:
     """Marks events as not sent. Returns what was done.
 
     Raises:
@@ -37,10 +24,13 @@ def replay(since: str) -> str:
         raise Refused(
             f"Nothing was changed. The outbox keeps events for {partitions.KEPT.days} days, "
             f"and {since} is before that.\n"
-            f"Take --since {partitions.KEPT.days - 1}d for all that it has."
+            f"--since {partitions.KEPT.days - 1}d sends nearly all that it has."
         )
     count = outbox.send_again(start)
-    return f"{count} events since {start:%Y-%m-%d %H:%M:%SZ} will be sent again."
+    return Result(
+        f"{count} events since {start:%Y-%m-%d %H:%M:%SZ} will be sent again.",
+        {"since": start.isoformat(), "events": count},
+    )
 
 
 def _time(text: str, now: datetime) -> datetime:
@@ -51,6 +41,6 @@ def _time(text: str, now: datetime) -> datetime:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise Refused(
-            f"Nothing was changed. {text!r} is neither a time as 2026-01-31T09:30Z nor an age as 90m, 2h, 3d."
+            f"Nothing was changed. {text!r} is neither a time such as 2026-01-31T09:30Z nor an age such as 2h."
         ) from None
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

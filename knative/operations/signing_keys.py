@@ -25,7 +25,7 @@ from typing import Any
 
 from knative.data_folder import ENVIRONMENT, LOCK
 from knative.keys import new_signing_keys, public_keys
-from knative.terminal import Refused
+from knative.terminal import Refused, Result
 from shared.identity.access_tokens import CLOCK_SKEW_SECONDS, LIFETIME_SECONDS
 from shared.runtime.settings import InvalidSettings, load
 
@@ -37,37 +37,6 @@ TOKEN_SECONDS = LIFETIME_SECONDS + CLOCK_SKEW_SECONDS
 EVIDENCE = "kubectl -n aegis-user-service get secrets,pods -o json --show-managed-fields"
 
 Key = dict[str, Any]
-
-HELP = r"""Replaces the key that signs access tokens, and logs nobody out. Each call makes the next safe step
-and says what comes after it; a step that is not safe yet is refused, and then nothing changes:
-
-  1. makes a new key, with which all processes verify once they are started again
-  2. when all were: lets the new key sign, while the old one still verifies
-  3. when all were again, and the last token of the old key has expired (after ten and a half
-     minutes): drops the old key
-
-Next to make up: run it, start make up again, and so on. It sees for itself what make up has read.
-
-In a cluster, with the file that make secrets has made:
-
-  F=knative/overlays/development/data/secrets.env
-  aegis keys rotate --file $F
-  aegis deploy TAG --environment development
-
-TAG is that of the live release (aegis releases): it makes new pods, which read the Secret anew. Those
-of the release before, kept for a way back, have to start again too: docs/operations.md has the command.
-Then the next step, which is refused as long as the Secret has other keys than the file, or a pod is
-older than its last change:
-
-  kubectl -n aegis-user-service get secrets,pods -o json --show-managed-fields |
-    aegis keys rotate --file $F --cluster -
-
-Without the file, make one of the Secret first, and apply the Secret of the file after each step:
-
-  kubectl -n aegis-user-service get secret user-service-secrets -o go-template='
-    {{- range $k, $v := .data}}{{$k}}={{$v | base64decode}}{{"\n"}}{{end}}' > secrets.env
-  kubectl -n aegis-user-service create secret generic user-service-secrets \
-    --from-env-file secrets.env --dry-run=client -o yaml | kubectl apply -f -"""
 
 
 class NotYet(Exception):
@@ -100,16 +69,16 @@ def next_step(keys: list[Key], now: int, since: int | None) -> Step:
         rest = [key for key in keys if key is not waiting]
         return Step(
             [{**waiting, "nbf": now}, *rest],
-            f"The key {waiting['kid']} signs from the next start on; {signing['kid']} still verifies.",
+            f"The key {waiting['kid']} signs once processes are restarted; {signing['kid']} still verifies.",
             f"run this again, to drop {signing['kid']}",
         )
     if not others:
         (made,) = json.loads(new_signing_keys())["keys"]
         return Step(
             [signing, {**made, "iat": now}],
-            f"Made the key {made['kid']}. It signs nothing yet; {signing['kid']} still does.",
-            f"run this again, to let {made['kid']} sign. Where other services verify tokens, wait until they have read "
-            "the new key: docs/tokens.md",
+            f"Created the key {made['kid']}. It signs nothing yet; {signing['kid']} still does.",
+            f"run this again, to let {made['kid']} sign. If other services verify tokens, first wait until they have "
+            "read the new key: docs/tokens.md",
         )
     if any("exp" not in key for key in others) and since is None:
         raise NotYet
@@ -126,7 +95,7 @@ def next_step(keys: list[Key], now: int, since: int | None) -> Step:
     )
 
 
-def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -> str:
+def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -> Result:
     """Makes the next step in a file of secrets. Returns what was done, and what comes next.
 
     Args:
@@ -141,7 +110,7 @@ def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -
     if not file.is_file():
         raise Refused(
             f"Nothing was changed. There is no file {file}.\n"
-            "make up makes the secrets of a data folder (DATA_DIR), make secrets those of a cluster (--file)."
+            "make up writes the secrets of a data folder (DATA_DIR), make secrets those of a cluster (--file)."
         )
     is_local = file.suffix == ".json"
     with _held(file.parent):
@@ -160,33 +129,38 @@ def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -
         except NotYet:
             raise Refused(_not_yet(file, is_local)) from None
         _write(file, _with_value(content, is_local, json.dumps({"keys": step.keys})))
-    return "\n".join([step.done, _next(step, is_local)])
+    told = {
+        "done": step.done,
+        "next": _next(step, is_local),
+        "keys": [{name: key[name] for name in ("kid", "iat", "nbf", "exp") if name in key} for key in step.keys],
+    }
+    return Result("\n".join([step.done, _next(step, is_local)]), told)
 
 
 def _next(step: Step, is_local: bool) -> str:
     if not step.next and len(step.keys) > 1:
         apply = "" if is_local else "apply the file, and "
-        return f"Next: {apply}run this again after that time, to drop it. Nothing needs to be started again before."
-    start = "start make up again" if is_local else "bring the file to all processes and start them again (see --help)"
+        return f"Next: {apply}run this again after that time, to drop it. No restart is needed before that."
+    start = "start make up again" if is_local else "apply the file, restart all processes (see --help)"
     return f"Next: {start}{', then ' * bool(step.next)}{step.next}."
 
 
 def _not_yet(file: Path, is_local: bool) -> str:
     if is_local:
         return (
-            "Nothing was changed. The service that runs has not read the last step yet, and would refuse tokens.\n"
+            "Nothing was changed. The running service has not read the last step's keys and would refuse tokens.\n"
             "Start make up again, then repeat the command."
         )
     return (
-        "Nothing was changed. This step is safe only when all processes have read the last one, which this file "
-        f"cannot tell.\nIn a cluster: {EVIDENCE} | aegis keys rotate --file {file} --cluster -\n"
-        "Elsewhere: start all of them again, then say so with --restarted."
+        "Nothing was changed. This step is safe only when all processes have read the keys of the last one, "
+        f"and the file does not show that.\nIn a cluster: {EVIDENCE} | aegis keys rotate --file {file} --cluster -\n"
+        "Elsewhere: restart all processes, then say so with --restarted."
     )
 
 
 def _keys(file: Path, value: str | None) -> list[Key]:
     if not value:
-        raise Refused(f"Nothing was changed. {file} has no {NAME}: is it the file that make secrets or make up wrote?")
+        raise Refused(f"Nothing was changed. {file} has no {NAME}. Name the file that make secrets or make up wrote.")
     try:
         load({NAME: value})
     except InvalidSettings as error:
@@ -251,16 +225,15 @@ def _check_cluster(evidence: str, keys: list[Key]) -> None:
         }
     except (ValueError, KeyError, TypeError, StopIteration):
         raise Refused(
-            f"Nothing was changed. This does not tell of the Secret {SECRET} and the pods. It takes what this prints:\n"
-            f"{EVIDENCE}"
+            f"Nothing was changed. --cluster has no Secret {SECRET} and pods. It takes the output of:\n{EVIDENCE}"
         ) from None
     if applied != keys:
-        raise Refused(f"Nothing was changed. The Secret {SECRET} has other keys than the file: apply it, and roll out.")
+        raise Refused(f"Nothing was changed. The Secret {SECRET} has other keys than the file: apply it and roll out.")
     # A pod that has no start time yet will read the Secret as it is.
     if old := [name for name, start in pods.items() if start and _seconds(start) <= changed]:
         raise Refused(
-            f"Nothing was changed. {len(old)} pods are older than the last change of the Secret {SECRET}, as "
-            f"{old[0]}:\nroll out (see --help), wait until they are gone, then repeat the command."
+            f"Nothing was changed. {len(old)} pods are older than the last change of the Secret {SECRET}, such as "
+            f"{old[0]}.\nRoll out (see --help), wait until they are gone, then repeat the command."
         )
 
 

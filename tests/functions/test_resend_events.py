@@ -74,7 +74,7 @@ def test_a_dead_letter_waits_for_an_operator(own_database: Process) -> None:
         connection.execute(insert(dead_letter).values(**row, attributes={}, data=b"", error="500"))
     fire("resend_events")
     assert waiting() == set()
-    assert dead_letters.drop(dead_letters.Chosen(function="record_audit")) == "1 dropped."
+    assert dead_letters.drop(dead_letters.Chosen(function="record_audit")).text == "1 dropped."
     fire("resend_events")
     assert waiting() == set()
 

@@ -7,9 +7,11 @@ import itertools
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import click
 import pytest
 from sqlalchemy import func, insert, select, update
 from uuid_utils.compat import uuid7
@@ -28,10 +31,11 @@ from knative.keys import new_signing_keys, write_secrets
 from knative.local.supervisor import Process
 from knative.operations import dead_letters
 from knative.operations.signing_keys import SECRET, TOKEN_SECONDS
+from knative.terminal import Progress
 from shared.events.relay import attributes
 from shared.events.types import SOURCE
 from shared.identity import access_tokens
-from shared.postgresql import driver
+from shared.postgresql import driver, partitions
 from shared.postgresql.tables import account, credential, dead_letter, outbox, processed_event
 from shared.postgresql.transactions import transaction
 from shared.runtime import settings
@@ -861,3 +865,133 @@ def test_what_happened_since_is_sent_again(own_database: Process, capsys: Any, s
 def test_a_time_that_makes_no_sense_is_refused_with_the_reason(since: str, reason: str) -> None:
     with pytest.raises(SystemExit, match=reason):
         aegis.main(["events", "replay", "--since", since])
+
+
+# --- every command
+
+
+def commands(group: click.Group = aegis.aegis, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", sorted(set(commands()) - {("completion",)}), ids=" ".join)
+def test_the_help_of_a_command_has_examples_that_work_and_its_exit_codes(path: tuple[str, ...], capsys: Any) -> None:
+    aegis.main([*path, "--help"])
+    text = capsys.readouterr().out
+    assert "--json" in text
+    assert {"0", "1", "2", "130"} <= {line.split()[0] for line in text.partition("Exit codes:")[2].splitlines()[1:]}
+    examples = re.findall(rf"^  (?:\w+=\S+ )?aegis {' '.join(path)}\b(.*)$", text.partition("Examples:")[2], re.M)
+    assert len(examples) > 1
+    command: click.Command = aegis.aegis
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    for example in examples:
+        assert command.make_context(path[-1], shlex.split(example.partition("|")[0]))
+
+
+def test_the_help_of_replay_says_for_how_long_events_are_kept(capsys: Any) -> None:
+    aegis.main(["events", "replay", "--help"])
+    assert f"{partitions.KEPT.days} days" in capsys.readouterr().out
+
+
+def test_the_help_does_not_wait_for_heavy_packages() -> None:
+    heavy = ("kubernetes", "pydantic", "sqlalchemy", "yaml")
+    program = f"import sys, knative.aegis; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def as_json(capsys: Any, *arguments: str) -> Any:
+    capsys.readouterr()
+    aegis.main([*arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_of_an_administrator_has_the_code(address: str, capsys: Any) -> None:
+    made = as_json(capsys, "admin", "create", address)
+    assert (made["id"], made["email"], made["is_new"]) == (str(find(address).id), address, True)
+    renewed = as_json(capsys, "admin", "code", address)
+    assert CODE.fullmatch(made["code"])
+    assert confirmed(user_at(address), renewed["code"]) == 200
+
+
+def test_json_of_dead_letters_has_all_that_the_text_has(function: str, capsys: Any) -> None:
+    numbers = give_up(function=function), give_up(function=function, data=b"\xff", content_type="")
+    listed = as_json(capsys, "events", "dead", "list", "--function", function)
+    assert listed["count"] == 2
+    assert [letter["number"] for letter in listed["dead_letters"]] == [*reversed(numbers)]
+    shown, broken = (as_json(capsys, "events", "dead", "show", str(number)) for number in numbers)
+    assert shown["attributes"]["requestid"] == "the-request"
+    assert shown["data"]["user_id"] == shown["attributes"]["subject"]
+    assert broken["data_base64"] == "/w=="
+    assert as_json(capsys, "events", "dead", "list", "--function", "nobody") == {"count": 0, "dead_letters": []}
+    assert as_json(capsys, "events", "dead", "drop", "--all", "--function", function) == {"dropped": 2}
+
+
+def test_json_of_a_rotation_has_the_keys_without_their_private_parts(file: Path, capsys: Any) -> None:
+    told = as_json(capsys, "keys", "rotate", "--file", str(file))
+    made = keys_in(file)[1]
+    assert told["keys"][1] == {"kid": made["kid"], "iat": made["iat"]}
+    assert all(key["d"] not in json.dumps(told) for key in keys_in(file))
+
+
+def test_json_of_a_replay_has_the_number_of_events(own_database: Process, capsys: Any) -> None:
+    sent_before(timedelta(hours=1))
+    assert as_json(capsys, "events", "replay", "--since", "2h")["events"] == 1
+
+
+@pytest.mark.parametrize("arguments", [["completion", "bash"], ["--help"]], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error_to_speak_of(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        command = [sys.executable, "-m", "knative.aegis", *arguments]
+        done = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_a_command_goes_on_when_nobody_reads_its_progress() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        progress = Progress(closed)
+        progress.say("the first line")
+        progress.say("the second line")
+
+
+def test_a_bug_is_told_without_a_traceback_which_is_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    def callback() -> None:
+        raise KeyError("revision")
+
+    monkeypatch.setitem(aegis.aegis.commands, "broken", click.Command("broken", callback=callback))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    text = refusal("broken")
+    (file,) = tmp_path.iterdir()
+    assert (str(file) in text, "Traceback" in text) == (True, False)
+    assert "KeyError: 'revision'" in file.read_text()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_bash_completes_commands_and_environments() -> None:
+    script = f"""
+        eval "$({ROOT}/aegis completion bash)"
+        COMP_WORDS=({ROOT}/aegis ro) COMP_CWORD=1; _aegis_completion {ROOT}/aegis; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=({ROOT}/aegis diff --environment st) COMP_CWORD=3 COMPREPLY=(); _aegis_completion {ROOT}/aegis
+        echo "${{COMPREPLY[@]}}"; complete -p aegis
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:2] == ["rollback", "staging"]
+    assert done.stdout.rstrip().endswith(" aegis")
+
+
+def test_zsh_completes_commands_with_their_descriptions() -> None:
+    done = run(COMP_WORDS="aegis rollb", COMP_CWORD="1", _AEGIS_COMPLETE="zsh_complete")
+    assert done.stdout.splitlines()[1:] == ["rollback", "Roll back to an earlier release."]

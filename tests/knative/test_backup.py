@@ -556,7 +556,7 @@ def test_a_good_backup_makes_room_and_what_is_not_ours_stays(database: str, vaul
     assert isinstance(vault.store, Folder)
     old = [renamed(vault, backup(database, vault), f"2026010{day}T170000Z").name for day in range(1, 4)]
     (vault.store._root / "lost+found").mkdir()
-    assert old[0] in listing.table(vault)
+    assert old[0] in listing.table(vault).text
     last = backup(database, vault, retention.Keep(1, 1, 1))
     assert vault.store.names() == [*old[1:], last.name, "lost+found"]
     with connected(database) as connection:
@@ -580,7 +580,7 @@ def test_backups_are_listed_in_columns_however_large_they_are(tmp_path: Path) ->
                 file.truncate(bytes_)  # takes no room
     with vault.store.write(names[2], MANIFEST) as sink:
         sink.write(b"damaged")
-    header, damaged, small, large = listing.table(vault).splitlines()
+    header, damaged, small, large = listing.table(vault).text.splitlines()
     assert damaged.startswith(f"{names[2]}  not verified: The manifest of the backup")
     assert large.split()[3:] == ["1,000,000,000,000", "1,000,000,000", "0042_sessions", "18.1"]
     assert small.split()[3:] == ["5", "7", "0042_sessions", "18.1"]
@@ -597,7 +597,7 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
         assert process.returncode == 0, errors
         return said
 
-    assert "There is no backup" in listing.table(vault)
+    assert "There is no backup" in listing.table(vault).text
     assert "read back and found good" in run("backup")
     (name,) = vault.store.names()
     assert f"{ACCOUNTS:,}" in run("backups")

@@ -62,7 +62,7 @@ def copied_under(vault: Vault, name: str, new: str) -> None:
 def taken(database: str, vault: Vault, keep: retention.Keep = KEEP) -> tuple[str, str]:
     """What the command says, and what it says on the way."""
     stream = io.StringIO()
-    return take.take(database, vault, keep, Progress(stream)), stream.getvalue()
+    return take.take(database, vault, keep, Progress(stream)).text, stream.getvalue()
 
 
 def test_forged_names_from_the_future_delete_no_backup(database: str, vault: Vault) -> None:

@@ -35,7 +35,7 @@ def test_a_drill_restores_the_latest_backup_beside_the_service_and_calls_functio
     with connected(url, isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"CREATE DATABASE {PREFIX}left_by_one_that_died"))
     before = accounts(url)
-    said = drill(vault, url, Progress(io.StringIO()))
+    said = drill(vault, url, Progress(io.StringIO())).text
     assert f"The latest backup, {made.name}, is 0." in said
     assert f"All {sum(made.rows.values())} rows of {len(made.rows)} tables were restored" in said
     assert "8 functions answered as they should on it, to a new user and to 20 of the backup." in said

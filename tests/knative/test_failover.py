@@ -105,7 +105,7 @@ def test_when_a_primary_that_runs_gives_way_nothing_is_lost_and_it_follows_the_o
 ) -> None:
     with registering() as known:
         wait_for(lambda: len(known) > 3)
-        told = failover(tmp_path)
+        told = failover(tmp_path).text
         before = len(known)
         wait_for(lambda: len(known) > before, seconds=RECOVERED_SECONDS)
     assert "nothing is lost" in told
@@ -122,7 +122,7 @@ def test_there_and_back_again(pair: dict[str, Process], supervisor: Supervisor, 
     failover(tmp_path)
     start_again(supervisor, pair["postgresql"])
     catch_up()
-    assert "postgresql is the primary" in failover(tmp_path)
+    assert "postgresql is the primary" in failover(tmp_path).text
     wait_for(is_writable, seconds=RECOVERED_SECONDS)
     assert stored() == {"kim@example.com"}
 
@@ -146,7 +146,7 @@ def test_a_primary_that_hangs_is_killed_and_never_takes_writes_again(
     parent = psutil.Process(popen.pid)
     for process in (parent, *parent.children(recursive=True)):
         process.suspend()
-    told = failover(tmp_path)
+    told = failover(tmp_path).text
     assert "what it had not sent" in told
     wait_for(is_writable, seconds=RECOVERED_SECONDS)
     assert stored() == {"kim@example.com"}

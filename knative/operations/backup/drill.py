@@ -14,7 +14,7 @@ from knative.keys import new_signing_keys
 from knative.operations.backup import restore
 from knative.operations.backup.postgresql import DRILL_LOCK, alone
 from knative.operations.backup.store import Vault
-from knative.terminal import Progress, Refused
+from knative.terminal import Progress, Refused, Result
 
 PREFIX = "aegis_drill_"
 """Of scratch databases. Whoever finds one may drop it."""
@@ -22,7 +22,7 @@ NOBODY = "redis://127.0.0.1:1/0"
 """Functions do without Redis, and must not put what they find in a scratch database into that of the service."""
 
 
-def drill(vault: Vault, database: str, progress: Progress) -> str:
+def drill(vault: Vault, database: str, progress: Progress) -> Result:
     """Restores the latest backup into a scratch database and calls functions on it; returns how it went.
 
     Args:
@@ -45,10 +45,19 @@ def drill(vault: Vault, database: str, progress: Progress) -> str:
         finally:
             server.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     hours = (datetime.now(UTC) - restored.taken_at).total_seconds() / 3600
-    return (
+    rows, tables = sum(restored.rows.values()), len(restored.rows)
+    return Result(
         f"The latest backup, {restored.name}, is {hours:.1f} hours old and good.\n"
-        f"All {sum(restored.rows.values()):,} rows of {len(restored.rows)} tables were restored, in {seconds:.0f} s.\n"
-        f"{answer}"
+        f"All {rows:,} rows of {tables} tables were restored, in {seconds:.0f} s.\n"
+        f"{answer}",
+        {
+            "name": restored.name,
+            "taken_at": restored.taken_at.isoformat(),
+            "rows": rows,
+            "tables": tables,
+            "seconds": round(seconds, 1),
+            "functions": answer,
+        },
     )
 
 

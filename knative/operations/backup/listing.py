@@ -1,26 +1,40 @@
 """What backups there are: `aegis backups`."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from knative.operations.backup import authenticity, manifest
 from knative.operations.backup.store import Vault
-from knative.terminal import aligned
+from knative.terminal import Result, aligned
 
 
-def table(vault: Vault) -> str:
+def table(vault: Vault) -> Result:
     """A line for each backup, the newest first; and for what only seems to be one, with the reason."""
-    lines = [_line(vault, name) for name in vault.store.names() if manifest.is_name(name)]
-    if not lines:
-        return "There is no backup. Take one: aegis backup"
+    found = [_described(vault, name) for name in sorted(vault.store.names(), reverse=True) if manifest.is_name(name)]
+    if not found:
+        return Result("There is no backup. Take one: aegis backup", found)
     header = "backup", "age", "size", "accounts", "schema", "PostgreSQL"
-    return "\n".join(aligned([header, *reversed(lines)], "<>>>"))
+    return Result("\n".join(aligned([header, *map(_line, found)], "<>>>")), found)
 
 
-def _line(vault: Vault, name: str) -> tuple[str, ...]:
+def _described(vault: Vault, name: str) -> dict[str, Any]:
     one = authenticity.problem(vault, name)
     if isinstance(one, str):
-        return name, f"not verified: {one}"
-    age = (datetime.now(UTC) - one.taken_at).total_seconds()
+        return {"name": name, "problem": one}
+    return {
+        "name": name,
+        "taken_at": one.taken_at.isoformat(),
+        "size": one.size,
+        "accounts": one.rows.get("account", 0),
+        "schema": one.schema,
+        "postgresql": one.postgresql,
+        "problem": None,
+    }
+
+
+def _line(one: dict[str, Any]) -> tuple[str, ...]:
+    if one["problem"]:
+        return one["name"], f"not verified: {one['problem']}"
+    age = (datetime.now(UTC) - datetime.fromisoformat(one["taken_at"])).total_seconds()
     shown = f"{age / 86400:.0f} days" if age >= 2 * 86400 else f"{age / 3600:.0f} h"
-    accounts = one.rows.get("account", 0)
-    return name, shown, f"{one.size:,}", f"{accounts:,}", one.schema, one.postgresql
+    return one["name"], shown, f"{one['size']:,}", f"{one['accounts']:,}", one["schema"], one["postgresql"]

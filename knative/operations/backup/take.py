@@ -14,17 +14,17 @@ from knative.operations.backup.manifest import Manifest, Part
 from knative.operations.backup.postgresql import BACKUP_LOCK, alone, connected, pipe, quoted, running
 from knative.operations.backup.store import BEGUN, DUMP, PURGED, Vault
 from knative.operations.backup.streams import Measured, Source, encrypt
-from knative.terminal import Progress, Refused
+from knative.terminal import Progress, Refused, Result
 from shared.postgresql.tables import backup
 
-_ADVICE = "Mend that (room in BACKUP_STORE, the way there, what its key may do), then repeat the command."
+_ADVICE = "Check BACKUP_STORE: free space, the network, the permissions of its key. Then repeat the command."
 
 LOCK_MILLISECONDS = 60_000
 """For so long pg_dump waits for a table that a migration holds."""
 
 
-def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) -> str:
-    """Takes a backup; returns what an operator wants to read of it.
+def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) -> Result:
+    """Takes a backup; returns what an operator wants to know of it.
 
     Args:
         database: its URL, past PgBouncer: a snapshot outlives a transaction of the pooler's.
@@ -55,9 +55,11 @@ def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) 
         vault.store.delete(name, BEGUN)
         kept = retention.apply(vault, taken, keep, progress)
         _remember(connection, taken, vault.store.names(), progress)
-        return (
-            f"{name}: {sum(taken.rows.values()):,} rows in {taken.size:,} bytes, read back and found good, "
-            f"in {time.monotonic() - began:.0f} s. {len(kept)} kept."
+        rows, seconds = sum(taken.rows.values()), time.monotonic() - began
+        return Result(
+            f"{name}: {rows:,} rows in {taken.size:,} bytes, read back and found good, in {seconds:.0f} s. "
+            f"{len(kept)} backups are kept.",
+            {"name": name, "rows": rows, "size": taken.size, "seconds": round(seconds, 1), "kept": len(kept)},
         )
 
 
@@ -131,7 +133,7 @@ def _store(vault: Vault, name: str, part: str, source: Source, *, tell: Callable
 def _delete_what_died(vault: Vault, progress: Progress) -> None:
     for name in vault.store.names():
         if manifest.is_name(name) and manifest.was_begun(vault, name) and not authenticity.has_manifest(vault, name):
-            progress.say(f"deleting {name}, which died half-way")
+            progress.say(f"deleting {name}, which is incomplete")
             vault.store.delete(name)
 
 
