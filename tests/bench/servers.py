@@ -49,6 +49,7 @@ def function(name: str, module: str = "shared.framework.server", **others: str) 
         "LOG_LEVEL": "INFO",
         "TRUSTED_PROXY_HOPS": "1",
         "RATE_LIMIT_EXEMPT_NETWORKS": "",
+        "GATEWAY_KEY": "",  # requests come without a gateway, and say whose they are
         **others,
     }
     return lambda: _server(lambda _port: [sys.executable, "-m", module], variables)

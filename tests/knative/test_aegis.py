@@ -651,6 +651,7 @@ def test_the_other_secrets_stay_and_only_the_owner_reads_the_file(file: Path) ->
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert {path.name for path in file.parent.iterdir()} == {
         file.name,
+        "gateway.env",
         "owner.env",
         "backup.env",
         "backup-identity.txt",

@@ -170,7 +170,7 @@ def test_whatever_logs_is_told_which_environment_it_is(environment: str) -> None
     assert untold <= {"ping"}  # which prints one line for who reads its Job
 
 
-SECRETS_OF_FILES = {"user-service-secrets", "postgres-owner", "backup-secrets"}
+SECRETS_OF_FILES = {"gateway-key", "user-service-secrets", "postgres-owner", "backup-secrets"}
 
 
 def test_no_secret_of_production_is_in_a_file(objects: Objects, environment: str) -> None:

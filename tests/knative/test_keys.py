@@ -23,7 +23,7 @@ def test_new_secrets_are_readable_by_their_owner_alone_and_taken_by_the_settings
 
 def test_the_identity_that_opens_backups_is_in_no_file_that_goes_into_a_cluster(tmp_path: Path) -> None:
     write_secrets(tmp_path / "secrets.env")
-    files = {"secrets.env", "owner.env", "backup.env", "backup-identity.txt"}
+    files = {"secrets.env", "gateway.env", "owner.env", "backup.env", "backup-identity.txt"}
     assert {file.name for file in tmp_path.iterdir()} == files
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
     identity = (tmp_path / "backup-identity.txt").read_text().strip()
@@ -32,6 +32,20 @@ def test_the_identity_that_opens_backups_is_in_no_file_that_goes_into_a_cluster(
     of_backups = read(tmp_path / "backup.env")
     assert of_backups["BACKUP_RECIPIENTS"] == recipient_of(identity)
     assert load({**of_backups, "BACKUP_STORE": "/backups"}, ["backups"])
+
+
+def test_the_gateway_sends_the_first_of_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    write_secrets(file)
+    old = read(file)["GATEWAY_KEY"]
+    assert read(tmp_path / "gateway.env") == {"credential": old}
+    new = "n" * 32
+    for keys, sent in ((f"{old},{new}", old), (f" {new} , {old}", new), (new, new)):
+        file.write_text(file.read_text().replace(f"GATEWAY_KEY={read(file)['GATEWAY_KEY']}", f"GATEWAY_KEY={keys}"))
+        write_secrets(file)
+        assert read(tmp_path / "gateway.env") == {"credential": sent}
+        assert sent.encode() in load(read(file)).gateway_keys
+    assert write_secrets(file) == []
 
 
 def test_an_environment_with_drills_has_an_identity_for_them_that_is_not_the_operators(tmp_path: Path) -> None:

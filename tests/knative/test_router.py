@@ -36,7 +36,7 @@ def lonely_port(supervisor: Supervisor, tmp_path: Path) -> int:
     """Of a router whose functions are all away, and which pages of ORIGIN may call."""
     port, away = free_port(), free_port()
     ports = dict.fromkeys((*functions(), SITE), away)
-    process = router(tmp_path, LOOPBACK, port, free_port(), ports, origins=[ORIGIN])
+    process = router(tmp_path, LOOPBACK, port, free_port(), ports, key="k" * 32, origins=[ORIGIN])
     supervisor.start(process)
     supervisor.wait_until_ready(process, seconds=30)
     return port

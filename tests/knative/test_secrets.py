@@ -102,8 +102,8 @@ def test_keys_of_providers_and_of_tokens_reach_those_alone_that_use_them() -> No
         assert {one for one, names in given.items() if name in names} == {function}
     for name in ("JWT_REFRESH_SECRET_KEY", "JWT_SECRET_KEY"):
         assert {one for one, names in given.items() if name in names} == OF_SIGNERS
-    assert given["jwks"] == {"JWT_PUBLIC_KEYS"}
-    assert given["openid_configuration"] == set()
+    assert given["jwks"] == {"JWT_PUBLIC_KEYS", "GATEWAY_KEY"}
+    assert given["openid_configuration"] == {"GATEWAY_KEY"}
 
 
 def test_a_secret_that_a_function_does_not_use_is_found() -> None:

@@ -17,6 +17,7 @@ from tests.conftest import User
 
 def client_with(monkeypatch: pytest.MonkeyPatch, hops: int, forwarded: str | None, device: str = "") -> Client:
     monkeypatch.setenv("TRUSTED_PROXY_HOPS", str(hops))
+    monkeypatch.delenv("GATEWAY_KEY")
     settings.cache_clear()
     try:
         headers = {"User-Agent": device} | ({"X-Forwarded-For": forwarded} if forwarded is not None else {})

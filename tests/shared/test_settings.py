@@ -52,6 +52,30 @@ def test_production_refuses_to_send_in_plain_text(name: str) -> None:
     assert load({"ENVIRONMENT": "staging"} | plain)
 
 
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_a_function_that_clients_call_does_not_start_without_the_key_of_the_gateway(environment: str) -> None:
+    assert problems({"ENVIRONMENT": environment}, "gateway") == ["GATEWAY_KEY is not set (gateway needs it)"]
+    assert problems({"ENVIRONMENT": environment, "GATEWAY_KEY": " , "}, "gateway") == [
+        "GATEWAY_KEY is not a list of keys of at least 32 visible ASCII characters"
+    ]
+    assert load({"ENVIRONMENT": environment})
+
+
+def test_development_needs_no_key_of_the_gateway() -> None:
+    assert load({"ENVIRONMENT": "development"}, ["gateway"]).gateway_keys == ()
+
+
+def test_a_key_of_the_gateway_can_be_replaced_by_another_beside_it() -> None:
+    assert load({"GATEWAY_KEY": f"{'n' * 32}, {'o' * 32}"}).gateway_keys == (b"n" * 32, b"o" * 32)
+
+
+@pytest.mark.parametrize("keys", ["k" * 31, "k" * 32 + ",short", "k" * 31 + "\u00fc", "k" * 16 + " " + "k" * 16])
+def test_a_key_of_the_gateway_that_is_short_or_fits_no_header_is_refused(keys: str) -> None:
+    assert problems({"GATEWAY_KEY": keys}) == [
+        "GATEWAY_KEY is not a list of keys of at least 32 visible ASCII characters"
+    ]
+
+
 @pytest.mark.parametrize("threads", ["x", "-1", "65", "1.5", "²"])
 def test_threads_are_a_number_from_1_to_64(threads: str) -> None:
     assert problems({"THREADS": threads}) == ["THREADS is not a number from 1 to 64"]

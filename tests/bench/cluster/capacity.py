@@ -25,7 +25,7 @@ SERVERS = {
     "redis": ("deployment/redis", "redis"),
 }
 # Requests come from beside the pod: its queue-proxy is the only proxy, and limits count as in production.
-VARIABLES = {"TRUSTED_PROXY_HOPS": "2", "RATE_LIMIT_EXEMPT_NETWORKS": ""}
+VARIABLES = {"TRUSTED_PROXY_HOPS": "2", "GATEWAY_KEY": "", "RATE_LIMIT_EXEMPT_NETWORKS": ""}
 
 
 def measure(generator: Generator, names: Sequence[str]) -> None:
@@ -82,7 +82,9 @@ def _alone(manifest: Object) -> Object:
         "autoscaling.knative.dev/min-scale": "1",
         "autoscaling.knative.dev/max-scale": "1",
     }
-    template["spec"]["containers"][0]["env"] += [{"name": name, "value": value} for name, value in VARIABLES.items()]
+    (container,) = template["spec"]["containers"]
+    kept = [variable for variable in container["env"] if variable["name"] not in VARIABLES]
+    container["env"] = [*kept, *({"name": name, "value": value} for name, value in VARIABLES.items())]
     return manifest
 
 
