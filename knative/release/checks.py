@@ -11,6 +11,8 @@ from knative.kubernetes import jobs
 from knative.kubernetes.cluster import Cluster, Object, Rejected, in_parallel, named
 from knative.kubernetes.overlays import Environment
 from knative.release.gate import Gate
+from knative.release.inside import GATEWAY_CREDENTIAL
+from knative.release.rollout import credential_of
 from knative.terminal import Progress
 from shared.runtime.manifests import NAMESPACE
 
@@ -40,6 +42,7 @@ OF_THE_COMMAND = (
     ("batch", "jobs", ("get", "create", "patch", "delete")),
     ("serving.knative.dev", "revisions", ("get", "list")),
     ("serving.knative.dev", "services", ("list", "delete")),
+    ("gateway.networking.k8s.io", "httproutes", ("list",)),
     ("coordination.k8s.io", "leases", ("get", "create", "update", "delete")),
 )
 
@@ -166,6 +169,8 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
         told = json.loads(jobs.run(cluster, job, progress, lambda: None).splitlines()[-1])
     except jobs.JobFailed as error:
         return [f"{environment.image}: {error}"]
+    except Rejected as error:
+        return [f"{named(job)}: {error}. An administrator of the cluster may have to run aegis prepare again"]
     except (ValueError, IndexError):
         return [f"{environment.image}: it is none of this product: it says nothing of its settings"]
     finally:
@@ -195,4 +200,8 @@ def with_settings(environment: Environment) -> Object:
     secrets = sorted(set(re.findall(r'"secretKeyRef": {"key": "[^"]+", "name": "([^"]+)"', functions)))
     container.setdefault("envFrom", []).extend({"secretRef": {"name": name}} for name in secrets)
     container["env"] = [*kept, *({"name": name, "value": value} for name, value in literals.items())]
+    for one in environment.rest:
+        if one["kind"] == "HTTPRouteFilter" and (secret := credential_of(one)):
+            reference = {"secretKeyRef": {"name": secret, "key": "credential"}}
+            container["env"].append({"name": GATEWAY_CREDENTIAL, "valueFrom": reference})
     return job

@@ -105,6 +105,7 @@ def _bring(
     command = ["python", "-m", "knative.release.inside", "smoke", *names]
     smoke = jobs.derived(migration, f"smoke-r{release.number}", command, FUNCTION_URL=url)
     progress.say(jobs.run(cluster, smoke, progress, check).splitlines()[-1])
+    rollout.send_gateway_key(cluster, release, check, progress)
 
     # Shares of the traffic are there to be watched: without a gate nobody looks, and the release takes all of it.
     for percent in SHARES if release.before and gate else (100,):

@@ -26,6 +26,9 @@ READY_SECONDS = 240.0
 NAME_SECONDS = 15.0
 """For the name of a function to resolve. DNS caches for a few seconds that a name does not exist."""
 AT_ONCE = 4
+GATEWAY_CREDENTIAL = "GATEWAY_CREDENTIAL"
+"""What the gateway sends as its key, for the Job that looks at the settings alone."""
+UNKNOWN_CREDENTIAL = "the Secret gateway-key holds none of GATEWAY_KEY: all clients would share one address"
 
 
 def problems(environment: Mapping[str, str]) -> list[str]:
@@ -33,9 +36,12 @@ def problems(environment: Mapping[str, str]) -> list[str]:
     needed: set[Dependency] = {"kafka"}
     needed.update(*(uses(function) for function in load_all()))
     try:
-        load(environment, needed)
+        settings_ = load(environment, needed)
     except InvalidSettings as error:
         return list(error.problems)
+    sent = environment.get(GATEWAY_CREDENTIAL)
+    if sent is not None and sent.encode() not in settings_.gateway_keys:
+        return [UNKNOWN_CREDENTIAL]
     return []
 
 
@@ -114,14 +120,15 @@ def _wrong_answer(name: str, base: str) -> str:
 def _refused(function: HttpFunction) -> tuple[str, str, set[int]]:
     """A call that changes nothing: method, path, and the statuses that may answer it."""
     if function.path == "/*":
-        return "GET", "/nowhere", {404}
+        return "GET", "/nowhere", {404, 429}
     path = function.path
     for parameter in [part for part in path.split("/") if part.startswith("{")]:
         path = path.replace(parameter, str(UUID(int=0)))
+    # Whoever calls past the gateway, as this does, shares one limit, which others may have used up: 429.
     if function.authenticated:
-        return function.method, path, {401}
+        return function.method, path, {401, 429}
     # Without a body, or with an empty one: what takes neither says so, the others answer.
-    return function.method, path, {function.status, 400, 401, 422}
+    return function.method, path, {function.status, 400, 401, 422, 429}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from knative.kubernetes import jobs
@@ -12,6 +12,7 @@ from knative.release.records import LABEL, Release
 from knative.terminal import Progress, Refused
 
 SERVING = "serving.knative.dev/v1"
+ROUTES = "gateway.networking.k8s.io/v1"
 START_SECONDS = 300.0
 """For the first pod of each new revision, and for servers; nodes may have to be added first."""
 STARTING_AT_ONCE = 12
@@ -29,6 +30,9 @@ _ROUTES_FIRST = ("HTTPRoute", "Trigger", "PingSource", "CronJob")
 _PATIENT = frozenset({"", "Deploying", "Unschedulable", "ContainerCreating", "PodInitializing", "Resolving", "Queued"})
 _WITH_READY = frozenset({"Cluster", "Kafka", "ExternalSecret"})
 """Kinds of operators whose condition Ready says that what they are for is there."""
+
+_TAKEN = frozenset({"Accepted", "ResolvedRefs"})
+"""Conditions of an HTTPRoute that say whether the gateway serves it as it is."""
 
 Check = Callable[[], None]
 Traffic = Mapping[str, int]
@@ -154,8 +158,87 @@ def _flipped(function: Object, revision_: str) -> list[Object]:
     return [target | {"percent": 100 if target["revisionName"] == revision_ else 0} for target in kept]
 
 
+def send_gateway_key(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
+    """Lets the gateway send its key with the routes that are there, for functions of this release that ask for it.
+
+    All else of these routes stays until the release's own are applied. Functions that know no key overlook it.
+
+    Raises:
+        Refused: the gateway does not take it, and the routes are as they were.
+    """
+    filters = [one for one in release.objects if one["kind"] == "HTTPRouteFilter" and credential_of(one)]
+    if not filters:
+        return
+    in_parallel(cluster.apply, filters)
+    names = {one["metadata"]["name"] for one in filters}
+    wanted = {one["metadata"]["name"]: _filters(one, names) for one in release.objects if one["kind"] == "HTTPRoute"}
+    before: dict[str, list[Object]] = {}
+    after: dict[str, list[Object]] = {}
+    for route in cluster.list(ROUTES, "HTTPRoute"):
+        name, rules = route["metadata"]["name"], route["spec"]["rules"]
+        had = _filters(route, names)
+        if missing := [added for key_, added in wanted.get(name, {}).items() if key_ not in had]:
+            before[name] = rules
+            after[name] = [rule | {"filters": [*rule.get("filters", ()), *missing]} for rule in rules]
+    # The first alone: a route that the gateway does not take answers 500.
+    for some in (list(after)[:1], list(after)[1:]):
+        try:
+            _set_rules(cluster, {name: after[name] for name in some})
+            _wait_for_gateway(cluster, some, check, progress)
+        except BaseException:
+            _set_rules(cluster, {name: before[name] for name in some})
+            raise
+    if after:
+        progress.say(f"the gateway sends its key to {len(after)} functions")
+
+
+def credential_of(route_filter: Object) -> str:
+    """The Secret whose credential an HTTPRouteFilter adds to requests; empty where it adds none."""
+    injection = route_filter["spec"].get("credentialInjection")
+    return str(injection["credential"]["valueRef"]["name"]) if injection else ""
+
+
+def _filters(route: Object, names: Collection[str]) -> dict[str, Object]:
+    """Those HTTPRouteFilters of a route that have one of these names."""
+    filters = [one for rule in route["spec"]["rules"] for one in rule.get("filters", ()) if "extensionRef" in one]
+    return {name: one for one in filters if (name := one["extensionRef"]["name"]) in names}
+
+
+def _set_rules(cluster: Cluster, rules: Mapping[str, list[Object]]) -> None:
+    def change(name: str) -> None:
+        route = {"apiVersion": ROUTES, "kind": "HTTPRoute", "metadata": {"name": name}}
+        cluster.set(route, {"spec": {"rules": rules[name]}})
+
+    in_parallel(change, rules)
+
+
+def _wait_for_gateway(cluster: Cluster, routes: Collection[str], check: Check, progress: Progress) -> None:
+    """
+    Raises:
+        Refused: the gateway does not take one of these routes as it is now.
+    """
+    deadline = time.monotonic() + TRAFFIC_SECONDS
+    waiting = {*routes}
+    while waiting:
+        check()
+        for route in cluster.list(ROUTES, "HTTPRoute"):
+            parents = route.get("status", {}).get("parents", ())
+            told = [one for parent in parents for one in parent["conditions"] if one["type"] in _TAKEN]
+            is_new = all(one["observedGeneration"] == route["metadata"]["generation"] for one in told)
+            if told and is_new and (name := route["metadata"]["name"]) in waiting:
+                if refused := [one for one in told if one["status"] != "True"]:
+                    raise Refused(f"The gateway does not take HTTPRoute {name}: {refused[0]['message']}")
+                waiting.remove(name)
+        if waiting and time.monotonic() > deadline:
+            raise Refused(f"The gateway has not taken {', '.join(sorted(waiting))} after {TRAFFIC_SECONDS:.0f} s.")
+        if waiting:
+            progress.wait(f"waiting for the gateway to take {len(waiting)} routes")
+            time.sleep(POLL_SECONDS / 2)
+
+
 def put_in_effect(cluster: Cluster, release: Release, instead_of: Release, check: Check, progress: Progress) -> None:
     """Brings back a release as it was, traffic first, in place of a later one."""
+    send_gateway_key(cluster, release, check, progress)
     shares = {one["metadata"]["name"]: {revision(one, release.number): 100} for one in functions_of(release)}
     there = {one["metadata"]["name"]: one for one in cluster.list(SERVING, "Service")}
     flipped = {name: _flipped(there[name], *shares[name]) for name in shares if name in there}

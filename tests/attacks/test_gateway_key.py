@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from knative.local.supervisor import Supervisor
-from shared.clients import GATEWAY_KEY_HEADER
+from shared.http.clients import GATEWAY_KEY_HEADER
 from tests.attacks.attacker import USERS, Caller, loopback_address
 from tests.servers import function_process
 
