@@ -145,7 +145,7 @@ class Settings:
     delivery_jwks: str
     """The cluster's public keys (RFC 7517), which verify these tokens."""
     gateway_keys: tuple[bytes, ...]
-    """The gateway sends the first with each request; all are accepted, so that it can change. See shared/http/clients.py."""
+    """The gateway sends the first with each request; all are accepted, so that it can change."""
     passkey_domain: str
     """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
     trusted_proxy_hops: int

@@ -9,9 +9,10 @@ from tests.conftest import ROOT
 
 
 def commands(document: Path) -> dict[str, list[str]]:
-    """The indented blocks of a document, by the heading (# or ##) above them."""
+    """The indented blocks of a document, by the heading (# or ##) above them. Fenced blocks are no commands."""
     found: dict[str, list[str]] = {}
-    for section in re.split(r"^##? ", document.read_text(), flags=re.MULTILINE)[1:]:
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for section in re.split(r"^##? ", text, flags=re.MULTILINE)[1:]:
         heading, _, text = section.partition("\n")
         blocks = re.findall(r"(?:^    .*\n)+", text, flags=re.MULTILINE)
         found[heading] = [textwrap.dedent(block) for block in blocks]

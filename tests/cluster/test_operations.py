@@ -136,6 +136,21 @@ def test_rotate_other_secrets() -> None:
     assert "read back and found good" in run(of_the_backups)
 
 
+def test_rotate_the_gateways_key() -> None:
+    (step,) = PAGE["Rotate the gateway's key"]
+    (old,) = [line for line in (SECRETS / "gateway.env").read_text().splitlines() if line.startswith("credential=")]
+    old, new = old.removeprefix("credential="), secrets.token_hex(32)
+    sent = []
+    for keys in (f"{old},{new}", f"{new},{old}", new):
+        put("secrets.env", "GATEWAY_KEY", keys)
+        run(step)
+        sent.append((SECRETS / "gateway.env").read_text().strip())
+        # Who comes from the cluster's own network shares no limit; all clients would, if no function took the key.
+        status, _, headers = call("GET", f"{USERS}/me")
+        assert (status, headers["RateLimit"]) == (401, None)
+    assert sent == [f"credential={old}", f"credential={new}", f"credential={new}"]
+
+
 def put(file: str, name: str, value: str) -> None:
     """What the operator does in an editor."""
     path = SECRETS / file
