@@ -140,6 +140,8 @@ def make_secrets() -> None:
     if "user-service-secrets" not in namespaced("get", "secrets", "-o", "name"):
         namespaced("create", "secret", "generic", "user-service-secrets", f"--from-env-file={file}")
         owner = f"--from-env-file={file.with_name('owner.env')}"
+        sent = f"--from-env-file={file.with_name('gateway.env')}"
+        namespaced("create", "secret", "generic", "gateway-key", sent)
         namespaced("create", "secret", "generic", "postgres-owner", of_type, owner)
         namespaced("create", "secret", "generic", "postgres-functions", of_type, *login)
 

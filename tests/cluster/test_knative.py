@@ -126,6 +126,26 @@ def test_a_pod_of_another_namespace_calls_the_api_by_the_guides_service_name() -
     assert printed.split() == ["200", "401"] * len(hosts)
 
 
+FORGE = """
+import http.client, sys
+for forwarded in sys.argv[2:]:
+    connection = http.client.HTTPConnection("kourier-internal.kourier-system.svc.cluster.local", timeout=60)
+    headers = {"Host": sys.argv[1], "X-Forwarded-For": forwarded, "X-Gateway-Key": "0" * 64}
+    connection.request("GET", "/api/v1/users/me", headers=headers)
+    print(connection.getresponse().headers["RateLimit"])
+"""
+
+
+def test_a_pod_that_calls_a_function_past_the_gateway_does_not_choose_the_address_that_it_counts_for() -> None:
+    """One of them shares no limit in development, and each would have one of its own."""
+    forged = ("10.1.2.3", "198.51.100.1", "198.51.100.2, 10.1.2.3, 10.1.2.3")
+    run = ("run", "forger", "--rm", "--attach", "--quiet", "--restart=Never", f"--image={IMAGE}")
+    host = f"get-profile.{NAMESPACE}.svc.cluster.local"
+    printed = kubectl("--namespace", "default", *run, "--command", "--", "python", "-c", FORGE, host, *forged)
+    left = [int(line.split(";")[1].removeprefix("r=")) for line in printed.split()]
+    assert left == [left[0], left[0] - 1, left[0] - 2]
+
+
 def test_a_callers_request_id_comes_back_through_the_gateway() -> None:
     assert call("GET", "/nowhere", **{"X-Request-Id": "the-callers-own"})[2]["X-Request-Id"] == "the-callers-own"
 
