@@ -22,10 +22,10 @@ STUCK_SECONDS = 20.0
 _STUCK = {
     "ErrImagePull": "its image cannot be pulled",
     "ImagePullBackOff": "its image cannot be pulled",
-    "InvalidImageName": "its image has no valid name",
+    "InvalidImageName": "the name of its image is invalid",
     "ErrImageNeverPull": "its image is not on the node",
-    "CreateContainerConfigError": "its settings or secrets are not there",
-    "CreateContainerError": "its container cannot be made",
+    "CreateContainerConfigError": "its settings or secrets are missing",
+    "CreateContainerError": "its container cannot be created",
 }
 
 
@@ -66,7 +66,7 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         check()
         live = cluster.live(job)
         if live is None:
-            raise JobFailed(f"The Job {name} has no result: somebody has deleted it.")
+            raise JobFailed(f"The Job {name} has no result: it was deleted while it ran.")
         status = live.get("status", {})
         pods = cluster.list("v1", "Pod", f"job-name={name}")
         if status.get("succeeded"):

@@ -70,7 +70,7 @@ def environment(name: str, tag: str) -> Environment:
         known = ", ".join(sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml")))
         raise Refused(f"Nothing was changed. There is no environment {name}; there are: {known}.")
     if not (_TAG.fullmatch(tag) or _DIGEST.fullmatch(tag)):
-        raise Refused(f"Nothing was changed. {tag} is neither the tag of an image nor a digest as sha256:...")
+        raise Refused(f"Nothing was changed. {tag} is neither the tag of an image nor a digest such as sha256:...")
     foundation = render(folder / "migration")
     everything = render(folder)
     repository = _repository(everything)

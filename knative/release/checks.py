@@ -49,7 +49,7 @@ OF_THE_COMMAND = (
 
 def problems(cluster: Cluster, environment: Environment, gate: Gate | None, progress: Progress) -> list[str]:
     """Everything that is wrong, and nothing is changed to find out but a Job that is deleted again."""
-    progress.wait(f"asking {cluster.context} whether it can take the release")
+    progress.wait(f"checking the cluster {cluster.context}")
     try:
         version = cluster.request("GET", "/version")["gitVersion"]
     except Rejected as error:
@@ -63,7 +63,7 @@ def problems(cluster: Cluster, environment: Environment, gate: Gate | None, prog
     if not unprepared:
         found += _image(cluster, environment, progress)
     if not found:
-        progress.say(f"{cluster.context} (Kubernetes {version}) can take it")
+        progress.say(f"{cluster.context} (Kubernetes {version}) is ready for the release")
     return found
 
 
@@ -72,7 +72,7 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
         controller = cluster.get("apps/v1", "Deployment", "controller", SERVING)
         features = cluster.get("v1", "ConfigMap", "config-features", SERVING) or {}
     except Rejected as error:
-        yield f"Knative Serving: its version and flags cannot be read: {error}"
+        yield f"the version and the flags of Knative Serving cannot be read: {error}"
         return
     version = ((controller or {}).get("metadata", {}).get("labels", {})).get("app.kubernetes.io/version", "")
     if not controller:
@@ -83,7 +83,7 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
     used = {field for one in environment.functions for field in FLAGS if field in one["spec"]["template"]["spec"]}
     for field in sorted(used):
         if features.get("data", {}).get(FLAGS[field], "disabled") != "enabled":
-            yield f"Knative Serving: functions use {field}, and {FLAGS[field]} in config-features is not enabled"
+            yield f"functions use {field}: enable {FLAGS[field]} in the ConfigMap config-features of {SERVING}"
 
 
 def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
@@ -130,12 +130,12 @@ def _prepared(cluster: Cluster, environment: Environment) -> Iterator[str]:
             return f"{named(stated)} cannot be read: {error}"
         if live is None:
             return f"{named(stated)} is not in the cluster"
-        return None if holds(live, stated) else f"{named(stated)} is not as the environment states it"
+        return None if holds(live, stated) else f"{named(stated)} differs from the environment"
 
     found = in_parallel(problem, [one for one in environment.prepared if one["kind"] != "Secret"])
     if problems := list(filter(None, found)):
         yield from problems
-        yield f"an administrator of the cluster has to run: aegis prepare --environment {environment.name}"
+        yield f"a cluster administrator must run: aegis prepare --environment {environment.name}"
 
 
 def holds(live: Any, stated: Any) -> bool:
@@ -172,7 +172,7 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
     except Rejected as error:
         return [f"{named(job)}: {error}. An administrator of the cluster may have to run aegis prepare again"]
     except (ValueError, IndexError):
-        return [f"{environment.image}: it is none of this product: it says nothing of its settings"]
+        return [f"{environment.image}: it is not an image of this service: it did not report its settings"]
     finally:
         cluster.delete(job)
     return [f"settings: {problem}" for problem in told["problems"]]

@@ -38,9 +38,7 @@ def deploy(
     """
     if problems := checks.problems(cluster, environment, gate, progress):
         raise Refused(
-            "\n".join(
-                [f"Nothing was changed. What is in the way ({len(problems)}):", *(f"- {one}" for one in problems)]
-            )
+            "\n".join([f"Nothing was changed. Problems ({len(problems)}):", *(f"- {one}" for one in problems)])
         )
     with interruptible(), Lease(cluster, progress) as lease:
         kept = records.releases(cluster)
@@ -51,8 +49,8 @@ def deploy(
         release.objects = [*environment.functions, *environment.rest]
         records.save(cluster, release)
         progress.say(
-            f"{release.name} begins"
-            + (f", in place of {live.name if live else 'what runs now'}" if release.before else "")
+            f"{release.name} starts"
+            + (f", replacing {live.name if live else 'what runs now'}" if release.before else "")
         )
         try:
             _bring(cluster, environment, release, gate=gate, hold=hold, check=lease.check, progress=progress)
@@ -117,7 +115,7 @@ def _bring(
 
     step("relay, dispatcher and routes")
     rollout.late(cluster, release, check, progress)
-    progress.say("relay, dispatcher and routes are those of the release")
+    progress.say("relay, dispatcher and routes are updated")
 
     step("verifies")
     for one in environment.rest:
@@ -135,7 +133,7 @@ def _watch(gate: Gate, release: Release, hold: int, check: Check, progress: Prog
     while (elapsed := time.monotonic() - started) < hold or not gate.sees(release.number):
         check()
         if elapsed > hold + BLIND_SECONDS:
-            raise Refused("Prometheus has no metrics of the new revisions, so its alerts say nothing of them.")
+            raise Refused("Prometheus has no metrics of the new revisions, so no alert can be checked for them.")
         progress.wait(f"watching the alert rules, {max(0, hold - int(elapsed)) // 10 * 10} s more")
         time.sleep(LOOK_SECONDS)
         if alerts := gate.alerts(release.number, max(15, hold)):
@@ -164,20 +162,20 @@ def _undo(cluster: Cluster, release: Release, live: Release | None, gate: Gate |
     except (Refused, Rejected) as error:
         return (
             f"{release.name} FAILED, AND SO DID THE WAY BACK: {error}\n"
-            "Run aegis rollback as soon as the cluster answers: it begins with this."
+            "Run aegis rollback as soon as the cluster answers: it takes this release back first."
         )
-    told = f"{release.name} failed when it was at: {step}. "
+    told = f"{release.name} failed at the step: {step}. "
     if step in _BEFORE_TRAFFIC:
-        return told + "No traffic has reached it."
+        return told + "It received no traffic."
     told += (
-        f"The traffic is back at {live.name if live else 'what ran before'}." if release.before else "It is taken away."
+        f"The traffic is back on {live.name if live else 'what ran before'}." if release.before else "It was removed."
     )
     if gate:
         try:
             requests, failed = gate.requests(release.number)
-            told += f" It has answered {requests} requests, {failed} of them with a 5xx."
+            told += f" It answered {requests} requests, {failed} of them with a 5xx."
         except Refused as error:
-            told += f" How many requests it met is not known: {error}"
+            told += f" How many requests it answered is unknown: {error}"
     return told
 
 
@@ -236,7 +234,7 @@ def _forget(cluster: Cluster, kept: Sequence[Release], progress: Progress) -> No
         name = one["metadata"]["name"]
         if name.startswith("user-service-config-") and f'"{name}"' not in used:
             cluster.delete(one | {"apiVersion": "v1", "kind": "ConfigMap"})
-            progress.say(f"deleted ConfigMap {name}, which no kept release has")
+            progress.say(f"deleted ConfigMap {name}, which no kept release uses")
 
 
 def _reason(error: BaseException) -> str:
@@ -244,7 +242,7 @@ def _reason(error: BaseException) -> str:
         case KeyboardInterrupt():
             return "Interrupted."
         case Rejected():
-            return f"The API server refuses: {error}"
+            return f"The API server refused a request: {error}"
         case Refused():
             return str(error)
     return f"Unexpected: {type(error).__name__}: {error}"

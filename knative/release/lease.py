@@ -48,10 +48,10 @@ class Lease:
             if seen and renewed != seen:
                 raise Refused(
                     f"Nothing was changed. Another release is under way: {spec.get('holderIdentity')}.\n"
-                    "Wait until it has ended: aegis releases shows what it does."
+                    "Wait until it has ended: aegis releases shows its progress."
                 )
             seen = renewed
-            self._progress.wait(f"waiting for the lease of {spec.get('holderIdentity')} to be renewed or to run out")
+            self._progress.wait(f"waiting until {spec.get('holderIdentity')} renews the lease or it expires")
             time.sleep(RENEW_SECONDS + 1)
         self._renewal.start()
         return self

@@ -58,7 +58,7 @@ def status(cluster: Cluster) -> list[dict[str, Any]]:
                 "traffic": rollout.traffic_of(one),
                 "pods": pods.count(name),
                 "ready": is_ready,
-                "reason": "" if is_ready else ready.get("message") or "it has not been looked at yet",
+                "reason": "" if is_ready else ready.get("message") or "Knative has not processed it yet",
                 "url": urls.get(name) or one.get("status", {}).get("url", ""),
             }
         )
@@ -83,7 +83,7 @@ def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
     wanted = {key(one) for one in environment.objects}
     for one in live_release.objects if live_release else ():
         if key(one) not in wanted and one["kind"] not in PREPARED:
-            found[named(one)] = "is deleted: the environment does not have it"
+            found[named(one)] = "will be deleted: the environment does not have it"
     return {name: text for name, text in found.items() if text}
 
 

@@ -28,7 +28,7 @@ def rollback(cluster: Cluster, wanted: str | None, progress: Progress) -> Releas
         finish_interrupted(cluster, kept, lease.check, progress)
         live = live_one(kept)
         if live is None:
-            raise Refused("No release that aegis deploy has completed is in this cluster.")
+            raise Refused("This cluster has no release that aegis deploy has completed.")
         if was_interrupted and wanted is None:
             return live
         target = _target(kept, live, wanted)
@@ -69,6 +69,6 @@ def _check_revisions(cluster: Cluster, target: Release) -> None:
     gone = [name for name, is_there in zip(names, found, strict=True) if not is_there]
     if gone:
         raise Refused(
-            f"Nothing was changed. Knative has collected {len(gone)} revisions of {target.name}, as {gone[0]}.\n"
+            f"Nothing was changed. Knative has collected {len(gone)} revisions of {target.name}, such as {gone[0]}.\n"
             f"Deploy it again: aegis deploy {target.tag} --environment {target.environment}"
         )

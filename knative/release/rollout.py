@@ -124,7 +124,7 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
         if starting:
             time.sleep(POLL_SECONDS)
     _wait_for_traffic(cluster, shares, check, progress)
-    progress.say(f"{count} new revisions are ready, and have no traffic")
+    progress.say(f"{count} new revisions are ready, without traffic")
 
 
 def shift(cluster: Cluster, release: Release, percent: int, check: Check, progress: Progress) -> None:
@@ -300,7 +300,7 @@ def wait_for_servers(cluster: Cluster, manifests: list[Object], check: Check, pr
         if time.monotonic() > deadline:
             names = ", ".join(map(named, waiting))
             raise Refused(
-                f"{names}: not up after {START_SECONDS:.0f} s{''.join(_why_not(cluster, one) for one in waiting)}"
+                f"{names}: not ready after {START_SECONDS:.0f} s{''.join(_why_not(cluster, one) for one in waiting)}"
             )
         progress.wait(f"waiting for {', '.join(map(named, waiting))}")
         watched = waiting
@@ -342,9 +342,9 @@ def _wait_for_traffic(cluster: Cluster, wanted: Mapping[str, Traffic], check: Ch
                 "message", "no reason is known"
             )
             raise Refused(
-                f"The traffic of {', '.join(waiting)} is not where it should be after {TRAFFIC_SECONDS:.0f} s: {reason}"
+                f"The traffic of {', '.join(waiting)} was not switched within {TRAFFIC_SECONDS:.0f} s: {reason}"
             )
-        progress.wait(f"the traffic of {len(wanted) - len(waiting)} of {len(wanted)} functions is where it should be")
+        progress.wait(f"the traffic of {len(wanted) - len(waiting)} of {len(wanted)} functions is switched")
         time.sleep(POLL_SECONDS / 2)
 
 

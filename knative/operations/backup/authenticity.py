@@ -37,14 +37,14 @@ def good(vault: Vault) -> set[str]:
 def problem(vault: Vault, name: str) -> Manifest | str:
     """A good backup's manifest, or what is wrong with what has this name."""
     if manifest.taken_at(name) > datetime.now(UTC) + AHEAD:
-        return "its name is of the future"
+        return "its name is in the future"
     try:
         found = manifest.read(vault, name)
         for part, stated in ((DUMP, found.dump), (PURGED, found.purged)):
             if vault.store.size(name, part) != stated.size:
                 return f"{part} has another size than the manifest states"
     except Missing:
-        return "an object of it is not there"
+        return "one of its objects is missing"
     except Refused as error:
         return str(error).partition("\n")[0]
     return found
@@ -115,7 +115,7 @@ def _remembered(found: Manifest, database: str) -> str:
     except (Refused, DBAPIError):
         size = None
     if size is None:
-        return "WARNING: the database remembers none of this name: you alone vouch for it."
+        return "WARNING: the database has no record of this name: only you vouch for it."
     if size != found.size:
         return f"WARNING: the database remembers {size:,} bytes, and it has {found.size:,}: look before you restore it."
     return "Its size is as the database remembers it."

@@ -25,7 +25,7 @@ def read(file: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"Nothing was changed. The identity cannot be read: {error}.") from None
     if not found:
-        raise Refused("Nothing was changed. There is no age identity (AGE-SECRET-KEY-1...) in what --identity names.")
+        raise Refused("Nothing was changed. --identity names nothing that holds an age identity (AGE-SECRET-KEY-1...).")
     return found
 
 

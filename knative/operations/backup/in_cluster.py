@@ -61,14 +61,14 @@ def run(
             owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": command, "uid": of_its_own["metadata"]["uid"]}
             job["metadata"]["ownerReferences"] = [owner | {"controller": True}]
     except Rejected as error:
-        raise Refused(f"Nothing was changed. The API server refuses: {error}") from error
+        raise Refused(f"Nothing was changed. The API server refused a request: {error}") from error
     name = job["metadata"]["name"]
-    progress.say(f"Job {name} in {cluster.context}; it goes on if this command is ended")
+    progress.say(f"Job {name} in {cluster.context}; it continues if this command is stopped")
     try:
         return jobs.run(cluster, job, progress, _Identities(cluster, job, identities) if identities else lambda: None)
     except Rejected as error:
         raise Refused(
-            f"The API server refuses: {error}\nThe Job may run all the same. Look before you try again: "
+            f"The API server refused a request: {error}\nThe Job may be running anyway. Check before you try again: "
             f"kubectl -n {NAMESPACE} logs -f job/{name}"
         ) from error
 
@@ -111,4 +111,4 @@ def hand_over(context: str, pod: str, identities: tuple[str, ...]) -> None:
             if identity.TAKEN in said:
                 attached.kill()  # it would stay until the pod ends, or until a proxy on the way ends it
                 return
-    raise Refused(f"Nothing was changed. The pod {pod} does not take the identity: {said.strip()}")
+    raise Refused(f"Nothing was changed. The pod {pod} did not accept the identity: {said.strip()}")

@@ -133,7 +133,7 @@ def _authentic(vault: Vault, name: str, part: str) -> bytes:
         number = stated.get("format")
         if isinstance(number, int) and number > FORMAT:
             raise Refused(
-                f"The backup {name} has the format {number}, and this program knows {FORMAT} alone.\n"
+                f"The backup {name} has the format {number}, and this program reads only {FORMAT}.\n"
                 "Use the release that made it."
             )
         content, code = str(stated["manifest"]), str(stated["hmac_sha256"])

@@ -41,7 +41,7 @@ def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[C
         if isinstance(error, DBAPIError) and not is_unavailable(error):
             raise
         raise Refused(
-            f"Nothing was changed. The database at {name_of(database)} cannot be reached, or takes no more connections."
+            f"Nothing was changed. The database at {name_of(database)} cannot be reached, or accepts no connections."
         ) from error
     with connection:
         yield connection.execution_options(isolation_level=isolation)

@@ -133,10 +133,10 @@ def restore(
     _refuse_a_newer_schema(backup)
     progress.say(f"{backup.name}: {sum(backup.rows.values()):,} rows, {backup.size:,} bytes, schema {backup.schema}")
     check.check(vault, backup, progress)
-    progress.say("it is whole, and opens with this key")
+    progress.say("it is complete and decrypts with this key")
     purged = _newest_purged(vault, backup, progress)
     _bring_in(vault, backup, purged, into, progress, force=force)
-    progress.say(f"restored into {name_of(into)}; the rows of each table are as many as in the backup")
+    progress.say(f"restored into {name_of(into)}; each table has as many rows as in the backup")
     _migrate(into)
     progress.say("migrated to the schema of this program")
     return backup
@@ -169,15 +169,15 @@ def _refuse_what_is_older(vault: Vault, backup: Manifest, databases: Collection[
     """Who may delete in the store can hide the newest, but not what the databases remember."""
     remembered = max(map(authenticity.newest_known, databases), default="")
     if not remembered:
-        progress.say(f"no database that is reached knows which backup is the newest: see that it is {backup.name}")
+        progress.say(f"no database can say which backup is the newest: make sure that it is {backup.name}")
     latest = next(authenticity.newest_first(vault), backup)
     newest = max(latest.name, remembered)
     if newest > backup.name:
         raise Refused(
             f"Nothing was changed. {backup.name} is older than the newest backup that is known, {newest}"
             f"{'' if authenticity.has_manifest(vault, newest) else ', which is not in the store any more'}.\n"
-            "What was changed since comes back as it was: suspended accounts may log in, removed roles, passkeys and "
-            "old passwords count again.\nIf that is what you want: --older"
+            "It undoes every change since: suspended accounts can log in again; removed roles, passkeys and old "
+            "passwords work again.\nTo restore it anyway: --older"
         )
 
 
@@ -190,7 +190,7 @@ def _refuse_what_is_not_empty(into: str) -> None:
                 raise
             raise Refused(
                 f"Nothing was changed. The database {name_of(into)} is not empty.\n"
-                "To replace all that it holds: --force. To look at the backup beside it: --into another database."
+                "To replace all that it holds: --force. To inspect the backup instead: --into another database."
             ) from None
 
 
@@ -209,7 +209,7 @@ def _newest_purged(vault: Vault, backup: Manifest, progress: Progress) -> Manife
         try:
             check.check_purged(vault, found)
         except Refused as error:
-            progress.say(f"who was purged until {found.name} is not known: {error}")
+            progress.say(f"who was purged before {found.name} is unknown: {error}")
             continue
         return found
     return backup
@@ -230,7 +230,7 @@ def _bring_in(vault: Vault, backup: Manifest, purged: Manifest, into: str, progr
             script = ("--file=-", "--no-owner", "--no-privileges", "--exit-on-error")
             with running("pg_restore", *script, stdin=subprocess.PIPE, stdout=to) as pg_restore:
                 check.read(vault, backup, DUMP, pipe(pg_restore.stdin), tell=tell)
-            progress.say("all of it is read; PostgreSQL builds the indexes and counts")
+            progress.say("all rows are loaded; PostgreSQL builds the indexes and counts them")
             _say(to, _counts(backup.rows), _FORGET)
     except ProgramFailed as error:
         raise Refused(f"Nothing was changed. {error}") from error
@@ -270,7 +270,7 @@ def _migrate(into: str) -> None:
     )
     if done.returncode:
         raise Refused(
-            f"The backup is restored, but not migrated: {done.stderr.strip()}\n"
-            "Start no function before that is done: python -m shared.postgresql.migrate, with OWNER_DATABASE_URL and "
+            f"The backup was restored, but the migration failed: {done.stderr.strip()}\n"
+            "Start no function before this succeeds: python -m shared.postgresql.migrate, with OWNER_DATABASE_URL and "
             "DATABASE_URL of this database."
         )

@@ -42,7 +42,7 @@ def apply(vault: Vault, taken: Manifest, keep: Keep, progress: Progress) -> list
     if taken.name not in kept:
         raise Refused(
             f"The backup {taken.name} would not survive: it is not in the store as written. Nothing was deleted.\n"
-            "Look at who else writes to BACKUP_STORE, and at the clock of this machine."
+            "Check who else writes to BACKUP_STORE, and the clock of this machine."
         )
     for name in good - kept:
         vault.store.delete(name)

@@ -223,7 +223,7 @@ class Bucket:
                 raise Missing from error
             raise Refused(
                 f"The bucket {self._bucket} refuses {error.operation_name}: {message} ({code}).\n"
-                "Check BACKUP_STORE, AWS_ENDPOINT_URL, and what the key of AWS_ACCESS_KEY_ID may do."
+                "Check BACKUP_STORE, AWS_ENDPOINT_URL, and the permissions of AWS_ACCESS_KEY_ID."
             ) from error
         except (HTTPClientError, NotConnected) as error:
             raise OSError(f"the bucket {self._bucket} cannot be reached: {error}") from error
