@@ -1,6 +1,6 @@
 """Runs a scenario and fails exactly when an alert of production would fire: `make loadtest`.
 
-    SCENARIO=smoke URL=http://127.0.0.1:8080 python -m loadtests.run
+    SCENARIO=smoke URL=http://localhost:8080 python -m loadtests.run
 
 Exits with 0 when all alerts stayed quiet, 1 when one fired, 2 when the run failed or was too small to judge.
 """
@@ -32,7 +32,7 @@ TO_ZERO_SECONDS = 480
 
 def main() -> None:
     name = os.environ.get("SCENARIO") or "smoke"
-    url = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
+    url = (os.environ.get("URL") or "http://localhost:8080").rstrip("/")
     try:
         scenario = chosen(name)
         compared = earlier(os.environ.get("COMPARE"))

@@ -64,9 +64,8 @@ def encode(content: bytes) -> str:
 
 
 def site() -> str:
-    """The origin whose pages make passkeys: an IP address cannot be a domain of passkeys."""
-    (origin,) = settings().cors_allowed_origins
-    return origin
+    """The origin whose pages make passkeys."""
+    return settings().public_url
 
 
 @dataclass

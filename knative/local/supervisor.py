@@ -57,6 +57,7 @@ class Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._record = data / "processes.json"
         self._processes: list[Process] = []
+        self._retired: list[Process] = []
 
     def stop_leftovers(self) -> None:
         """Ends what a killed run has left behind in this folder."""
@@ -76,10 +77,27 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def start(self, process: Process) -> None:
+    def start(self, process: Process, *, keep_log: bool = False) -> None:
         """Starts a process and keeps it running from now on."""
         self._processes.append(process)
-        self._spawn(process, "wb")
+        self._spawn(process, "ab" if keep_log else "wb")
+
+    def retire(self, process: Process) -> None:
+        """Tells a process that is not needed any more to finish what it does, and to end."""
+        self._processes.remove(process)
+        self._retired.append(process)
+        _popen(process).send_signal(process.stop_signal)
+
+    def wait_for_retired(self) -> None:
+        """Returns when all that were told to end have ended. Those that do not in time are killed."""
+        self._wait_for(self._retired)
+        self._retired.clear()
+
+    def restart(self, process: Process) -> None:
+        """Lets a process end, and starts it again."""
+        _popen(process).send_signal(process.stop_signal)
+        self._wait_for([process])
+        self._spawn(process, "ab")
 
     def wait_until_ready(self, *processes: Process, seconds: float) -> None:
         """Raises StartFailed for the first process that ends, or is not ready after so many seconds."""
@@ -104,6 +122,7 @@ class Supervisor:
 
     def restart_the_dead(self) -> None:
         """Starts again what has died since the last call, each time a little later."""
+        self._retired = [process for process in self._retired if _is_running(process)]
         for process in self._processes:
             if _popen(process).poll() is None:
                 continue
@@ -122,16 +141,21 @@ class Supervisor:
             running = [process for process in self._processes if process.is_server == wave and _is_running(process)]
             for process in running:
                 _popen(process).send_signal(process.stop_signal)
-            deadline = time.monotonic() + STOP_SECONDS
-            for process in running:
-                try:
-                    _popen(process).wait(max(0.0, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    self._say(f"{process.name} does not stop; killing it")
-                    os.killpg(_popen(process).pid, signal.SIGKILL)
-                    _popen(process).wait()
+            self._wait_for(running if wave else [*self._retired, *running])
         self._processes.clear()
+        self._retired.clear()
         self._record.unlink(missing_ok=True)
+
+    def _wait_for(self, ending: Sequence[Process]) -> None:
+        """Waits for processes that were told to end; kills those that do not in time."""
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in ending:
+            try:
+                _popen(process).wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._say(f"{process.name} does not stop; killing it")
+                os.killpg(_popen(process).pid, signal.SIGKILL)
+                _popen(process).wait()
 
     def _pause(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
@@ -151,7 +175,7 @@ class Supervisor:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-        running = [other for other in self._processes if _is_running(other)]
+        running = [other for other in (*self._processes, *self._retired) if _is_running(other)]
         unfinished = self._record.with_suffix(".unfinished")
         unfinished.write_text(
             json.dumps([[other.name, _popen(other).pid, _created(other), other.stop_signal] for other in running])

@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from knative.data_folder import ENVIRONMENT
 from knative.keys import new_backup_key, new_signing_keys, new_sms_key, public_keys, recipient_of
 from knative.local import fork, replica, servers
-from knative.local.router import SITE, router
+from knative.local.edits import Edits, Served
+from knative.local.router import SITE, direct, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
 from shared.runtime.manifests import function_name, functions, manifests
@@ -47,8 +48,9 @@ PRELOADED = (
     # What functions import on first use, and each has used by the time it is ready.
     *("email_validator", "gunicorn.workers.gthread", "prometheus_client", "redis"),
     "sqlalchemy.dialects.postgresql.pg8000",
+    *(f"functions.{name}" for name in functions()),
 )
-"""Beside the functions: what is imported once, for all of the processes that are ours."""
+"""What is imported once, for all of the processes that are ours."""
 
 OF_OPERATORS = ("OWNER_DATABASE_URL",)
 """Settings that only the migration and the commands of an operator get."""
@@ -116,7 +118,7 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
     environment_file = data / ENVIRONMENT
     try:
         environment = start_servers(supervisor, data) | settings(data, port)
-        start_functions(supervisor, data, port, environment)
+        edits = start_functions(supervisor, data, port, environment)
         # Renamed when it is whole: who waits for it reads it at once.
         unfinished = data / f"{ENVIRONMENT}.unfinished"
         unfinished.touch(mode=0o600)
@@ -125,6 +127,7 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
         greet(port, data, time.monotonic() - started)
         while not stopped.wait(0.1):
             supervisor.restart_the_dead()
+            edits.serve()
     finally:
         for file in (ENVIRONMENT, TARGETS):
             (data / file).unlink(missing_ok=True)
@@ -166,7 +169,7 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
                 addresses["KAFKA_FETCH_MILLISECONDS"] = servers.KAFKA_FETCH_MILLISECONDS
         addresses[name] = address
     if fork.IS_SAFE:  # while they start
-        fork.preload((*PRELOADED, *(f"functions.{name}" for name in functions())))
+        fork.preload(PRELOADED)
     supervisor.wait_until_ready(*processes, seconds=30)
     if has_replica:
         say("copying PostgreSQL to a replica")
@@ -200,11 +203,11 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "HOST": LOOPBACK,
         "ENVIRONMENT": "development",
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
-        "PUBLIC_URL": f"http://{LOOPBACK}:{port}",
-        # Passkeys belong to a domain, which an IP address is not: pages make and use them under this name.
-        "PASSKEY_DOMAIN": "localhost",
+        # A name, as passkeys belong to a domain, which an IP address is not.
+        "PUBLIC_URL": f"http://localhost:{port}",
+        # Who opens /docs by the address instead may try the operations there, too.
         "CORS_ALLOWED_ORIGINS": ",".join(
-            dict.fromkeys([f"http://localhost:{port}", *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")])])
+            dict.fromkeys([f"http://{LOOPBACK}:{port}", *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")])])
         ),
         "JWT_AUDIENCE": os.environ.get("JWT_AUDIENCE", ""),
         "JWT_SECRET_KEY": signing_keys,
@@ -241,55 +244,70 @@ def secret(data: Path, name: str, new: Callable[[], str] = lambda: secrets.token
     return known[name]
 
 
-def start_functions(supervisor: Supervisor, data: Path, port: int, environment: dict[str, str]) -> None:
-    """Migrates the database and starts all that is ours: functions, site, relay, dispatcher, router."""
+def start_functions(supervisor: Supervisor, data: Path, port: int, environment: dict[str, str]) -> Edits:
+    """Migrates the database and starts all that is ours: functions, site, relay, dispatcher, router.
+
+    Returns what serves edits of them.
+    """
     ports = {name: free_port() for name in (*functions(), SITE)}
     internal_port = free_port()
     for provider in ("EMAIL_SERVICE_URL", "SMS_SERVICE_URL", "BUSINESS_REGISTRY_API_URL"):
         environment[provider] = f"http://{LOOPBACK}:{ports[SITE]}"
     usual = {name: value for name, value in environment.items() if name not in OF_OPERATORS}
 
-    def python(
-        name: str,
-        module: str,
-        ready_path: str = "/health/ready",
-        given: Mapping[str, str] = usual,
-        **particular: str,
-    ) -> Process:
+    def python(name: str, module: str, given: Mapping[str, str] = usual, **particular: str) -> Process:
         return Process(
             name,
             [sys.executable, "-m", module],
             {**given, **particular},
             module=module if fork.IS_SAFE else "",
-            is_ready=lambda: "PORT" not in particular or answers(f"http://{LOOPBACK}:{ports[name]}{ready_path}"),
         )
 
+    variables, named = containers(), secrets_of_functions()
+
+    def server(name: str, its_port: int) -> Process:
+        """The process of a function, or of the site."""
+        address = f"http://{LOOPBACK}:{its_port}"
+        if name == SITE:
+            process = python(name, "knative.local.site", PORT=str(its_port))
+            process.is_ready = lambda: answers(f"{address}/inbox")
+        else:
+            given = of_function(usual, named[name])
+            process = python(name, "shared.framework.server", given, PORT=str(its_port), **variables[name])
+            process.is_ready = lambda: answers(f"{address}/health/ready")
+        return process
+
     say(f"starting {len(functions())} functions")
-    named = secrets_of_functions()
-    servers_ = [
-        python(
-            name, "shared.framework.server", PORT=str(ports[name]), **variables, given=of_function(usual, named[name])
-        )
-        for name, variables in containers().items()
-    ]
-    servers_.append(python(SITE, "knative.local.site", ready_path="/inbox", PORT=str(ports[SITE])))
-    for server in servers_:
-        supervisor.start(server)
+    served = {name: Served(server(name, its_port), its_port, free_port()) for name, its_port in ports.items()}
+    for each in served.values():
+        supervisor.start(each.process)
     say("migrating the database")
     supervisor.run_to_the_end(python("migrate", "shared.postgresql.migrate", given=environment))
     say("starting outbox relay, trigger dispatcher and router")
-    measured = {name: ports[name] for name in functions()} | {"relay": free_port(), "dispatcher": free_port()}
-    supervisor.start(python("relay", "shared.events.relay", PORT=str(measured["relay"])))
+    measured = {"relay": free_port(), "dispatcher": free_port()}
     function_url = f"http://{LOOPBACK}:{internal_port}/{{service}}"
-    supervisor.start(
-        python("dispatcher", "shared.events.dispatcher", PORT=str(measured["dispatcher"]), FUNCTION_URL=function_url)
+    others = (
+        python("relay", "shared.events.relay", PORT=str(measured["relay"])),
+        python("dispatcher", "shared.events.dispatcher", PORT=str(measured["dispatcher"]), FUNCTION_URL=function_url),
+        python("scheduler", "knative.local.scheduler", FUNCTION_URL=function_url),
     )
-    supervisor.start(python("scheduler", "knative.local.scheduler", FUNCTION_URL=function_url))
-    targets = [
-        {"targets": [f"{LOOPBACK}:{number}"], "labels": {"url": environment["PUBLIC_URL"], "process": name}}
-        for name, number in measured.items()
-    ]
-    (data / TARGETS).write_text(json.dumps(targets, indent=1))
+    for process in others:
+        supervisor.start(process)
+
+    def write_targets() -> None:
+        targets = [
+            {"targets": [f"{LOOPBACK}:{number}"], "labels": {"url": environment["PUBLIC_URL"], "process": name}}
+            for name, number in (ports | measured).items()
+            if name != SITE
+        ]
+        (data / TARGETS).write_text(json.dumps(targets, indent=1))
+
+    def redirect(name: str, its_port: int) -> None:
+        ports[name] = its_port
+        direct(data, ports)
+        write_targets()
+
+    write_targets()
     origins = load(environment).cors_allowed_origins
     envoy = router(
         data,
@@ -301,7 +319,8 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
         origins=origins,
     )
     supervisor.start(envoy)
-    supervisor.wait_until_ready(*servers_, envoy, seconds=60)
+    supervisor.wait_until_ready(*(each.process for each in served.values()), envoy, seconds=60)
+    return Edits(supervisor, served, others, modules=PRELOADED, make=server, direct=redirect, say=say)
 
 
 def containers() -> dict[str, dict[str, str]]:
@@ -346,26 +365,26 @@ def answers(url: str) -> bool:
 
 
 def greet(port: int, data: Path, seconds: float) -> None:
-    base = f"http://{LOOPBACK}:{port}"
+    base = f"http://localhost:{port}"
     folder = "" if data == ROOT / ".local" else f"DATA_DIR={data} "
     body = json.dumps({"email": "kim@example.com", "password": "copper lantern drifts north", "name": "Kim"})
     say(
         f"""
-ready after {seconds:.1f} s
+Ready after {seconds:.1f} s. Start at {base}
 
-  API    {base}/api/v1/users
-  docs   {base}/docs/
-  inbox  {base}/inbox
-  logs   {data / "logs"}
+  API       {base}/api/v1/users
+  API docs  {base}/docs/
+  Inbox     {base}/inbox
+  Logs      {data / "logs"}
 
-Register a user, then follow the link in the inbox:
+Register a user, then open the link in the inbox:
 
   curl -i {base}/api/v1/users -H 'Content-Type: application/json' -d '{body}'
 
-Call every operation once:    {folder}make tour URL={base}
-Make an administrator:        {folder}./aegis admin create EMAIL
+Call every operation once:  {folder}make tour URL={base}
+Make an administrator:      {folder}./aegis admin create EMAIL
 
-Ctrl-C stops all of it."""
+Edits in functions/ and shared/ are served at once. Ctrl-C stops everything."""
     )
 
 

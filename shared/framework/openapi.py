@@ -127,11 +127,11 @@ def _conditions(function: HttpFunction) -> Iterator[str]:
 
 
 TAGS = {
-    "joining": "Registration, verification, forgotten passwords.",
-    "logging in": "An access token lives ten minutes, a refresh token one refresh, a session 30 days, or 14 idle.",
-    "account": "What users read and change of themselves.",
-    "second factors": "Authenticator app, recovery codes, passkeys.",
-    "administration": "For the role admin.",
+    "Users": "Registration, verification, forgotten passwords.",
+    "Sessions": "An access token lives ten minutes, a refresh token one refresh, a session 30 days, or 14 idle.",
+    "Account": "What users read and change of themselves.",
+    "Second factors": "Authenticator app, recovery codes, passkeys.",
+    "Administration": "For the role admin.",
 }
 _JOINING = re.compile(r"/api/v1/users(/email/.*|/password/.*)?")
 _FACTORS = re.compile(r"/api/v1/users/me/(totp|passkeys).*")
@@ -139,12 +139,12 @@ _FACTORS = re.compile(r"/api/v1/users/me/(totp|passkeys).*")
 
 def _tag(function: HttpFunction) -> str:
     if function.role:
-        return "administration"
+        return "Administration"
     if _JOINING.fullmatch(function.path):
-        return "joining"
+        return "Users"
     if _FACTORS.fullmatch(function.path):
-        return "second factors"
-    return "account" if "/me" in function.path else "logging in"
+        return "Second factors"
+    return "Account" if "/me" in function.path else "Sessions"
 
 
 def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:

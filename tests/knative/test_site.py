@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 DOCUMENTS = (
+    "/",
     "/openapi.json",
     "/asyncapi.json",
     "/docs/",
@@ -18,7 +19,7 @@ DOCUMENTS = (
     "/reset-password",
     "/undo-email-change",
 )
-LARGE = ("/openapi.json", "/asyncapi.json", "/docs/", "/docs/swagger-ui.css", "/static/page.css")
+LARGE = ("/", "/openapi.json", "/asyncapi.json", "/docs/", "/docs/swagger-ui.css", "/static/page.css")
 
 
 @pytest.fixture
