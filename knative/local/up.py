@@ -113,7 +113,7 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
     started = time.monotonic()
     supervisor = Supervisor(data, say, stopped)
     supervisor.stop_leftovers()
-    if servers.is_listening(port):
+    if is_taken(port):
         raise Refused(f"Port {port} is taken by another program. Stop it, or choose another: make up PORT={port + 1}")
     environment_file = data / ENVIRONMENT
     try:
@@ -178,6 +178,15 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
         supervisor.wait_until_ready(process, seconds=30)
         addresses |= replica.urls(data, addresses["OWNER_DATABASE_URL"], replica_url, addresses["DATABASE_URL"])
     return addresses
+
+
+def is_taken(port: int) -> bool:
+    """Whether a program listens on a port of localhost, by IPv4 or IPv6: a browser tries both."""
+    try:
+        socket.create_connection(("localhost", port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_listening(name: str, address: str) -> None:

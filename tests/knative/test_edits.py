@@ -32,7 +32,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def up(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with running(tmp_path_factory.mktemp("data"), checkout=checkout) as up:
+    with running(tmp_path_factory.mktemp("data"), checkout) as up:
         yield up
 
 
@@ -127,5 +127,5 @@ def test_code_that_cannot_be_imported_is_told_by_its_line_and_the_old_is_served(
 def test_a_function_that_does_not_start_leaves_the_old_one(up: Up, edit: Callable[[str, str, str], int]) -> None:
     shown = edit("functions/login.py", "def login(", "def log_in(")
     wait_for(partial(is_shown, up, "login: does not start", shown))
-    assert "has no attribute 'login'" in up.output[shown:]
+    assert "a function named 'login'" in up.output[shown:]
     assert refusal(up) == (401, TITLE)

@@ -56,7 +56,7 @@ class Up:
         return self.process.wait(30)
 
 
-def start(data: Path, port: int, *, checkout: Path = ROOT, **environment: str) -> Up:
+def start(data: Path, port: int, checkout: Path = ROOT, /, **environment: str) -> Up:
     clean = {name: value for name, value in os.environ.items() if name not in SERVERS}
     process = subprocess.Popen(
         [sys.executable, "-m", "knative.local.up"],
@@ -76,8 +76,8 @@ def start(data: Path, port: int, *, checkout: Path = ROOT, **environment: str) -
 
 
 @contextmanager
-def running(data: Path, *, checkout: Path = ROOT, **environment: Any) -> Iterator[Up]:
-    up = start(data, free_port(), checkout=checkout, **environment)
+def running(data: Path, checkout: Path = ROOT, /, **environment: str) -> Iterator[Up]:
+    up = start(data, free_port(), checkout, **environment)
     try:
         wait_for(lambda: "Ctrl-C stops" in up.output or up.process.poll() is not None, seconds=120)
         assert "Ctrl-C stops" in up.output, up.output
