@@ -1,5 +1,6 @@
 """Passkeys in a real browser, with an authenticator of the browser's own."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ LOG_IN = """async () => {
 
 
 @pytest.fixture
-def with_authenticator(page: Page) -> Page:
+def with_authenticator(page: Page) -> Iterator[Page]:
     """A page of the site in a browser that has an authenticator built in, whose user puts the finger on it."""
     page.goto(site())
     devtools = page.context.new_cdp_session(page)
@@ -44,7 +45,9 @@ def with_authenticator(page: Page) -> Page:
         "automaticPresenceSimulation": True,
     }
     devtools.send("WebAuthn.addVirtualAuthenticator", {"options": options})
-    return page
+    yield page
+    devtools.send("WebAuthn.disable")
+    devtools.detach()
 
 
 @needs_chromium

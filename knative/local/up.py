@@ -214,9 +214,14 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
         # A name, as passkeys belong to a domain, which an IP address is not.
         "PUBLIC_URL": f"http://localhost:{port}",
-        # Who opens /docs by the address instead may try the operations there, too.
+        # /docs sends its requests to that name, also where it was opened by the address.
         "CORS_ALLOWED_ORIGINS": ",".join(
-            dict.fromkeys([f"http://{LOOPBACK}:{port}", *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")])])
+            dict.fromkeys(
+                [
+                    *(f"http://{host}:{port}" for host in ("localhost", LOOPBACK)),
+                    *filter(None, [os.environ.get("CORS_ALLOWED_ORIGINS")]),
+                ]
+            )
         ),
         "JWT_AUDIENCE": os.environ.get("JWT_AUDIENCE", ""),
         "JWT_SECRET_KEY": signing_keys,
