@@ -49,16 +49,17 @@ bench-scale: setup  ## measure what a million accounts cost beside a thousand: t
 bench-cluster: setup  ## on a cluster: measure the way from zero pods, and what a pod of each function takes (JSON= WHAT=zero)
 	@$(BIN)/python -m tests.bench.cluster $(WHAT)
 
-check: setup  ## lint code and API documents, check format, types and imports, render and validate the manifests
+check: setup  ## lint code and API documents, check format, types, imports and generated files, render and validate the manifests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m knative.generate --check
 	@$(BIN)/python -m knative.check
 	@$(BIN)/python -m tests.documents
 
-schemas: setup  ## write the JSON Schemas of the events anew; refuses what breaks a consumer
-	@$(BIN)/python -m shared.events.contract
+generate: setup  ## write manifests, JSON Schemas of events and pages of docs from functions and settings
+	@$(BIN)/python -m knative.generate
 
 secrets: setup-local  ## make the secrets of the overlays development and staging, once
 	@$(BIN)/python -m knative.keys knative/overlays/{development,staging}/data/secrets.env
@@ -74,4 +75,4 @@ lock: setup  ## resolve the dependencies in pyproject.toml anew
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group local -c requirements-dev.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
 
-.PHONY: help up test tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check schemas secrets setup setup-local lock
+.PHONY: help up test tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check generate secrets setup setup-local lock

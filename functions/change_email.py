@@ -6,6 +6,7 @@ from uuid_utils.compat import uuid7
 from shared.events.outbox import announce
 from shared.events.types import EmailChangeRequested, EmailVerificationRequested, RegistrationRepeated
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import credentials, former_addresses
 from shared.identity.access_tokens import Caller
 from shared.identity.changes import change
@@ -32,6 +33,7 @@ class SameAddress(Problem):
     "POST",
     "/api/v1/users/me/email",
     status=202,
+    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour", "mailbox": "5/hour"},
     problems=[WrongPassword, SameAddress],

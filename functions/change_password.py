@@ -1,6 +1,7 @@
 """Change one's password."""
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import credentials
 from shared.identity.access_tokens import Caller
 from shared.identity.changes import change
@@ -19,6 +20,7 @@ class PasswordChange(RequestBody):
     "PUT",
     "/api/v1/users/me/password",
     status=204,
+    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     problems=[WrongPassword],

@@ -49,7 +49,10 @@ RETRIED = timedelta(days=30)
 log = logging.getLogger(__name__)
 
 
-@event_function(ScheduleFired)
+@event_function(
+    ScheduleFired,
+    schedule="37 18 * * *",  # 03:37 in Seoul, half an hour after purge_withdrawn has loaded the database
+)
 def clean_up(event: ScheduleFired) -> None:
     """Delete what has expired: in small transactions, a batch of each kind in turn."""
     deadline = time.monotonic() + WORK_SECONDS

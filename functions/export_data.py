@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from shared.events.outbox import announce
 from shared.events.types import DataExported
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity.access_tokens import Caller
 from shared.identity.verifications import FIRST_FACTOR
 from shared.postgresql.replica import read
@@ -146,6 +147,7 @@ class PersonalData(TypedDict):
 @http_function(
     "GET",
     "/api/v1/users/me/export",
+    scaling=Scaling("export"),  # ten an hour for each user: one pod is enough, the second is for a burst
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     may_lag=True,

@@ -3,12 +3,18 @@
 from flask import Request
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http import cors
 from shared.runtime.manifests import methods_at
 from shared.runtime.problems import MethodNotAllowed, NotFound
 
 
-@http_function("*", "/*", status=204)
+@http_function(
+    "*",
+    "/*",
+    status=204,
+    scaling=Scaling("cache"),  # browsers keep the answer to a preflight, and scanners may wait
+)
 def fallback(request: Request) -> None:
     """Answer what no other function has a route for: a browser's preflight, 405 for a known path, else 404.
 

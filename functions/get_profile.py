@@ -1,6 +1,7 @@
 """Read one's own profile."""
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity.access_tokens import Caller
 from shared.runtime.problems import Unauthenticated
 from shared.users import profiles
@@ -11,7 +12,12 @@ def cache_key(caller: Caller) -> str:
     return profiles.key(caller.user_id)
 
 
-@http_function("GET", "/api/v1/users/me", cached=cache_key)
+@http_function(
+    "GET",
+    "/api/v1/users/me",
+    scaling=Scaling("cache", max_pods=10),  # the maximum of the guide's HPA (4.7)
+    cached=cache_key,
+)
 def get_profile(caller: Caller, cached: bytes | None) -> Profile | bytes:
     """Read the caller's profile.
 

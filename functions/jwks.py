@@ -3,6 +3,7 @@
 from typing_extensions import TypedDict
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http.request import Reply
 from shared.identity.access_tokens import ALGORITHM
 from shared.identity.discovery import CACHE_CONTROL, JWKS_PATH
@@ -23,7 +24,12 @@ class PublicKeys(TypedDict):
     keys: list[PublicKey]
 
 
-@http_function("GET", JWKS_PATH, uses=["access_tokens"])
+@http_function(
+    "GET",
+    JWKS_PATH,
+    scaling=Scaling("cache"),  # clients keep the keys for five minutes
+    uses=["access_tokens"],
+)
 def jwks() -> Reply[PublicKeys]:
     """Read the public keys.
 

@@ -15,6 +15,7 @@ from sqlalchemy import case, func
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.framework.event_function import MAX_IDENTITY_LENGTH, event_function
+from shared.framework.scaling import Scaling
 from shared.postgresql.tables import dead_letter
 from shared.postgresql.transactions import transaction
 from shared.runtime import logs
@@ -25,7 +26,9 @@ MAX_ERROR_LENGTH = 1000
 log = logging.getLogger(__name__)
 
 
-@event_function()
+@event_function(
+    scaling=Scaling("event", max_pods=1),  # storing one takes milliseconds: a pod keeps up with all Triggers
+)
 def keep_dead_letter(headers: Mapping[str, str], body: bytes) -> None:
     """Keep an event that could not be delivered, with the reason, until an operator decides (`aegis events dead`).
 

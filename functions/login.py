@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, select
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http.clients import Client
 from shared.http.rate_limits import forgive
 from shared.identity import challenges, sessions
@@ -63,6 +64,7 @@ class SecondFactorRequired(Problem):
 @http_function(
     "POST",
     "/api/v1/users/login",
+    scaling=Scaling("hash", max_pods=10),  # the maximum of the guide's HPA (4.7)
     limits={"address": "60/minute", **GUESSES},
     uses=["token_signing", "refresh_tokens"],
     problems=[InvalidCredentials, SecondFactorRequired],

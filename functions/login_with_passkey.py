@@ -6,6 +6,7 @@ from pydantic import Field
 from sqlalchemy import Row, func, select, update
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http.clients import Client
 from shared.identity import challenges, passkeys, sessions
 from shared.identity.challenges import PASSKEY_LOGIN
@@ -65,6 +66,7 @@ class InvalidPasskey(Problem):
 @http_function(
     "POST",
     "/api/v1/users/login/passkey",
+    scaling=Scaling("database", max_pods=3),  # a third of login's, as there is no password to hash
     uses=["token_signing", "refresh_tokens"],
     problems=[InvalidPasskey],
 )

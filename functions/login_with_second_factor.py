@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, Select, select
 from shared.events.outbox import announce
 from shared.events.types import RecoveryCodeUsed
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http.clients import Client
 from shared.http.rate_limits import enforce, forgive
 from shared.identity import challenges, known_devices, sessions
@@ -59,6 +60,7 @@ class ChallengeOver(Problem):
 @http_function(
     "POST",
     "/api/v1/users/login/second-factor",
+    scaling=Scaling("database", max_pods=3),  # a third of login's, as there is no password to hash
     limits={"address": "30/minute"},
     uses=["token_signing", "refresh_tokens"],
     problems=[InvalidSecondFactor, ChallengeOver],

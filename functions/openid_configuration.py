@@ -1,11 +1,17 @@
 """Publish how access tokens are verified, for clients of OpenID Connect Discovery."""
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http.request import Reply
 from shared.identity.discovery import Metadata, metadata
 
 
-@http_function("GET", "/.well-known/openid-configuration", uses=["public_url"])
+@http_function(
+    "GET",
+    "/.well-known/openid-configuration",
+    scaling=Scaling("cache", max_pods=1),  # clients read it once, when they start
+    uses=["public_url"],
+)
 def openid_configuration() -> Reply[Metadata]:
     """Read the OpenID provider configuration.
 

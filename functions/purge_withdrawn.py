@@ -20,7 +20,11 @@ WORK_SECONDS = 20.0
 """Within the lifetime of a claim on the event. What is left then is done the next time."""
 
 
-@event_function(ScheduleFired, uses=["cache"])
+@event_function(
+    ScheduleFired,
+    schedule="7 18 * * *",  # 03:07 in Seoul, when few are awake
+    uses=["cache"],
+)
 def purge_withdrawn(event: ScheduleFired) -> None:
     """Delete accounts that were withdrawn more than WITHDRAWAL_DAYS ago, with all that belongs to them.
 

@@ -19,7 +19,10 @@ WORK_SECONDS = 20.0
 """Within the lifetime of a claim on the event. What is left then is done the next time."""
 
 
-@event_function(ScheduleFired)
+@event_function(
+    ScheduleFired,
+    schedule="17 4 * * *",  # 13:17 in Seoul: the registry is at work, and few others choose this minute
+)
 def recheck_businesses(event: ScheduleFired) -> None:
     """Announce that checks are due: of verified businesses, and of those that the registry never gave an answer on."""
     deadline = time.monotonic() + WORK_SECONDS

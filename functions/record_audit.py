@@ -32,6 +32,7 @@ RECORD = prepared(
 )
 
 
+# In order, so that the registration is the first entry of an account.
 @event_function(*ALL_EVENTS)
 def record_audit(event: Event, envelope: CloudEvent, connection: Connection) -> None:
     """Record an event in the audit trail, once.

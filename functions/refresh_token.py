@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, func, select, update
 from shared.events.outbox import announce
 from shared.events.types import RefreshTokenReused
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import sessions
 from shared.identity.access_tokens import Caller
 from shared.identity.live_sessions import is_live
@@ -67,6 +68,7 @@ class InvalidRefreshToken(Problem):
 @http_function(
     "POST",
     "/api/v1/users/token/refresh",
+    scaling=Scaling("database", max_pods=10),  # the maximum of the guide's HPA (4.7)
     uses=["token_signing", "refresh_tokens"],
     problems=[InvalidRefreshToken],
 )

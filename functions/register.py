@@ -7,6 +7,7 @@ from uuid_utils.compat import uuid7
 from shared.events.outbox import announce
 from shared.events.types import RegistrationRepeated, UserRegistered
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import former_addresses
 from shared.identity.passwords import check_acceptable, hash_password
 from shared.postgresql.tables import account, credential
@@ -25,6 +26,7 @@ class Registration(RequestBody):
     "POST",
     "/api/v1/users",
     status=202,
+    scaling=Scaling("hash", max_pods=5),  # half of login's, which leaves the cores to log-ins
     limits={"address": "60/minute", "mailbox+address": "5/hour", "mailbox": "20/hour"},
 )
 def register(body: Registration) -> None:

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from shared.events.outbox import announce
 from shared.events.types import FactorsRemoved
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import first_factor, second_factors, sessions
 from shared.identity.access_tokens import Caller
 from shared.identity.changes import change
@@ -30,6 +31,7 @@ class RemovedFactors(TypedDict):
 @http_function(
     "DELETE",
     "/api/v1/users/{user_id}/factors",
+    scaling=Scaling("database", max_pods=1),  # hardly ever called
     role="admin",
     recent_login=True,
     problems=[NoSuchItem, OwnFactors],

@@ -5,6 +5,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import challenges, passkeys
 from shared.identity.challenges import PASSKEY_LOGIN
 from shared.identity.passkeys import CredentialDescriptor
@@ -22,7 +23,12 @@ class PasskeyRequestOptions(TypedDict):
     userVerification: Literal["required"]
 
 
-@http_function("POST", "/api/v1/users/login/passkey/options", uses=["public_url"])
+@http_function(
+    "POST",
+    "/api/v1/users/login/passkey/options",
+    scaling=Scaling("database", max_pods=3),  # a third of login's, as there is no password to hash
+    uses=["public_url"],
+)
 def request_passkey_login() -> PasskeyRequestOptions:
     """Ask for what a browser needs to log in with a passkey.
 

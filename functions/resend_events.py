@@ -28,7 +28,10 @@ WORK_SECONDS = 20.0
 log = logging.getLogger(__name__)
 
 
-@event_function(ScheduleFired)
+@event_function(
+    ScheduleFired,
+    schedule="23 * * * *",  # hourly, in a minute that few others choose
+)
 def resend_events(event: ScheduleFired) -> None:
     """Send again what some function should have processed and did not, whoever lost it.
 

@@ -3,6 +3,7 @@
 from sqlalchemy import select
 
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.http import rate_limits
 from shared.identity import credentials
 from shared.identity.passwords import check_acceptable, hash_password
@@ -19,7 +20,13 @@ class PasswordReset(RequestBody):
     password: NewPassword
 
 
-@http_function("POST", "/api/v1/users/password/reset", status=204, problems=[InvalidLink])
+@http_function(
+    "POST",
+    "/api/v1/users/password/reset",
+    status=204,
+    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
+    problems=[InvalidLink],
+)
 def reset_password(body: PasswordReset) -> None:
     """Set a new password.
 

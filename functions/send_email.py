@@ -88,6 +88,7 @@ MAILS = (
 )
 
 
+# In order, so that a user's mails arrive in the order of what happened.
 @event_function(*dict.fromkeys(mail.event for mail in MAILS), uses=["email", "cache"])
 def send_email(event: Event) -> None:
     """Send the mail that an event calls for, in the user's language.

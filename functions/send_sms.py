@@ -37,6 +37,7 @@ class TextRefused(Problem):
     detail = "Sending it again would not help."
 
 
+# In order, so that the last text to arrive holds the code that counts.
 @event_function(PhoneCodeRequested, uses=["sms", "encryption"])
 def send_sms(event: PhoneCodeRequested) -> None:
     """Send the code that verifies a phone number, in the user's language.

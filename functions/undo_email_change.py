@@ -6,6 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from shared.events.outbox import announce
 from shared.events.types import EmailChangeUndone, UserPurged
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import sessions
 from shared.identity.tokens import hash_token
 from shared.identity.verifications import InvalidLink
@@ -20,7 +21,13 @@ class UndoneChange(RequestBody):
     token: OpaqueToken
 
 
-@http_function("POST", "/api/v1/users/email/undo", status=204, problems=[InvalidLink])
+@http_function(
+    "POST",
+    "/api/v1/users/email/undo",
+    status=204,
+    scaling=Scaling("database", max_pods=1),  # hardly ever called
+    problems=[InvalidLink],
+)
 def undo_email_change(body: UndoneChange) -> None:
     """Undo a change of the e-mail address.
 

@@ -43,6 +43,7 @@ class RegistryRefused(Problem):
     detail = "Asking it again would not help."
 
 
+# In order, so that at most six ask a registry that has been away, not all that wait.
 @event_function(BusinessSubmitted, BusinessCheckDue, UserRestored, UserReinstated, uses=["business_registry", "cache"])
 def verify_business(event: BusinessSubmitted | BusinessCheckDue | UserRestored | UserReinstated, mark: Mark) -> None:
     """Check a business registration with the registry of the National Tax Service.

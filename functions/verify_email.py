@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from shared.events.outbox import announce
 from shared.events.types import EmailChanged, EmailReplaced, EmailVerified, UserPurged
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import former_addresses, verifications
 from shared.identity.credentials import WrongPassword, require_password
 from shared.identity.verifications import CHANGE_EMAIL, RESET_PASSWORD, VERIFY_EMAIL, InvalidLink, find, spend
@@ -22,7 +23,13 @@ class Verification(RequestBody):
     password: Password
 
 
-@http_function("POST", "/api/v1/users/email/verify", status=204, problems=[InvalidLink, WrongPassword])
+@http_function(
+    "POST",
+    "/api/v1/users/email/verify",
+    status=204,
+    scaling=Scaling("hash", max_pods=3),  # register has 5, and not everyone who registers follows the link
+    problems=[InvalidLink, WrongPassword],
+)
 def verify_email(body: Verification) -> None:
     """Verify an e-mail address.
 

@@ -5,6 +5,7 @@ from sqlalchemy import func, update
 from shared.events.outbox import announce
 from shared.events.types import UserWithdrawn
 from shared.framework.http_function import http_function
+from shared.framework.scaling import Scaling
 from shared.identity import administrators, sessions
 from shared.identity.access_tokens import Caller
 from shared.identity.administrators import ADMIN, LastAdministrator
@@ -23,6 +24,7 @@ class Withdrawal(RequestBody):
     "POST",
     "/api/v1/users/me/withdrawal",
     status=204,
+    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     problems=[WrongPassword, LastAdministrator],

@@ -36,6 +36,7 @@ from shared.events import cloud_events, delivery_tokens
 from shared.events.schedules import ScheduleFired
 from shared.events.types import Event
 from shared.framework.registry import EVENT_FUNCTIONS, EventFunction
+from shared.framework.scaling import EVENT, SCHEDULE, Delivery, Scaling
 from shared.http.request import MAX_BODY_BYTES, answer, empty_response
 from shared.postgresql.pool import prepared
 from shared.postgresql.tables import processed_event
@@ -49,11 +50,13 @@ GIVEN_UNREAD = frozenset({"headers", "body"})
 MAX_UNREAD_BYTES = 1024 * 1024
 """As much as Kafka takes for a record, unless it is told otherwise."""
 MAX_IDENTITY_LENGTH = 512
-CLAIM_LIFETIME = timedelta(seconds=30)
+DELIVERY = Delivery()
+"""Of a function with a Trigger, where it states nothing else."""
+CLAIM_LIFETIME = timedelta(seconds=2 * DELIVERY.timeout_seconds)
 """After so long a delivery that neither succeeded nor failed is taken for dead.
 
-Twice what a Trigger gives a delivery (15 s), and more than the database and a provider together can take of it. The
-Triggers' retries go on for minutes after that.
+Twice what a Trigger gives a delivery, and more than the database and a provider together can take of it. The Triggers'
+retries go on for minutes after that.
 """
 MARK_AGAIN_SECONDS = 1.0
 
@@ -78,7 +81,11 @@ class Envelope(CloudEvent):
 
 
 def event_function(
-    *events: type[Event] | type[ScheduleFired], uses: Collection[Dependency] = ()
+    *events: type[Event] | type[ScheduleFired],
+    uses: Collection[Dependency] = (),
+    scaling: Scaling | None = None,
+    delivery: Delivery = DELIVERY,
+    schedule: str = "",
 ) -> Callable[[Callable[..., None]], HTTPFunction]:
     """Registers a handler under its own name. Each event takes effect once, however often it is delivered.
 
@@ -96,18 +103,26 @@ def event_function(
         events: the events that the handler takes; `ScheduleFired` for a function that runs at fixed times. None for a
             function that takes whatever it is sent, as `headers` and `body`, and counts it once by itself.
         uses: the dependencies that must be set, and that /health/ready reports.
+        scaling: the class of load and the most pods; by default `EVENT`, or `SCHEDULE` with a schedule.
+        delivery: how often and how long its Trigger tries each event.
+        schedule: when `ScheduleFired` comes: the five fields of a cron line, in UTC.
     """
 
     def decorate(handler: Callable[..., None]) -> HTTPFunction:
         takes = frozenset(get_type_hints(handler)) - {"return"}
         if unknown := takes - (GIVEN if events else GIVEN_UNREAD):
             raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
+        if bool(schedule) != (ScheduleFired in events):
+            raise TypeError(f"{handler.__name__} needs both a schedule and ScheduleFired, or neither")
         function = EVENT_FUNCTIONS[handler.__name__] = EventFunction(
             name=handler.__name__,
             handles={event.type: event for event in events},
             handler=handler,
             takes=takes,
             uses=frozenset(uses) | {"database", "deliveries"},
+            scaling=scaling or (SCHEDULE if schedule else EVENT),
+            delivery=delivery,
+            schedule=schedule,
         )
 
         @functions_framework.http

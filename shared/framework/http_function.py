@@ -1,7 +1,7 @@
 """`http_function`: turns a handler for one route into a function for functions-framework.
 
-The decorator states what a reader must know: method, path, who may call, how often. The handler's parameters say
-what it takes:
+The decorator states what a reader must know: method, path, who may call, how often, how it scales. The handler's
+parameters say what it takes:
 
     body: Model               the validated JSON body, a `RequestBody`
     query: Model              the validated query, a `QueryParameters`
@@ -31,6 +31,7 @@ from flask import Request, Response
 from functions_framework import HTTPFunction
 
 from shared.framework.registry import HTTP_FUNCTIONS, HttpFunction
+from shared.framework.scaling import DATABASE, Scaling
 from shared.http import rate_limits
 from shared.http.clients import client_of
 from shared.http.rate_limits import Count, address_subject, nearest
@@ -80,6 +81,7 @@ def http_function(
     path: str,
     *,
     status: int = 200,
+    scaling: Scaling = DATABASE,
     role: Literal["admin"] | None = None,
     recent_login: bool = False,
     strongest_factor: bool = False,
@@ -94,6 +96,7 @@ def http_function(
     Args:
         method, path: the route; it answers HEAD where it answers GET.
         status: of a success.
+        scaling: the class of load and the most pods.
         role: that the caller must have, in a session with a second factor.
         recent_login: whether the caller must have logged in within the last ten minutes.
         strongest_factor: whether their session must have passed the strongest factor that the account has; so in any
@@ -141,6 +144,7 @@ def http_function(
             may_lag=may_lag,
             problems=tuple(problems),
             uses=frozenset(needs),
+            scaling=scaling,
         )
         template = re.compile(path_pattern(path, named=True))
 

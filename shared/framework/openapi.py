@@ -77,7 +77,7 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
         "description": "\n\n".join(
             filter(None, [re.sub(r"(?<!\n)\n(?!\n)", " ", rest.strip()), *_conditions(function)])
         ),
-        "tags": [_tag(function)],
+        "tags": [tag(function)],
     }
     operation["security"] = [{"access_token": []}] if function.authenticated else []
     if parameters := list(_parameters(function)):
@@ -137,7 +137,8 @@ _JOINING = re.compile(r"/api/v1/users(/email/.*|/password/.*)?")
 _FACTORS = re.compile(r"/api/v1/users/me/(totp|passkeys).*")
 
 
-def _tag(function: HttpFunction) -> str:
+def tag(function: HttpFunction) -> str:
+    """The group of an operation: one of `TAGS`."""
     if function.role:
         return "Administration"
     if _JOINING.fullmatch(function.path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.framework.scaling import Delivery, Scaling
 from shared.runtime.problems import Problem
 from shared.runtime.settings import Dependency
 
@@ -39,6 +40,7 @@ class HttpFunction:
     may_lag: bool
     problems: tuple[type[Problem], ...]
     uses: frozenset[Dependency]
+    scaling: Scaling
 
     @property
     def authenticated(self) -> bool:
@@ -65,6 +67,10 @@ class EventFunction:
     takes: frozenset[str]
     """The names of the handler's parameters."""
     uses: frozenset[Dependency]
+    scaling: Scaling
+    delivery: Delivery
+    schedule: str
+    """When it runs, as cron's five fields in UTC; empty where events call it."""
 
 
 _FUNCTIONS = Path(__file__).parents[2] / "functions"

@@ -62,6 +62,7 @@ REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
 
 SECRETS: dict[Dependency, tuple[str, ...]] = {
     "database": ("DB_USER", "DB_PASSWORD"),
+    "deliveries": ("DELIVERY_KEY",),
     "access_tokens": ("JWT_PUBLIC_KEYS",),
     "token_signing": ("JWT_SECRET_KEY",),
     "refresh_tokens": ("JWT_REFRESH_SECRET_KEY",),
@@ -69,7 +70,6 @@ SECRETS: dict[Dependency, tuple[str, ...]] = {
     "email": ("EMAIL_API_KEY",),
     "sms": ("SMS_API_KEY",),
     "business_registry": ("BUSINESS_REGISTRY_API_KEY",),
-    "deliveries": ("DELIVERY_KEY",),
     "gateway": ("GATEWAY_KEY",),
 }
 """The keys of the Secret user-service-secrets that a process is given for what it uses, and no others."""
@@ -108,40 +108,42 @@ class SigningKey(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     environment: str
-    """One of `ENVIRONMENTS`, in every log line. In production nothing is sent in plain text: see `load`."""
+    """development, staging or production; every log line has it. In production no http:// URL is accepted."""
     log_level: str
+    """DEBUG, INFO, WARNING or ERROR."""
     threads: int
     """Requests that one process works on at once; also its share of database connections."""
     database_url: str
-    """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes: see `database_url`."""
+    """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes."""
     owner_database_url: str
     """The same, with the owner of the tables: for migrations, backups and an operator. Functions never have it."""
     replica_database_url: str
     """A PostgreSQL that follows the first, for reads that may be seconds old; none when it is empty."""
     replica_max_lag_seconds: int
-    """A replica that is further behind is not asked."""
+    """A replica that is further behind is not read."""
     redis_url: str
-    """A Redis, or with the scheme `REDIS_CLUSTER` any node of a cluster."""
+    """A Redis, or with the scheme redis+cluster any node of a cluster."""
     kafka_bootstrap_servers: str
+    """HOST:PORT, separated by commas: for relay and dispatcher. Functions never talk to Kafka."""
     kafka_fetch_milliseconds: int
-    """For so long a broker may hold the dispatcher's question for events while there are none."""
+    """How long a broker may wait for events before it answers the dispatcher."""
     public_url: str
-    """Where people meet the service: issuer of access tokens and start of the links in mails."""
+    """Where people reach the service: the issuer of access tokens, and the start of links in mails."""
     signing_keys: tuple[SigningKey, ...]
-    """The first signs. Only who issues tokens has them."""
+    """A JWK Set (RFC 7517) of private keys. The first signs. Only functions that issue tokens have it."""
     public_keys: tuple[PublicKey, ...]
-    """All verify, so that a key can be replaced without logging anyone out: those of the signing keys, or of
-    JWT_PUBLIC_KEYS where a process signs nothing."""
+    """A JWK Set of public keys, all of which verify tokens, so that a key can be replaced without logging anyone out.
+    A process that has JWT_SECRET_KEY takes them from there."""
     audiences: tuple[str, ...]
     """Who access tokens are for (RFC 7519, 4.1.3): new ones name the first; all are accepted, so that it can change."""
     refresh_key: bytes
     """Refresh tokens are hashed under it."""
     encryption_key: bytes
-    """Seals what must be read again: second factors, stored answers. Keys the hashes of codes, and marks cursors."""
+    """Encrypts second factors and stored answers, keys the hashes of codes, and authenticates cursors."""
     delivery_key: bytes
     """Signs the tokens of deliveries: see shared/events/delivery_tokens.py."""
     delivery_issuer: str
-    """Of the service account tokens that Knative Eventing sends; none is taken when DELIVERY_JWKS is empty."""
+    """The issuer of the service account tokens that Knative Eventing sends. Without DELIVERY_JWKS none is accepted."""
     delivery_jwks: str
     """The cluster's public keys (RFC 7517), which verify these tokens."""
     gateway_keys: tuple[bytes, ...]
@@ -149,44 +151,51 @@ class Settings:
     passkey_domain: str
     """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
     trusted_proxy_hops: int
-    """So many proxies before a function append to X-Forwarded-For; what stands before their entries is not believed.
+    """How many proxies before a function append to X-Forwarded-For; earlier entries are not trusted.
 
-    Of a request without one of the gateway's keys nothing is. Where there are none (in development), each is taken for
-    the gateway's.
+    Nothing is trusted in a request without one of the gateway's keys. Where there are none (in development), each
+    request counts as the gateway's.
     """
     rate_limit_exempt: "tuple[IPv4Network | IPv6Network, ...]"
-    """Networks whose addresses share no limit: load generators, servers that call for many users."""
+    """Networks that are exempt from limits per address: load generators, servers that call for many users."""
     withdrawal_days: int
-    """For so long logging in restores a withdrawn account; then it is purged."""
+    """How many days a withdrawn account can be restored by logging in, before it is purged."""
     breached_passwords_url: str
     """A k-anonymity range API such as https://api.pwnedpasswords.com; none is asked when it is empty."""
     cors_allowed_origins: frozenset[str]
     """Origins whose pages may call the API from a browser, as https://app.example.com; none by default."""
     email_service_url: str
+    """SendGrid's API, or one of the same shape."""
     email_api_key: str
+    """Authenticates there."""
     email_from: str
+    """The address that mails come from."""
     sms_service_url: str
+    """Twilio's API, or one of the same shape."""
     sms_api_key: str
     """Account SID and auth token, as SID:TOKEN."""
     sms_from: str
+    """The number that texts come from."""
     sms_regions: frozenset[str]
     """Regions whose numbers get texts (ISO 3166-1, two letters). In some, fraudsters earn on each text."""
     texts_per_hour: int
-    """Of the whole service."""
+    """How many texts the whole service may send."""
     unverified_mails_per_hour: int
-    """Of the whole service, to addresses that nobody has verified: what strangers can make it send."""
+    """How many mails the whole service may send to unverified addresses: what strangers can make it send."""
     business_registry_api_url: str
+    """The API of the National Tax Service, at odcloud.kr; taken with /api at its end or without."""
     business_registry_api_key: str
+    """Authenticates there."""
     backup_store: str
     """A folder, or a bucket as s3://BUCKET/PREFIX."""
     backup_recipients: tuple[str, ...]
     """age recipients (https://age-encryption.org/v1), public keys: each of their owners can open a backup."""
     backup_manifest_keys: tuple[bytes, ...]
-    """Manifests of backups are authenticated under the first and taken under each, so that it can be replaced."""
+    """Keys, separated by commas: the first authenticates manifests of backups, and each verifies them."""
     backup_identity: str
     """An age identity, which opens backups: only where a drill runs by itself."""
     backup_keep: tuple[int, int, int]
-    """How many backups of the last days, weeks and months."""
+    """How many backups to keep: of the last days, weeks and months."""
 
     @property
     def privileged_database_url(self) -> str:

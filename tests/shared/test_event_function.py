@@ -215,7 +215,7 @@ def test_get_is_a_405(function: Any) -> None:
 def test_a_handler_gets_the_envelope_where_it_asks_for_it() -> None:
     taken: list[CloudEvent] = []
 
-    @event_function(ScheduleFired)
+    @event_function(ScheduleFired, schedule="0 0 * * *")
     def takes_both(event: ScheduleFired, envelope: CloudEvent) -> None:
         taken.append(envelope)
 
@@ -227,7 +227,7 @@ def test_a_handler_gets_the_envelope_where_it_asks_for_it() -> None:
 def test_an_event_of_a_schedule_without_a_meaning_is_taken() -> None:
     taken: list[ScheduleFired] = []
 
-    @event_function(ScheduleFired)
+    @event_function(ScheduleFired, schedule="0 0 * * *")
     def takes_the_event(event: ScheduleFired) -> None:
         taken.append(event)
 
@@ -239,7 +239,7 @@ def test_an_event_of_a_schedule_without_a_meaning_is_taken() -> None:
 def test_a_parameter_that_nobody_gives_is_an_error_at_import() -> None:
     with pytest.raises(TypeError, match="takes caller, which nobody gives it"):
 
-        @event_function(ScheduleFired)
+        @event_function(ScheduleFired, schedule="0 0 * * *")
         def takes_too_much(event: ScheduleFired, caller: int) -> None:
             pass
 

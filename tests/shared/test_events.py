@@ -63,7 +63,7 @@ def breaks(new: type[Event]) -> list[str]:
 def test_the_schema_of_each_event_is_that_of_its_model(event: type[Event]) -> None:
     file = contract.file_of(event.type)
     written, made = file.read_text("utf-8") if file.exists() else "", contract.text_of(contract.schema_of(event))
-    assert written == made, "run `make schemas`: it writes the file anew, or says what the change breaks"
+    assert written == made, "run `make generate`: it writes the file anew, or says what the change breaks"
 
 
 def test_there_is_no_schema_without_an_event() -> None:
