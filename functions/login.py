@@ -72,7 +72,7 @@ class SecondFactorRequired(Problem):
 def login(body: Credentials, client: Client, subjects: Mapping[str, str]) -> TokenPair:
     """Log in.
 
-    Starts a session of 30 days. The access token is good for ten minutes, the refresh token for one refresh.
+    Starts a session. The refresh token is good for one refresh.
     An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
     Guesses at a password are counted, until one is right: ten a minute and twenty an hour from one address, a
     hundred an hour from all. A device that logged in before sends its `device_token` in the header Device-Token:

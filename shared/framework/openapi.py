@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from shared.framework import idempotency
-from shared.framework.http_function import JSON, MEDIA_TYPES
+from shared.framework.http_function import JSON, MEDIA_TYPES, RECENT_SECONDS
 from shared.framework.registry import HttpFunction
+from shared.identity import access_tokens, live_sessions, sessions
 from shared.runtime import problems
 from shared.runtime.problems import Problem, ProblemDetails
 
@@ -121,14 +122,18 @@ def _conditions(function: HttpFunction) -> Iterator[str]:
     if function.role:
         yield "**For administrators, in a session with a second factor.**"
     if function.recent_login:
-        yield "**Takes a log-in of the last ten minutes** (RFC 9470): else log in again, which starts another session."
+        minutes = RECENT_SECONDS // 60
+        yield f"**Takes a log-in of the last {minutes} minutes** (RFC 9470): else log in, which starts another session."
     if function.strongest_factor:
         yield "**Takes a session with the strongest factor of the account**: a passkey, else the authenticator app."
 
 
 TAGS = {
     "Users": "Registration, verification, forgotten passwords.",
-    "Sessions": "An access token lives ten minutes, a refresh token one refresh, a session 30 days, or 14 idle.",
+    "Sessions": (
+        f"An access token lives {access_tokens.LIFETIME_SECONDS // 60} minutes, a refresh token one refresh, a session "
+        f"{sessions.LIFETIME.days} days, or {live_sessions.IDLE_LIFETIME.days} idle."
+    ),
     "Account": "What users read and change of themselves.",
     "Second factors": "Authenticator app, recovery codes, passkeys.",
     "Administration": "For the role admin.",
