@@ -19,7 +19,7 @@ from tests.conftest import ROOT, wait_for
 FUNCTION = '''
 """Greet somebody."""
 
-from typing import TypedDict
+from typing_extensions import TypedDict
 
 from shared.framework.http_function import http_function
 from shared.framework.scaling import Scaling
@@ -178,7 +178,7 @@ def test_it_serves(tree: Path) -> None:
 
 def test_what_it_imports_at_its_start_is_on_record(tree: Path) -> None:
     lines = (tree / "tests" / "imports.txt").read_text("utf-8").splitlines()
-    assert "greet_somebody: flask functions_framework gunicorn typing_extensions" in lines
+    assert "greet_somebody: click flask functions_framework gunicorn typing_extensions" in lines
 
 
 def test_an_edited_manifest_is_refused_and_that_of_a_removed_function_too(tree: Path) -> None:
@@ -201,7 +201,8 @@ def test_an_edited_manifest_is_refused_and_that_of_a_removed_function_too(tree: 
 
 def test_the_page_of_settings_has_every_setting_that_a_process_reads() -> None:
     source = (ROOT / "shared" / "runtime" / "settings.py").read_text("utf-8")
-    read = set(re.findall(r'(?:values\.get|number|secret|url|_choice|_database_url)\((?:values, )?"([A-Z_]+)"', source))
+    reading = r"(?:values\.get|number|secret|url|_choice|_database_url)\((?:values, )?[\"']([A-Z_]+)"
+    read = set(re.findall(reading, source))
     assert {"THREADS", "DB_PORT", "DATABASE_URL"} <= read
     rows = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs" / "settings.md").read_text("utf-8"), re.MULTILINE)
     assert read <= set(rows)
