@@ -160,10 +160,10 @@ def _in_cluster(context: str | None, command: str, arguments: Sequence[str] = ()
     identities = read(identity) if identity else ()
     as_json = click.get_current_context().meta.get(AS_JSON)
     printed = in_cluster.run(context, command, [*arguments, *["--json"] * bool(as_json)], identities, Progress())
-    return Result(printed, _document(printed) if as_json else None)
+    return Result(printed, document(printed) if as_json else None)
 
 
-def _document(log: str) -> object:
+def document(log: str) -> object:
     """The JSON document at the end of a log, which has lines of progress before it."""
     lines = log.splitlines()
     starts = [number for number, line in enumerate(lines) if line in ("{", "[", "{}", "[]")]

@@ -24,6 +24,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, make_url, text
 
+from knative.commands import backups
 from knative.local import servers
 from knative.local.servers import free_port
 from knative.local.supervisor import Process, Supervisor
@@ -601,11 +602,19 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
     assert "read back and found good" in run("backup")
     (name,) = vault.store.names()
     assert f"{ACCOUNTS:,}" in run("backups")
+    (listed,) = json.loads(run("backups", "--json"))
+    assert (listed["name"], listed["accounts"], listed["problem"]) == (name, ACCOUNTS, None)
     assert f"{name} is restored" in run("restore", name, "--force")
     process = command("restore", name, database=database, vault=vault)
     _, said = process.communicate(timeout=300)
     assert (process.returncode, "--force" in said) == (1, True)
     assert vault.identities[0] not in said
+
+
+@pytest.mark.parametrize("value", [{"name": "20260131T170000Z", "rows": 12}, [{"name": "20260131T170000Z"}], []])
+def test_the_json_of_a_command_in_a_cluster_is_found_behind_its_progress(value: Any) -> None:
+    log = f'    0 s  counting rows\n{{"level": "WARNING"}}\n{json.dumps(value, indent=2)}'
+    assert backups.document(log) == value
 
 
 def test_a_database_that_is_reached_a_moment_later_is_waited_for(

@@ -47,7 +47,7 @@ def read(
             measured = Measured(source, tell)
             decrypt(measured, sink, vault.identities)
     except Missing:
-        raise Refused(f"The backup {name} is incomplete: {part} is missing. {OTHER}") from None
+        raise Refused(f"The backup {name} has no {part} any more. {OTHER}") from None
     except Undecipherable as error:
         raise Refused(f"The backup {name} cannot be used ({part}): {error}. {OTHER}") from None
     if Part(measured.size, measured.sha256) != stated:
