@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +10,11 @@ from knative import check
 from knative.kubernetes import overlays
 from knative.kubernetes.overlays import PREPARED, pods
 from knative.release import checks
+from tests.conftest import ROOT
 from tests.knative.environments import ENVIRONMENTS, Objects, objects_of
 
 NAMESPACE = "aegis-user-service"
-RELEASE = Path(overlays.__file__).parent
+RELEASE = [*(ROOT / "knative" / "release").glob("*.py"), *(ROOT / "knative" / "kubernetes").glob("*.py")]
 
 Right = tuple[str, str, str]
 """Group, resource and verb."""
@@ -99,7 +99,7 @@ def used() -> set[Right]:
         )
         if item["metadata"].get("namespace", NAMESPACE) == NAMESPACE
     }  # fmt: skip
-    for file in RELEASE.glob("*.py"):
+    for file in RELEASE:
         for version, serving, kind in LISTED.findall(file.read_text("utf-8")):
             group = "serving.knative.dev" if serving else version.rpartition("/")[0]
             found.add((group, plural(kind), "list"))

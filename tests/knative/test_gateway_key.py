@@ -185,7 +185,7 @@ def test_a_gateway_that_does_not_take_the_key_keeps_its_routes_and_the_release_i
     api.refuses = refuse
     with pytest.raises(Refused, match="no such Secret") as told_:
         deploy(Cluster(None), new, "v2", gate=None, hold=0, progress=Progress())
-    assert "The traffic is back at release 1" in str(told_.value)
+    assert "The traffic is back on release 1" in str(told_.value)
     assert {name: one["spec"] for name, one in api.of_kind("HTTPRoute").items()} == before
     assert len(set(refused)) == 1  # one route alone met it
     traffic = {

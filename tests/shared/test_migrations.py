@@ -39,7 +39,7 @@ def newer(tmp_path: Path) -> Callable[[str], Path]:
         tree = tmp_path / "newer"
         shutil.copytree(ROOT / "shared", tree / "shared")
         head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-        (tree / "shared" / "migrations" / "versions" / "newer.py").write_text(
+        (tree / "shared" / "postgresql" / "migrations" / "versions" / "newer.py").write_text(
             f"from alembic import op\n\nrevision, down_revision = 'newer', '{head}'\n\n\n"
             f"def upgrade():\n    op.execute({statement!r})\n"
         )
