@@ -4,28 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, select
 
 from shared.identity import authentication, factors
 from shared.identity.access_tokens import Caller
-from shared.identity.live_sessions import is_live
+from shared.identity.live_sessions import active
 from shared.postgresql.pool import prepared
 from shared.postgresql.tables import account, session
 from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Unauthenticated
 
 # Made once, as to compose a statement takes longer than to execute it.
-_GOES_ON = prepared(
-    select(session.c.id)
-    .join(account)
-    .where(
-        account.c.id == bindparam("user_id"),
-        account.c.status == "active",
-        session.c.id == bindparam("session_id"),
-        is_live(),
-    )
-    .with_for_update(of=[account, session], key_share=True)
-)
+_GOES_ON = prepared(active().with_for_update(of=[account, session], key_share=True))
 
 
 @contextmanager

@@ -24,16 +24,9 @@ def is_live() -> ColumnElement[bool]:
     )
 
 
-def is_active(caller: Caller) -> bool:
-    """Whether the caller's session goes on and their account is active, by the database."""
-    with transaction() as connection:
-        parameters = {"session_id": caller.session_id, "user_id": caller.user_id}
-        return connection.execute(_active(), parameters).first() is not None
-
-
-@functools.cache
-def _active() -> Select[tuple[UUID]]:
-    return prepared(
+def active() -> Select[tuple[UUID]]:
+    """The session `session_id` of `user_id`, if it goes on and their account is active."""
+    return (
         select(session.c.id)
         .join(account)
         .where(
@@ -43,3 +36,15 @@ def _active() -> Select[tuple[UUID]]:
             account.c.status == "active",
         )
     )
+
+
+def is_active(caller: Caller) -> bool:
+    """Whether the caller's session goes on and their account is active, by the database."""
+    with transaction() as connection:
+        parameters = {"session_id": caller.session_id, "user_id": caller.user_id}
+        return connection.execute(_prepared(), parameters).first() is not None
+
+
+@functools.cache
+def _prepared() -> Select[tuple[UUID]]:
+    return prepared(active())
