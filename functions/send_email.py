@@ -31,7 +31,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Mail:
-    """What an event calls for: a section of mail_texts/mails.toml, to accounts in one of these states."""
+    """The mail that an event causes: its section in mail_texts/mails.toml, and the account states that receive it."""
 
     event: type[Event]
     section: str

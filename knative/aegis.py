@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _explained(error: Exception) -> str:
-    """What went wrong outside of the command's own checks, and what to do."""
+    """The message for an error that the command did not expect, with what to do about it."""
     from sqlalchemy.exc import DBAPIError
 
     from shared.runtime.problems import ServiceUnavailable

@@ -1,4 +1,4 @@
-"""What all commands have: --json, examples and exit codes in the help, and the settings of the service."""
+"""What all commands share: --json, examples and exit codes in the help, and how they find the service's settings."""
 
 import json
 import os
