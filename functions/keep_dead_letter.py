@@ -19,7 +19,7 @@ from shared.framework.scaling import Scaling
 from shared.postgresql.tables import dead_letter
 from shared.postgresql.transactions import transaction
 from shared.runtime import logs
-from shared.runtime.manifests import function_name
+from shared.runtime.resource_names import function_name
 
 MAX_ERROR_LENGTH = 1000
 

@@ -20,7 +20,7 @@ import yaml
 from knative.keys import write_secrets
 from knative.kubernetes.overlays import is_function, pods
 from shared.framework.registry import load_all, uses
-from shared.runtime.manifests import function_name
+from shared.runtime.resource_names import function_name
 from shared.runtime.settings import secrets_of
 
 KUBERNETES = "1.34"

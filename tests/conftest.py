@@ -33,6 +33,7 @@ from shared.framework import openapi
 from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS
 from shared.postgresql.pool import unpooled
 from shared.postgresql.transactions import transaction
+from shared.runtime.resource_names import resource_name
 from tests.businesses import new_business_number
 
 # How long one example takes says nothing on a machine that runs other tests as well.
@@ -175,7 +176,7 @@ class BufferedClient(FlaskClient):
         if self.function in EVENT_FUNCTIONS:  # as one of those who may deliver; a header of the test's own goes before
             from shared.events.delivery_tokens import authorization
 
-            self.environ_base["HTTP_AUTHORIZATION"] = authorization(self.function.replace("_", "-"))["Authorization"]
+            self.environ_base["HTTP_AUTHORIZATION"] = authorization(resource_name(self.function))["Authorization"]
         return super().open(*args, buffered=True, **kwargs)
 
 

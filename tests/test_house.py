@@ -7,7 +7,8 @@ from knative.local.up import containers
 from shared.events.schedules import ScheduleFired
 from shared.framework.http_function import path_pattern
 from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
-from shared.runtime.manifests import function_name, functions, manifests, routes, schedules, triggers
+from shared.runtime.manifests import functions, manifests, routes, schedules, triggers
+from shared.runtime.resource_names import function_name
 from tests.conftest import ROOT
 
 

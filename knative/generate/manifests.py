@@ -6,6 +6,7 @@ from shared.events.types import ALL_EVENTS
 from shared.framework.http_function import path_pattern
 from shared.framework.registry import EventFunction, HttpFunction
 from shared.runtime.manifests import NAMESPACE
+from shared.runtime.resource_names import resource_name
 from shared.runtime.settings import SECRETS
 
 KUSTOMIZATION = """\
@@ -121,11 +122,6 @@ spec:
   timeZone: UTC
   jobTemplate: {{spec: {{template: {{spec: {{containers: [{{name: ping, args: [{name}]}}]}}}}}}}}
 """
-
-
-def resource_name(function: str) -> str:
-    """Kubernetes allows no underscore: get_profile is get-profile."""
-    return function.replace("_", "-")
 
 
 def manifest(function: HttpFunction | EventFunction) -> str:

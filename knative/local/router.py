@@ -17,6 +17,7 @@ from shared.http.clients import GATEWAY_KEY_HEADER
 from shared.http.request import MAX_BODY_BYTES, SECURITY_HEADERS
 from shared.runtime import problems
 from shared.runtime.manifests import MANIFESTS, Route, route_timeout_seconds, routes
+from shared.runtime.resource_names import resource_name
 
 SITE = "site"
 DOCUMENT_PATHS = (
@@ -102,7 +103,7 @@ def _configuration(
     ]
     internal_routes = [
         {
-            "match": {"path_separated_prefix": "/" + function.replace("_", "-")},
+            "match": {"path_separated_prefix": "/" + resource_name(function)},
             "route": {"cluster": function, "prefix_rewrite": "/", "timeout": "60s", "retry_policy": _RETRY},
         }
         for function in functions

@@ -28,7 +28,8 @@ from knative.local.edits import Edits, Served
 from knative.local.router import SITE, direct, router
 from knative.local.servers import LOOPBACK, free_port
 from knative.local.supervisor import Process, StartFailed, Stopped, Supervisor
-from shared.runtime.manifests import function_name, functions, manifests
+from shared.runtime.manifests import functions, manifests
+from shared.runtime.resource_names import function_name
 from shared.runtime.settings import SECRETS, load, secrets_of
 from shared.runtime.stopping import stopped_by
 

@@ -19,7 +19,7 @@ from shared.events.outbox import wake_relay
 from shared.events.types import SOURCE
 from shared.postgresql.tables import dead_letter, outbox, processed_event
 from shared.postgresql.transactions import transaction
-from shared.runtime.manifests import function_name
+from shared.runtime.resource_names import function_name
 
 LISTED = 50
 MAX_WIDTH = 40

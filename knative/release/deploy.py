@@ -15,7 +15,8 @@ from knative.release.lease import Lease
 from knative.release.records import Release
 from knative.release.rollout import Check
 from knative.terminal import Progress, Refused
-from shared.runtime.manifests import NAMESPACE, function_name
+from shared.runtime.manifests import NAMESPACE
+from shared.runtime.resource_names import function_name
 
 SHARES = (10, 50, 100)
 LOOK_SECONDS = 5.0

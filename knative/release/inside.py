@@ -17,6 +17,7 @@ from uuid import UUID
 import urllib3
 
 from shared.framework.registry import HTTP_FUNCTIONS, HttpFunction, load_all, uses
+from shared.runtime.resource_names import resource_name
 from shared.runtime.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
@@ -60,7 +61,7 @@ def smoke(names: Sequence[str], function_url: str) -> list[str]:
     deadline = time.monotonic() + READY_SECONDS
 
     def call(name: str) -> str:
-        base = function_url.format(service=name.replace("_", "-"))
+        base = function_url.format(service=resource_name(name))
         problem = _wait(name, base, is_over, deadline) or ("" if is_over.is_set() else _wrong_answer(name, base))
         if problem:
             is_over.set()

@@ -43,6 +43,7 @@ from shared.postgresql.tables import processed_event
 from shared.postgresql.transactions import transaction
 from shared.runtime import logs, metrics
 from shared.runtime.problems import InvalidRequest, MalformedRequest, MethodNotAllowed, Problem, ServiceUnavailable
+from shared.runtime.resource_names import resource_name
 from shared.runtime.settings import Dependency
 
 GIVEN = frozenset({"event", "envelope", "connection", "mark"})
@@ -146,7 +147,7 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
         raise MethodNotAllowed(["POST"])
     type_, outcome = "other", "failed"
     try:
-        delivery_tokens.authenticate(function.name.replace("_", "-"), request.headers.get("Authorization", ""))
+        delivery_tokens.authenticate(resource_name(function.name), request.headers.get("Authorization", ""))
         if not function.handles:
             headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
             _call(function, headers=headers, body=body)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
+from shared.runtime.resource_names import function_name
+
 MANIFESTS = Path(__file__).parents[2] / "knative" / "functions"
 NAMESPACE = "aegis-user-service"
 """Of the functions, and of all that belongs to them, on a cluster."""
@@ -144,11 +146,6 @@ def schedules() -> tuple[Schedule, ...]:
         )
         for source in _of_kind("PingSource")
     )
-
-
-def function_name(resource_name: str) -> str:
-    """The function behind a resource: get-profile is get_profile."""
-    return resource_name.replace("-", "_")
 
 
 def seconds(duration: str) -> float:

@@ -16,7 +16,7 @@ from shared.events import kafka
 from shared.framework.registry import load_all, uses
 from shared.identity import sessions
 from shared.postgresql import partitions
-from shared.runtime.manifests import function_name
+from shared.runtime.resource_names import function_name
 from tests.bench import measured
 from tests.bench.measured import Measured, function_of
 from tests.knative.environments import functions_of, objects_of, scaling, variables

@@ -3,6 +3,7 @@
 import pytest
 
 from shared.framework.registry import load_all
+from shared.runtime.resource_names import resource_name
 from tests.bench import accounts, measured
 from tests.bench.cluster.traffic import TRAFFIC
 from tests.bench.measured import function_of, objective
@@ -32,5 +33,5 @@ def test_a_pod_with_as_many_requests_as_its_target_is_within_the_objective_of_it
     assert figures.keys() == {*measured.FUNCTIONS}
     assert load_all() >= {function_of(name) for name in figures}
     for name, figure in figures.items():
-        target = targets[function_of(name).replace("_", "-")]
+        target = targets[resource_name(function_of(name))]
         assert any(one.connections >= target and one.p95 <= objective(name) for one in figure.tries), name

@@ -20,6 +20,7 @@ import pytest
 
 from shared.framework.registry import HTTP_FUNCTIONS, load_all
 from shared.runtime.manifests import functions
+from shared.runtime.resource_names import resource_name
 from tests.cluster.conftest import (
     ENVIRONMENT,
     HOST,
@@ -340,7 +341,7 @@ def test_every_panel_of_the_dashboard_shows_data() -> None:
 @in_development
 def test_functions_at_zero_answer_and_an_event_wakes_send_email_from_zero(credentials: dict[str, str]) -> None:
     """Prometheus scrapes all the while, and keeps none of them from zero."""
-    names = [name.replace("_", "-") for name in functions()]
+    names = [resource_name(name) for name in functions()]
     wait_for(lambda: sum(pods(name) for name in names) == 0, TO_ZERO_SECONDS)
     started = time.monotonic()
     assert call("POST", f"{USERS}/login", credentials)[0] == 200

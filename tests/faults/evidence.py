@@ -16,7 +16,8 @@ from shared.events import kafka
 from shared.events.types import SOURCE
 from shared.postgresql.tables import account, audit, dead_letter, outbox, processed_event, refresh_token, session
 from shared.postgresql.transactions import transaction
-from shared.runtime.manifests import function_name, triggers
+from shared.runtime.manifests import triggers
+from shared.runtime.resource_names import function_name
 from tests.servers import read_topic
 
 

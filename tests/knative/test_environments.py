@@ -17,7 +17,8 @@ from knative.kubernetes.overlays import pods
 from knative.release.gateway import public_listener
 from shared.events import kafka
 from shared.framework.registry import HTTP_FUNCTIONS, load_all, uses
-from shared.runtime.manifests import function_name, functions
+from shared.runtime.manifests import functions
+from shared.runtime.resource_names import function_name
 from shared.runtime.settings import Settings, load
 from tests.conftest import ROOT
 from tests.knative.environments import (

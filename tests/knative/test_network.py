@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shared.framework.registry import load_all, uses
-from shared.runtime.manifests import function_name
+from shared.runtime.resource_names import function_name
 from tests.knative.environments import ENVIRONMENTS, Objects, functions_of, objects_of
 
 NAMESPACE = "aegis-user-service"

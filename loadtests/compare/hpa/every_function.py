@@ -11,7 +11,8 @@ from flask import Flask
 
 from shared.framework.registry import uses
 from shared.framework.server import Server, create_app, wait_for_network
-from shared.runtime.manifests import Route, function_name, functions, routes
+from shared.runtime.manifests import Route, functions, routes
+from shared.runtime.resource_names import function_name
 from shared.runtime.settings import load
 
 PRECISION = ("Exact", "RegularExpression", "PathPrefix")

@@ -14,6 +14,7 @@ from knative.kubernetes.cluster import Object
 from knative.kubernetes.overlays import KUBECTL, OVERLAYS, is_function, render
 from knative.terminal import Refused
 from shared.runtime.manifests import NAMESPACE
+from shared.runtime.resource_names import resource_name
 
 ROOT = Path(__file__).parents[3]
 NAME = "bench"
@@ -173,7 +174,7 @@ def _generator() -> list[Object]:
 
 def function(name: str) -> Object:
     """A function's Knative Service as production has it, with the image and the settings of this environment."""
-    service = name.replace("_", "-")
+    service = resource_name(name)
     (manifest,) = [
         one for one in render(OVERLAYS / "production") if is_function(one) and one["metadata"]["name"] == service
     ]
