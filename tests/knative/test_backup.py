@@ -591,6 +591,21 @@ def test_backups_are_listed_in_columns_however_large_they_are(tmp_path: Path) ->
     assert {line.index("18.1") for line in (small, large)} == {header.index("PostgreSQL")}
 
 
+def test_a_backup_into_another_store_in_the_same_second_is_no_obstacle(database: str, vault: Vault) -> None:
+    with connected(database) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO backup (name, taken_at, size) "
+                "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS\"Z\"'), at, 1 "
+                "FROM generate_series(date_trunc('second', now()), now() + interval '30 s', interval '1 s') AS at"
+            )
+        )
+    made = backup(database, vault)
+    with connected(database) as connection:
+        kept = connection.execute(text("SELECT name, size FROM backup")).all()
+    assert [tuple(row) for row in kept] == [(made.name, made.size)]
+
+
 def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vault) -> None:
     def run(*arguments: str) -> str:
         process = command(*arguments, database=database, vault=vault)

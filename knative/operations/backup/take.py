@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import pyrage
-from sqlalchemy import Connection, delete, insert, select, text
+from sqlalchemy import Connection, delete, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from knative.operations.backup import authenticity, check, manifest, retention
 from knative.operations.backup.manifest import Manifest, Part
@@ -143,5 +144,6 @@ def _remember(connection: Connection, taken: Manifest, there: Collection[str], p
     if lost := sorted(set(gone)):
         progress.say(f"WARNING: {authenticity.few(lost)} gone from the store: {', '.join(lost[: authenticity.NAMED])}")
     row = {"name": taken.name, "taken_at": taken.taken_at, "size": taken.size}
-    connection.execute(insert(backup).values(row))
+    # A backup into another store in the same second has the same name.
+    connection.execute(insert(backup).values(row).on_conflict_do_update(index_elements=[backup.c.name], set_=row))
     connection.execute(delete(backup).where(backup.c.name.not_in(there)))
