@@ -1,4 +1,4 @@
-"""Change one's e-mail address."""
+"""Change the caller's e-mail address."""
 
 from sqlalchemy import select, update
 from uuid_utils.compat import uuid7
@@ -25,7 +25,7 @@ class EmailChange(RequestBody):
 
 class SameAddress(Problem):
     status = 409
-    title = "This is the address of the account already"
+    title = "The account already has this address"
     detail = "Nothing was changed, and no mail was sent."
 
 
@@ -33,7 +33,7 @@ class SameAddress(Problem):
     "POST",
     "/api/v1/users/me/email",
     status=202,
-    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
+    scaling=Scaling("hash"),  # at most two pods, so that log-ins get the cores
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour", "mailbox": "5/hour"},
     problems=[WrongPassword, SameAddress],
@@ -41,24 +41,24 @@ class SameAddress(Problem):
 def change_email(body: EmailChange, caller: Caller) -> None:
     """Change the e-mail address.
 
-    The new address takes the place of the present one when it is verified, with the link in the mail that goes to
-    it; until then it stands in the profile as `new_email`. The present address is told. Another new address voids the
-    link to the one before. Giving the present address cancels the change; where none waits, the answer is a 409. The
-    answer is the same whether or not the new address is taken; its link just never comes. Ten tries an hour.
+    The new address replaces the current one once it is verified with the link in the mail sent to it. Until then the
+    profile shows it as `new_email`. The current address is notified. Requesting another address invalidates the
+    earlier link. Sending the current address cancels a pending change, or returns 409 if there is none. The response
+    is the same if the new address is already taken, but then no link is sent. Limited to ten attempts an hour.
     """
     credentials.require_password(caller.user_id, body.password)
     address = canonical_email(body.email)
-    # Whoever registered an address and never verified it does not own it.
+    # An unverified registration does not own its address.
     its_owner = select(account.c.id).where(account.c.canonical_email == address, account.c.status != "pending")
     with change(caller) as connection:
         owner = connection.scalar(its_owner)
         if owner is None and former_addresses.is_kept_for_another(connection, address, caller.user_id):
-            owner = uuid7()  # as good as taken; its event finds nobody to write to
+            owner = uuid7()  # treated as taken; its event has no recipient
         cancels = owner == caller.user_id
         waiting = select(account.c.new_email).where(account.c.id == caller.user_id)
         if cancels and connection.scalar(waiting) is None:
             raise SameAddress
-        # Stored for a taken address too, or the profile would tell.
+        # Also stored for a taken address: otherwise the profile would reveal that it is taken.
         new = {"new_email": None if cancels else body.email, "new_canonical_email": None if cancels else address}
         connection.execute(update(account).where(account.c.id == caller.user_id).values(new))
         void(connection, caller.user_id, CHANGE_EMAIL)

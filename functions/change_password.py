@@ -1,4 +1,4 @@
-"""Change one's password."""
+"""Change the caller's password."""
 
 from shared.framework.http_function import http_function
 from shared.framework.scaling import Scaling
@@ -20,7 +20,7 @@ class PasswordChange(RequestBody):
     "PUT",
     "/api/v1/users/me/password",
     status=204,
-    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
+    scaling=Scaling("hash"),  # at most two pods, so that log-ins get the cores
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     problems=[WrongPassword],
@@ -28,8 +28,8 @@ class PasswordChange(RequestBody):
 def change_password(body: PasswordChange, caller: Caller) -> None:
     """Change the password.
 
-    All other sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. This
-    session goes on. Ten tries an hour.
+    All other sessions end, a pending change of the e-mail address is cancelled, and the user is notified by mail. This
+    session continues. Limited to ten attempts an hour.
     """
     proved = credentials.require_password(caller.user_id, body.current_password)
     password = body.new_password.get_secret_value()

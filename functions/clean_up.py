@@ -1,4 +1,4 @@
-"""Delete what has expired."""
+"""Delete expired data."""
 
 import logging
 import time
@@ -33,18 +33,18 @@ from shared.postgresql.transactions import transaction
 
 BATCH = 1000
 WORK_SECONDS = 20.0
-"""Within the lifetime of a claim on the event. What is left then is done the next time."""
+"""Shorter than a claim on the event lives. The next run does the rest."""
 
 UNFINISHED = timedelta(days=1)
-"""For so long a code may wait for its user, and a second factor for its confirmation."""
+"""How long an unused phone code and an unconfirmed second factor are kept."""
 PENDING = timedelta(days=7)
-"""For so long an address may wait to be verified, from the last registration of it, or until a link has expired."""
+"""How long an unverified account is kept after its last registration; longer while a link is still valid."""
 ENDED_SESSIONS = timedelta(days=90)
-"""For so long a user can see in an export which sessions there were."""
+"""How long ended sessions appear in a user's data export."""
 DELIVERED = partitions.KEPT
-"""An event may come again for as long as the outbox has it."""
+"""An event can be redelivered as long as the outbox keeps it."""
 RETRIED = timedelta(days=30)
-"""For so long an operator can see what was retried and not given up again."""
+"""How long operators can see a dead letter after retrying it."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
     schedule="37 18 * * *",  # 03:37 in Seoul, half an hour after purge_withdrawn has loaded the database
 )
 def clean_up(event: ScheduleFired) -> None:
-    """Delete what has expired: in small transactions, a batch of each kind in turn."""
+    """Delete expired data in small transactions, one batch of each kind in turn."""
     deadline = time.monotonic() + WORK_SECONDS
     left = expired()
     deleted: Counter[str] = Counter()
@@ -66,7 +66,7 @@ def clean_up(event: ScheduleFired) -> None:
 
 
 def expired() -> Mapping[str, tuple[Table, ColumnElement[bool]]]:
-    """What is deleted: the kind, its table, and the condition."""
+    """Return what to delete: for each kind, its table and the condition."""
     return {
         "verifications": (verification, verification.c.expires_at < func.now()),
         "former addresses": (former_email, former_email.c.expires_at < func.now()),
@@ -81,11 +81,11 @@ def expired() -> Mapping[str, tuple[Table, ColumnElement[bool]]]:
             totp.c.confirmed_at.is_(None) & (totp.c.created_at < func.now() - UNFINISHED),
         ),
         "stored answers": (stored_answer, stored_answer.c.claimed_at < func.now() - idempotency.LIFETIME),
-        # Used for so long, its session has expired: until then a second use must be recognized.
+        # By then the session has expired; until then, reuse must be detected.
         "used refresh tokens": (refresh_token, refresh_token.c.used_at < func.now() - sessions.LIFETIME),
         "ended sessions": (session, session.c.ended_at < func.now() - ENDED_SESSIONS),
         "expired sessions": (session, session.c.expires_at < func.now() - ENDED_SESSIONS),
-        # Those of a dead letter stay as long as it does: when it is retried, whoever has processed the event knows it.
+        # Kept as long as the event's dead letter, so that functions that have processed the event ignore a retry.
         "processed events": (
             processed_event,
             (processed_event.c.claimed_at < func.now() - DELIVERED)
@@ -103,7 +103,7 @@ def expired() -> Mapping[str, tuple[Table, ColumnElement[bool]]]:
 
 
 def _delete_batch(table: Table, condition: ColumnElement[bool]) -> int:
-    """Deletes some of a table's expired rows, passing over those that somebody works on; returns how many."""
+    """Delete a batch of a table's expired rows, skipping locked ones; return how many."""
     due = select(*table.primary_key).where(condition).limit(BATCH).with_for_update(skip_locked=True, of=table).cte()
     with transaction() as connection:
         deleted = connection.execute(

@@ -1,4 +1,4 @@
-"""Confirm an authenticator app by one of its codes."""
+"""Confirm an authenticator app with one of its codes."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -20,21 +20,21 @@ from shared.text.fields import ABSENT, RequestBody
 from shared.users import profiles
 
 LIFETIME = timedelta(minutes=15)
-"""Of an enrolment that waits to be confirmed."""
+"""How long an enrolment can be confirmed."""
 
 
 class TotpConfirmation(RequestBody):
     code: Annotated[
         SecretStr,
-        Field(min_length=6, max_length=32, description="Six digits of the app, also as 123 456.", examples=["123456"]),
+        Field(min_length=6, max_length=32, description="Six digits; spaces are ignored.", examples=["123456"]),
     ]
     first_factor_code: FirstFactorCode = ABSENT
 
 
 class NoTotpEnrolment(Problem):
     status = 409
-    title = "No authenticator app waits to be confirmed"
-    detail = "It was confirmed already, or its 15 minutes are over. Begin to set it up first."
+    title = "There is no authenticator app to confirm"
+    detail = "It is already confirmed, or its 15 minutes have passed. Start by setting one up."
 
 
 @http_function(
@@ -47,17 +47,17 @@ class NoTotpEnrolment(Problem):
 def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
     """Confirm the authenticator app.
 
-    From now on logging in with a password takes a code as well. The ten recovery codes, each good for one log-in
-    without the app, are shown this once. The user's other sessions end, as they never passed the second factor. Nor has
-    this one, which goes on: for what takes a second factor, log in with it.
+    From now on, logging in with a password also requires a code. The response contains ten recovery codes, each valid
+    for one log-in without the app; they are not shown again. The user's other sessions end because they have not
+    passed the second factor. This session continues, but for operations that require a second factor, log in with it.
 
-    Where the account has a role and no factor yet, it also takes `first_factor_code`.
+    If the account has a role and no factor yet, `first_factor_code` is required.
     """
     user_id = caller.user_id
     waiting = select(totp.c.secret).where(
         totp.c.account_id == user_id, totp.c.confirmed_at.is_(None), totp.c.created_at > func.now() - LIFETIME
     )
-    # The lock of the account: no log-in slips through by the password alone while this takes effect.
+    # Locks the account, so that meanwhile no log-in succeeds with only the password.
     with change(caller) as connection:
         first_factor.require_code(connection, caller, body.first_factor_code)
         secret = connection.scalar(waiting)
@@ -65,7 +65,7 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
             raise NoTotpEnrolment
         step = step_of(user_id, secret, body.code.get_secret_value())
         if step is None:
-            fault = "This is not the code that the app shows. Is the clock of its device right?"
+            fault = "The code is wrong. Check that the clock of the app's device is correct."
             raise InvalidRequest(errors=[FieldError(pointer="/code", code="totp_wrong", detail=fault)])
         connection.execute(
             update(totp).where(totp.c.account_id == user_id).values(confirmed_at=func.now(), last_step=step)

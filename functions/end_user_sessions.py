@@ -25,8 +25,8 @@ from shared.runtime.problems import NoSuchItem
 def end_user_sessions(user_id: UUID, caller: Caller) -> None:
     """End all sessions of a user.
 
-    For administrators. Refresh tokens and access tokens of the user are refused from the next request on (at the
-    latest after a minute, should Redis just then not take the news). Logging in starts a new session.
+    The user's refresh tokens and access tokens are rejected from the next request on, or within a minute if Redis is
+    unavailable at that moment. The user can log in again.
     """
     with change(caller, user_id) as connection:
         sessions.end_all(connection, user_id)

@@ -1,4 +1,4 @@
-"""Begin to set up an authenticator app as a second factor."""
+"""Start setting up an authenticator app as a second factor."""
 
 import base64
 import secrets
@@ -22,7 +22,7 @@ class TotpEnrolment(TypedDict):
 
 class TotpAlreadyEnabled(Problem):
     status = 409
-    title = "The account has an authenticator app already"
+    title = "The account already has an authenticator app"
     detail = "Nothing was changed. Remove it first, then set up another."
 
 
@@ -34,11 +34,11 @@ class TotpAlreadyEnabled(Problem):
     problems=[TotpAlreadyEnabled],
 )
 def enroll_totp(caller: Caller) -> TotpEnrolment:
-    """Begin to set up an authenticator app.
+    """Start setting up an authenticator app.
 
-    Show `uri` as a QR code, or `secret` (base 32) to be typed; the app then shows six digits, new ones every 30
-    seconds (TOTP, RFC 6238). Nothing asks for them until one is confirmed, within 15 minutes. Calling this again
-    before that makes a new secret, and the earlier one is forgotten.
+    Show `uri` as a QR code, or `secret` (base 32) to type in. The app then shows a new six-digit code every 30 seconds
+    (TOTP, RFC 6238). Confirm one within 15 minutes; until then, logging in requires no code. Calling this again before
+    the confirmation replaces the secret.
     """
     import pyotp
 

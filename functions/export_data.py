@@ -1,4 +1,4 @@
-"""Read all that is stored on oneself."""
+"""Export all data stored about the caller."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -37,7 +37,7 @@ from shared.runtime.problems import Unauthenticated
 from shared.text.formats import DateText, TimeText, UuidText
 
 MAX_ITEMS = 5000
-"""Of each kind, newest first; a user who has more of one gets the others on request."""
+"""The newest of each kind; a user with more gets the rest on request."""
 
 
 class ExportedAccount(TypedDict):
@@ -116,7 +116,7 @@ class ExportedEvent(TypedDict):
 
 
 class ExportedSecrets(TypedDict):
-    """Which secrets are stored. They are not shown: who has them could act as the user."""
+    """Which secrets are stored. They are not shown, because anyone who has them could act as the user."""
 
     password_changed_at: TimeText | None
     second_factor: bool
@@ -147,22 +147,22 @@ class PersonalData(TypedDict):
 @http_function(
     "GET",
     "/api/v1/users/me/export",
-    scaling=Scaling("export"),  # ten an hour for each user: one pod is enough, the second is for a burst
+    scaling=Scaling("export"),  # at most ten an hour per user: one pod is enough, the second absorbs bursts
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     may_lag=True,
 )
 def export_data(caller: Caller, request: Request) -> PersonalData:
-    """Read all that is stored on the caller.
+    """Export all data stored about the caller.
 
-    One document, as it was at one moment (PIPA, art. 35; GDPR, art. 15 and 20): account, waiting phone number,
-    business, second factor, passkeys, sessions with those that have ended, the audit trail, and the events that are
-    still kept for delivery. Of passwords, keys, codes and tokens it says only that they are there. `complete` is
-    false where there were more than 5,000 sessions, audit entries or events, of which the newest are given.
+    One document, consistent at one moment (PIPA, art. 35; GDPR, art. 15 and 20): account, former addresses, unverified
+    phone number, business, second factor, passkeys, open and ended sessions, the audit trail, and the events still kept
+    for delivery. For passwords, keys, codes and tokens it only shows that they exist. `complete` is false if there are
+    more than 5,000 sessions, audit entries or events; then only the newest are included.
     """
-    # A GET that writes: the caller asks for no change (RFC 9110, 9.2.1), but must be able to see who took their data.
+    # A safe method may still record its use (RFC 9110, 9.2.1): users must be able to see who exported their data.
     data = read(lambda connection: _personal_data(connection, caller.user_id))
-    if request.method != "HEAD":  # which gives nobody any data
+    if request.method != "HEAD":  # which returns no data
         with transaction() as connection:
             announce(connection, DataExported(user_id=caller.user_id))
     return data
@@ -185,7 +185,7 @@ def _personal_data(connection: Connection, user_id: UUID) -> PersonalData:
         select(
             audit.c.event_id.label("id"),
             *audit.c["type", "occurred_at", "request_id"],
-            # Which administrator did it is no data on the caller.
+            # The administrator's id is not data about the caller.
             audit.c.data.op("-")("actor_id").label("data"),
         ).where(audit.c.account_id == user_id),
         audit.c.event_id,
@@ -233,7 +233,7 @@ def _secrets(connection: Connection, user_id: UUID) -> ExportedSecrets:
 
 
 def _columns(shown: Any, table: Any) -> Select[Any]:
-    """A query for what a part of the document shows of a table."""
+    """Select the columns of a table that a part of the document shows."""
     return select(*(table.c[name] for name in shown.__annotations__))
 
 
@@ -243,7 +243,7 @@ def _one(connection: Connection, query: Select[Any]) -> Any:
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row as JSON has it."""
+    """Convert a row to JSON types."""
     return {
         name: value.isoformat() if isinstance(value, date) else str(value) if isinstance(value, UUID) else value
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""Answer what no other function has a route for."""
+"""Answer requests that match no other route."""
 
 from flask import Request
 
@@ -13,14 +13,14 @@ from shared.runtime.problems import MethodNotAllowed, NotFound
     "*",
     "/*",
     status=204,
-    scaling=Scaling("cache"),  # browsers keep the answer to a preflight, and scanners may wait
+    scaling=Scaling("cache"),  # browsers cache the response to a preflight, and scanners can wait
 )
 def fallback(request: Request) -> None:
-    """Answer what no other function has a route for: a browser's preflight, 405 for a known path, else 404.
+    """Answer requests that match no other route: a browser's preflight, 405 for a known path, otherwise 404.
 
-    The route puts /unrouted before the path that was asked for.
+    The route prepends /unrouted to the requested path.
     """
-    # Envoy Gateway leaves out the slash that joins the two.
+    # Envoy Gateway joins the two without a slash.
     path = "/" + request.path.removeprefix("/unrouted").removeprefix("/")
     allowed = methods_at(path)
     if not allowed:

@@ -1,4 +1,4 @@
-"""Read one's own profile."""
+"""Read the caller's profile."""
 
 from shared.framework.http_function import http_function
 from shared.framework.scaling import Scaling
@@ -21,12 +21,12 @@ def cache_key(caller: Caller) -> str:
 def get_profile(caller: Caller, cached: bytes | None) -> Profile | bytes:
     """Read the caller's profile.
 
-    `new_email` is an address that takes over once its link is followed, `phone` a number that was verified.
-    `second_factor` says whether an authenticator app is in force. `business` is null until one is submitted.
+    `new_email` replaces `email` once it is verified. `phone` is a verified number. `second_factor` is true if an
+    authenticator app is active. `business` is null until one is submitted.
     """
     if cached:
         return cached
-    # Imported on a miss: a warm read never meets the database.
+    # Imported on a cache miss: a cached read does not use the database.
     from shared.postgresql.transactions import transaction
 
     with transaction() as connection:

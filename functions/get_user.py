@@ -15,8 +15,8 @@ from shared.users.users import UserDetails
 def get_user(user_id: UUID, caller: Caller) -> Reply[UserDetails]:
     """Read a user.
 
-    For administrators. `passkeys` and `sessions` say how many there are. The ETag is for If-Match of a change; it
-    stays the same while only the number of sessions changes.
+    `passkeys` and `sessions` are counts. Send the ETag in If-Match to change this state only. It does not depend on the
+    number of sessions.
     """
     user = read(lambda connection: users.read(connection, user_id))
     if user is None:

@@ -1,4 +1,4 @@
-"""Publish the keys that access tokens are verified with."""
+"""Publish the keys that verify access tokens."""
 
 from typing_extensions import TypedDict
 
@@ -27,15 +27,15 @@ class PublicKeys(TypedDict):
 @http_function(
     "GET",
     JWKS_PATH,
-    scaling=Scaling("cache"),  # clients keep the keys for five minutes
+    scaling=Scaling("cache"),  # clients cache the keys for five minutes
     uses=["access_tokens"],
 )
 def jwks() -> Reply[PublicKeys]:
     """Read the public keys.
 
-    A JWK Set (RFC 7517, 5) of every key that access tokens may be signed with (RFC 9068, 4): find the one whose `kid`
-    is in the token's header. To replace a key, the next one is published first, then signs; so keep the set for five
-    minutes at most, and read it again when a token names a key that is not in it.
+    A JWK Set (RFC 7517, 5) of all keys that may have signed an access token (RFC 9068, 4). Use the key whose `kid` is
+    in the token's header. A new key is published before it signs, so cache the set for at most five minutes, and fetch
+    it again when a token names an unknown key.
     """
     keys = [
         PublicKey(kty="EC", crv="P-256", x=key.x, y=key.y, kid=key.kid, use="sig", alg=ALGORITHM)

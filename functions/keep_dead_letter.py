@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 
 @event_function(
-    scaling=Scaling("event", max_pods=1),  # storing one takes milliseconds: a pod keeps up with all Triggers
+    scaling=Scaling("event", max_pods=1),  # storing one takes milliseconds: one pod keeps up with all Triggers
 )
 def keep_dead_letter(headers: Mapping[str, str], body: bytes) -> None:
     """Keep an event that could not be delivered, with the reason, until an operator decides (`aegis events dead`).
 
-    The dead-letter sink of every Trigger: it takes whatever comes, also what is no CloudEvent. What comes twice counts
-    once, until an operator has retried it.
+    The dead-letter sink of every Trigger. It accepts any request, even one that is not a CloudEvent. An event that
+    arrives twice counts once, unless an operator has retried it in between.
     """
     attributes, data, content_type = _read(headers, body)
     if request_id := attributes.get("requestid"):
@@ -73,7 +73,7 @@ def keep_dead_letter(headers: Mapping[str, str], body: bytes) -> None:
 
 
 def _read(headers: Mapping[str, str], body: bytes) -> tuple[dict[str, str], bytes, str | None]:
-    """The attributes of what came, each as text that PostgreSQL stores; its data, and the content type of that."""
+    """Return the event's attributes, as text that PostgreSQL can store, its data, and the content type of the data."""
     names = {name.lower(): value for name, value in headers.items()}
     content_type = names.get("content-type", "")
     if content_type.lower().startswith("application/cloudevents"):
@@ -85,7 +85,7 @@ def _read(headers: Mapping[str, str], body: bytes) -> tuple[dict[str, str], byte
 
 
 def _read_structured(body: bytes) -> tuple[dict[str, str], bytes, str | None] | None:
-    """None of what is no event in the JSON format of CloudEvents."""
+    """Read an event in the JSON format of CloudEvents; return None if it is not one."""
     try:
         event: Any = json.loads(body)
         if not isinstance(event, dict):
@@ -102,12 +102,12 @@ def _read_structured(body: bytes) -> tuple[dict[str, str], bytes, str | None] | 
 
 
 def _decoded(value: str) -> str:
-    """An attribute in a header, as UTF-8 and percent-encoded (CloudEvents HTTP binding 1.0.2, 3.1.3.2)."""
+    """Decode an attribute in a header: percent-encoded UTF-8 (CloudEvents HTTP binding 1.0.2, 3.1.3.2)."""
     return _text(unquote_to_bytes(value.encode("latin-1", "replace")).decode("utf-8", "replace"))
 
 
 def _text(value: str) -> str:
-    """Without what PostgreSQL stores in no text: NUL and halves of surrogate pairs."""
+    """Replace what PostgreSQL cannot store as text: NUL and unpaired surrogates."""
     return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -122,8 +122,8 @@ def _function(destination: str) -> str:
 
 
 def _error(code: str, said: str) -> str:
-    """Why it was given up: the status and the problem's detail, or else what the function's answer says."""
-    with contextlib.suppress(ValueError):  # Knative encodes it as base64, of which it may cut the last character
+    """Return why delivery failed: the status and the problem's detail, or else the response of the function."""
+    with contextlib.suppress(ValueError):  # Knative encodes it as base64 and may cut the last character
         said = _text(codecs.getincrementaldecoder("utf-8")().decode(base64.b64decode(said, validate=True)))
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         said = _text(str(json.loads(said)["detail"]))

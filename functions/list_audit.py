@@ -1,4 +1,4 @@
-"""Read what happened to a user, for administrators."""
+"""Read the audit trail of a user, for administrators."""
 
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from shared.text.formats import TimeText, UuidText
 
 
 class AuditEntry(TypedDict):
-    """An event; `data` holds ids and no personal data."""
+    """An event. `data` contains ids, but no personal data."""
 
     id: UuidText
     type: str
@@ -34,8 +34,8 @@ class AuditPage(TypedDict):
 def list_audit(user_id: UUID, query: PageQuery, caller: Caller) -> Reply[AuditPage]:
     """Read the audit trail of a user.
 
-    For administrators. All events about the user, newest first; also after the account was purged, and empty for an
-    id that never was one. The header Link leads to the next page where there is one (RFC 8288, rel="next").
+    All events about the user, newest first. The trail remains after the account is purged, and is empty for an unknown
+    id. The Link header points to the next page, if there is one (RFC 8288, rel="next").
     """
     rows = read(lambda connection: connection.execute(_trail(user_id, query)).all())
     page, link = pages.split(rows, f"/api/v1/users/{user_id}/audit", query)
@@ -53,7 +53,7 @@ def list_audit(user_id: UUID, query: PageQuery, caller: Caller) -> Reply[AuditPa
 
 
 def _trail(user_id: UUID, query: PageQuery) -> Select[Any]:
-    """One row more than the page has, so that it shows whether there is a next one."""
+    """Select one row more than the page has, to see whether there is a next page."""
     entries = select(audit.c.event_id.label("id"), *audit.c["type", "occurred_at", "request_id", "data"])
     wanted = entries.where(audit.c.account_id == user_id).order_by(audit.c.event_id.desc()).limit(query.limit + 1)
     return wanted.where(audit.c.event_id < query.cursor) if query.cursor else wanted

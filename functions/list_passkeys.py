@@ -1,4 +1,4 @@
-"""List one's own passkeys."""
+"""List the caller's passkeys."""
 
 from sqlalchemy import select
 from typing_extensions import TypedDict
@@ -23,9 +23,9 @@ class PasskeyList(TypedDict):
 
 @http_function("GET", "/api/v1/users/me/passkeys")
 def list_passkeys(caller: Caller) -> PasskeyList:
-    """List the caller's passkeys, the oldest first.
+    """List the caller's passkeys, oldest first.
 
-    The `id` is what a passkey is removed by; `last_used_at` is null until somebody logs in with it.
+    Use `id` to remove a passkey. `last_used_at` is null until the passkey is used to log in.
     """
     own = (
         select(*passkey.c["id", "name", "created_at", "last_used_at"])

@@ -1,4 +1,4 @@
-"""List the sessions that are open on one's account."""
+"""List the caller's open sessions."""
 
 from sqlalchemy import select
 from typing_extensions import TypedDict
@@ -27,11 +27,11 @@ class LiveSessions(TypedDict):
 
 @http_function("GET", "/api/v1/users/me/sessions")
 def list_sessions(caller: Caller) -> LiveSessions:
-    """List the sessions.
+    """List the caller's open sessions.
 
-    Those that are open on the account, the one refreshed last first: the program that logged in (its User-Agent),
-    its address then, and how the user proved who they are (RFC 8176). At most 50, as a log-in beyond that ends the
-    one used least lately. `current` marks the session of this request.
+    The most recently refreshed session comes first. `device` and `address` are the User-Agent and IP address at log-in,
+    `methods` is how the user authenticated (RFC 8176). There are at most 50: the next log-in ends the least recently
+    used one. `current` marks the session of this request.
     """
     of_caller = (
         select(session)

@@ -25,14 +25,14 @@ from shared.users.users import ListedUser, Status
 PATH = "/api/v1/users"
 
 RARE = 10_000
-"""So many accounts that begin alike are read and sorted in three milliseconds; of more, some are never far."""
+"""Up to this many matches are read and sorted in three milliseconds; of more, a scan of the newest soon finds some."""
 
 
 PUNYCODE = "xn--"
 
 
 def _email_prefix(text: str) -> str:
-    """The beginning of an address in its canonical form, but for a last label in punycode, which may be unfinished."""
+    """Return the canonical form of a prefix, except for a last label in punycode, which may be incomplete."""
     local, at, domain = text.strip().partition("@")
     *labels, last = unicodedata.normalize("NFKC", domain).lower().replace("\N{IDEOGRAPHIC FULL STOP}", ".").split(".")
     return folded(local) + at + ".".join([*map(_in_unicode, labels), last])
@@ -50,14 +50,14 @@ def _in_unicode(label: str) -> str:
 class UserSearch(PageQuery):
     email: Annotated[
         Annotated[Prefix, AfterValidator(_email_prefix)] | None,
-        Field(description="The beginning of the address, in any case; its domain in Unicode or as xn--."),
+        Field(description="The beginning of the address, in any case. The domain can be in Unicode or punycode."),
     ] = None
-    name: Annotated[Prefix | None, Field(description="The beginning of the name, in any case, composed or not.")] = None
-    phone: Annotated[PhoneNumber | None, Field(description="The whole number: +821012345678 or 010-1234-5678.")] = None
-    status: Annotated[Status | None, Field(description="The state of the account.")] = None
-    role: Annotated[Literal["admin"] | None, Field(description="One of its roles.")] = None
+    name: Annotated[Prefix | None, Field(description="The beginning of the name, in any case and Unicode form.")] = None
+    phone: Annotated[PhoneNumber | None, Field(description="The full number: +821012345678 or 010-1234-5678.")] = None
+    status: Annotated[Status | None, Field(description="The status of the account.")] = None
+    role: Annotated[Literal["admin"] | None, Field(description="A role of the account.")] = None
     business_number: Annotated[
-        BusinessNumber | None, Field(description="The whole number, with dashes or without: 123-45-67890.")
+        BusinessNumber | None, Field(description="The full number, with or without dashes: 123-45-67890.")
     ] = None
 
 
@@ -69,8 +69,8 @@ class UserPage(TypedDict):
 def list_users(query: UserSearch, caller: Caller) -> Reply[UserPage]:
     """Search users.
 
-    For administrators. Newest first; what is given is combined with AND. The header Link leads to the next page
-    where there is one (RFC 8288, rel="next").
+    Newest first. A user must match all given parameters. The Link header points to the next page, if there is one
+    (RFC 8288, rel="next").
     """
     rows = read(lambda connection: connection.execute(_search(connection, query)).all())
     page, link = pages.split(rows, PATH, query)
@@ -78,7 +78,7 @@ def list_users(query: UserSearch, caller: Caller) -> Reply[UserPage]:
 
 
 def _search(connection: Connection, query: UserSearch) -> Select[Any]:
-    """One row more than the page has, so that it shows whether there is a next one. Each condition has its index."""
+    """Select one row more than the page has, to see whether there is a next page. Each condition has an index."""
     beginnings = []
     if query.email:
         beginnings.append(_has_email(connection, query.email))
@@ -96,20 +96,20 @@ def _search(connection: Connection, query: UserSearch) -> Select[Any]:
     if query.business_number:
         wanted = wanted.join(business).where(business.c.number == query.business_number)
     if any(_is_rare(connection, beginning) for beginning in beginnings):
-        # OFFSET 0: all of them are read before they are sorted. PostgreSQL would go through the list until the page is
-        # full, as if they were spread evenly over it, and read all accounts to find some old ones.
+        # OFFSET 0 makes PostgreSQL read all matches before it sorts them. Otherwise it assumes that they are spread
+        # evenly and scans the accounts by id until the page is full: all of them if the matches are old.
         wanted = select(wanted.offset(0).subquery().c.id)
     newest = wanted.order_by(wanted.selected_columns.id.desc()).limit(query.limit + 1)
     return users.select_listed().where(account.c.id.in_(newest)).order_by(account.c.id.desc())
 
 
 def _has_email(connection: Connection, beginning: str) -> ColumnElement[bool]:
-    """Whether an address begins so."""
+    """Return the condition that an address begins with this text."""
     address = account.c.canonical_email
     *labels, last = beginning.partition("@")[2].split(".")
     if not last.startswith(PUNYCODE):
         return address.like(_beginning(beginning))
-    # A part of a label in punycode says nothing of how the label begins in Unicode: each candidate is encoded.
+    # A part of a punycode label does not tell how the label begins in Unicode, so each candidate is encoded.
     candidates = select(address).where(
         address.like(_beginning(beginning.removesuffix(last))), func.split_part(address, "@", 2).op("~")("[^[:ascii:]]")
     )
@@ -127,5 +127,5 @@ def _is_rare(connection: Connection, beginning: ColumnElement[bool]) -> bool:
 
 
 def _beginning(text: str) -> str:
-    """The LIKE pattern of what begins with a text, whatever it contains."""
+    """Return the LIKE pattern of a prefix, with special characters escaped."""
     return re.sub(r"([\\%_])", r"\\\1", text) + "%"

@@ -21,7 +21,7 @@ from shared.runtime import logs
 from shared.runtime.problems import Problem, ProblemExtensions
 from shared.text.fields import EmailAddress, Password, RequestBody, canonical_email
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because composing a statement takes longer than executing it.
 BY_EMAIL = prepared(
     select(*account.c["id", "status"], credential.c.password_hash, totp.c.confirmed_at)
     .select_from(account.join(credential).outerjoin(totp))
@@ -46,14 +46,14 @@ class Credentials(RequestBody):
 class InvalidCredentials(Problem):
     status = 401
     title = "The e-mail address or the password is wrong"
-    detail = "Or the address is not verified yet, or the account is suspended. Which of these it is, is not said."
+    detail = "Or the address is not verified yet, or the account is suspended. The response does not say which."
     authenticate = "Bearer"
 
 
 class SecondFactorRequired(Problem):
     status = 401
-    title = "The second factor is needed"
-    detail = "The password is right. Send 'challenge' and a code to /api/v1/users/login/second-factor in five minutes."
+    title = "A second factor is required"
+    detail = "The password is right. Send 'challenge' and a code to /api/v1/users/login/second-factor within 5 minutes."
     authenticate = "Bearer"
 
     def __init__(self, challenge: str = "A" * 43) -> None:
@@ -72,20 +72,23 @@ class SecondFactorRequired(Problem):
 def login(body: Credentials, client: Client, subjects: Mapping[str, str]) -> TokenPair:
     """Log in.
 
-    Starts a session. The refresh token is good for one refresh.
-    An unknown address and one that is not verified get the same answer, after the same time, as a wrong password.
-    Guesses at a password are counted, until one is right: ten a minute and twenty an hour from one address, a
-    hundred an hour from all. A device that logged in before sends its `device_token` in the header Device-Token:
-    then only its own guesses count, ten a minute and twenty an hour, and nobody else's keep it out.
-    An account with an authenticator app gets no tokens for its password, but the problem `second-factor-required`,
-    whose member `challenge` goes with a code to /api/v1/users/login/second-factor.
+    Starts a session. The refresh token can be used once. An unknown or unverified address gets the same response as a
+    wrong password, after the same time.
+
+    Wrong passwords for an account are limited to ten a minute and twenty an hour from one IP address, and a hundred an
+    hour from all. A correct one resets the count. A device that has logged in before sends its `device_token` in the
+    Device-Token header. Then only wrong passwords from this device count, ten a minute and twenty an hour, so that
+    nobody else can lock it out.
+
+    If the account has an authenticator app, the response is the problem `second-factor-required` instead of tokens.
+    Send its `challenge` with a code to /api/v1/users/login/second-factor.
     """
     with transaction() as connection:
         found = connection.execute(BY_EMAIL, {"email": canonical_email(body.email)}).first()
     logs.user_id.set(str(found.id) if found else "")
 
     is_right = verify_password(found and found.password_hash, body.password.get_secret_value())
-    # A pending account is refused alike: whoever registers an address could else learn whether it was free.
+    # A pending account gets the same error: otherwise registering an address would reveal whether it was free.
     if not found or not is_right or found.status not in sessions.MAY_LOG_IN:
         raise InvalidCredentials
     forgive("login", GUESSES, subjects)
@@ -101,8 +104,8 @@ def login(body: Credentials, client: Client, subjects: Mapping[str, str]) -> Tok
 
 
 def _is_still_enough(connection: Connection, user_id: UUID, password_hash: str) -> bool:
-    """Whether neither the password was changed nor a second factor set up while the password was verified.
+    """Return whether neither the password nor the second factor changed while the password was being verified.
 
-    Asked once the account is locked, as it is by who changes these: so no session outlives the change.
+    Called under the lock of the account, which such changes take too, so that no session outlives the change.
     """
     return connection.execute(UNCHANGED, {"user_id": user_id, "hash": password_hash}).first() is not None

@@ -21,7 +21,7 @@ from shared.runtime.settings import settings
 from shared.text.fields import RequestBody
 
 AMR = ["pop", "user", "mfa"]
-"""RFC 8176, 2: possession of a key was proved, by a user who was present, with a PIN, finger or face beside it."""
+"""RFC 8176, 2: proof of possession of a key, user presence, and a PIN, fingerprint or face as another factor."""
 
 
 class AssertionResponse(WebAuthnObject):
@@ -59,7 +59,7 @@ class PasskeyLogin(RequestBody):
 class InvalidPasskey(Problem):
     status = 401
     title = "The passkey cannot be used to log in"
-    detail = "It is unknown here, was not verified, or its challenge is over. Ask for new options, or log in otherwise."
+    detail = "It is unknown, not verified, or its challenge has expired. Request new options, or log in another way."
     authenticate = "Bearer"
 
 
@@ -73,13 +73,12 @@ class InvalidPasskey(Problem):
 def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
     """Log in with a passkey.
 
-    `credential` is what `toJSON()` of the browser's credential says, for the options that
-    /api/v1/users/login/passkey/options gave within the last five minutes. Starts a session as the log-in with a
-    password does. A passkey is something the user has, and takes a PIN, a finger or a face: no second factor is
-    asked for beside it.
+    `credential` is the result of `toJSON()` on the browser's credential, for options requested from
+    /api/v1/users/login/passkey/options within the last five minutes. Starts a session, like the log-in with a
+    password. No second factor is required, because using a passkey already takes a PIN, a fingerprint or a face.
     """
     credential = body.credential
-    # Locked, the account first as always: of two uses at once the second compares its counter with the first's.
+    # Locked, the account first as always, so that the second of two concurrent uses sees the counter of the first.
     with_owner = (
         select(*passkey.c["id", "account_id", "public_key", "sign_count", "backup_eligible"])
         .select_from(account.join(passkey))
@@ -103,16 +102,16 @@ def login_with_passkey(body: PasskeyLogin, client: Client) -> TokenPair:
 
 
 def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, dict[str, Any]]:
-    """The challenge that a credential answers, and what is stored of it from now on.
+    """Return the challenge that a credential answers, and the columns to update.
 
-    Its signature counter must have gone up, unless it has none.
+    The signature counter must have increased, unless the passkey has none.
 
-    Raises whatever webauthn does, for an answer that the passkey's owner did not give here.
+    Raises any error of webauthn if the passkey's owner did not sign this challenge for this site.
     """
     from webauthn import verify_authentication_response
 
     if decode(credential.response.user_handle) != known.account_id.bytes:
-        raise ValueError("the user handle is another account's")
+        raise ValueError("the user handle belongs to another account")
     challenge = passkeys.challenge_in(decode(credential.response.client_data_json))
     verified = verify_authentication_response(
         credential=credential.model_dump(by_alias=True, exclude_none=True),
@@ -125,5 +124,5 @@ def _verified(credential: UsedCredential, known: Row[Any]) -> tuple[str, dict[st
     )
     backup_eligible = passkeys.is_backup_eligible(verified)
     if known.backup_eligible not in (None, backup_eligible):
-        raise ValueError("whether the passkey may be backed up has changed")  # WebAuthn Level 3, 7.2
+        raise ValueError("the backup eligibility of the passkey has changed")  # WebAuthn Level 3, 7.2
     return encode(challenge), {"sign_count": verified.new_sign_count, "backup_eligible": backup_eligible}

@@ -1,4 +1,4 @@
-"""Log in: the second factor, after the password."""
+"""Log in with the second factor, after the password."""
 
 from typing import Annotated, Any
 
@@ -22,11 +22,11 @@ from shared.runtime.problems import Problem
 from shared.text.fields import OpaqueToken, RequestBody
 
 MAX_TRIES = 5
-"""Of one challenge."""
+"""Per challenge."""
 GUESSES = {"account": "20/hour", "device": "20/hour"}
-"""Over all challenges: who has stolen the password may ask for as many of those as the log-in allows.
+"""Across all challenges, because a thief of the password can request many.
 
-The owner, on a known device, is not kept out by that.
+A known device has a separate limit, so that a thief cannot lock out the owner.
 """
 
 
@@ -37,7 +37,7 @@ class SecondFactor(RequestBody):
         Field(
             min_length=6,
             max_length=64,
-            description="Six digits of the authenticator app, or a recovery code; spaces and dashes do not matter.",
+            description="The six digits from the authenticator app, or a recovery code. Spaces and dashes are ignored.",
             examples=["123456", "7K3M-QP0X-2A9D-VW5T-H8RC-4NZE"],
         ),
     ]
@@ -46,14 +46,14 @@ class SecondFactor(RequestBody):
 class InvalidSecondFactor(Problem):
     status = 401
     title = "The code is not valid"
-    detail = "The code is wrong, or was used before. Wait for the next one of the app, or send a recovery code."
+    detail = "The code is wrong or was already used. Wait for the next one in the app, or send a recovery code."
     authenticate = "Bearer"
 
 
 class ChallengeOver(Problem):
     status = 401
-    title = "The challenge is over"
-    detail = "It is unknown, expired, or its five tries are used up. Log in again with the password for a new one."
+    title = "The challenge is no longer valid"
+    detail = "It is unknown or expired, or its five attempts are used up. Log in with the password to get a new one."
     authenticate = "Bearer"
 
 
@@ -68,10 +68,10 @@ class ChallengeOver(Problem):
 def login_with_second_factor(body: SecondFactor, client: Client, device_token: str | None) -> TokenPair:
     """Log in with the second factor.
 
-    Takes the `challenge` of the log-in that answered `second-factor-required`, within five minutes and in at most
-    five tries, and a code: the app's current one, which is good once, or a recovery code, which is then used up.
-    Starts a session as the log-in does. An account has 20 tries in an hour, and so has each device that sends the
-    Device-Token of an earlier log-in; a right code starts anew.
+    Send the `challenge` from the problem `second-factor-required` within five minutes, and a code: the current one in
+    the app, which works once, or a recovery code, which is then used up. A challenge allows five attempts. Starts a
+    session, like the log-in with a password. An account has 20 attempts an hour, and so has each device that sends the
+    Device-Token of an earlier log-in. A correct code resets the count.
     """
     token, code = body.challenge.get_secret_value(), body.code.get_secret_value()
     waiting: Select[Any] = (
@@ -106,7 +106,7 @@ def login_with_second_factor(body: SecondFactor, client: Client, device_token: s
 
 
 def _use(connection: Connection, found: Row[Any], code: str) -> bool:
-    """Whether the code is right; it is then used."""
+    """Use up the code if it is correct; return whether it is."""
     if step := step_of(found.account_id, found.secret, code):
         return use_step(connection, found.account_id, step)
     code_hash = recovery_code_hash(found.account_id, code)

@@ -12,8 +12,8 @@ from shared.identity.changes import change
 def logout(caller: Caller) -> None:
     """Log out.
 
-    Ends the session: its refresh token and its access tokens are refused from the next request on (at the latest
-    after a minute, should Redis just then not take the news).
+    Ends the session. Its refresh token and access tokens are rejected from the next request on, or within a minute if
+    Redis is unavailable at that moment.
     """
     with change(caller) as connection:
         sessions.end(connection, caller.user_id, caller.session_id)

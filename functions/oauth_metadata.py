@@ -1,4 +1,4 @@
-"""Publish how access tokens are verified, for clients of OAuth 2.0."""
+"""Publish how to verify access tokens, for OAuth 2.0 clients."""
 
 from shared.framework.http_function import http_function
 from shared.framework.scaling import Scaling
@@ -15,6 +15,6 @@ from shared.identity.discovery import Metadata, metadata
 def oauth_metadata() -> Reply[Metadata]:
     """Read the authorization server metadata.
 
-    RFC 8414: the same document as that of `openid_configuration`.
+    The same document as `openid_configuration`, at the path of RFC 8414.
     """
     return metadata()

@@ -1,4 +1,4 @@
-"""Publish how access tokens are verified, for clients of OpenID Connect Discovery."""
+"""Publish how to verify access tokens, for OpenID Connect Discovery clients."""
 
 from shared.framework.http_function import http_function
 from shared.framework.scaling import Scaling
@@ -15,8 +15,8 @@ from shared.identity.discovery import Metadata, metadata
 def openid_configuration() -> Reply[Metadata]:
     """Read the OpenID provider configuration.
 
-    OpenID Connect Discovery 1.0: a library that is given the issuer alone finds the keys, and the algorithm, of access
-    tokens here. It names no authorization or token endpoint because there is none: users log in with `login`, and no ID
-    tokens are issued. Keep it for five minutes at most.
+    A library that knows only the issuer finds the keys and the algorithm of access tokens here (OpenID Connect
+    Discovery 1.0). There is no authorization or token endpoint: users log in with `login`, and no ID tokens are issued.
+    Cache it for at most five minutes.
     """
     return metadata()

@@ -1,4 +1,4 @@
-"""Delete the accounts of those who left and did not come back in time."""
+"""Delete the accounts of users who withdrew and did not return in time."""
 
 import time
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from shared.users import profiles
 
 BATCH = 200
 WORK_SECONDS = 20.0
-"""Within the lifetime of a claim on the event. What is left then is done the next time."""
+"""Shorter than a claim on the event lives. The next run does the rest."""
 
 
 @event_function(
     ScheduleFired,
-    schedule="7 18 * * *",  # 03:07 in Seoul, when few are awake
+    schedule="7 18 * * *",  # 03:07 in Seoul, when few users are awake
     uses=["cache"],
 )
 def purge_withdrawn(event: ScheduleFired) -> None:
-    """Delete accounts that were withdrawn more than WITHDRAWAL_DAYS ago, with all that belongs to them.
+    """Delete accounts that were withdrawn more than WITHDRAWAL_DAYS ago, with all their data.
 
-    The audit trail stays, under an id that then leads to nobody.
+    The audit trail stays, under an id that no longer identifies anyone.
     """
     deadline = time.monotonic() + WORK_SECONDS
     while len(_purge()) == BATCH and time.monotonic() < deadline:
@@ -36,7 +36,7 @@ def purge_withdrawn(event: ScheduleFired) -> None:
 
 
 def _purge() -> Sequence[UUID]:
-    """Deletes one batch. Whoever logs in at this moment has the account locked: it is passed over, and restored."""
+    """Delete one batch. Accounts locked by a log-in at this moment are skipped, because the log-in restores them."""
     due = (
         select(account.c.id)
         .where(account.c.status.in_(("withdrawn", "suspended")), withdrawals.is_over())

@@ -1,4 +1,4 @@
-"""Have the business registrations checked again whose last check is a day old."""
+"""Request another check of business registrations whose last check is a day old."""
 
 import time
 from datetime import timedelta
@@ -13,25 +13,25 @@ from shared.postgresql.tables import account, business
 from shared.postgresql.transactions import transaction
 
 INTERVAL = timedelta(hours=23)
-"""Less than a day, so that what was checked late one night is not left out the next."""
+"""Less than a day, so that a late check does not delay the next one by another day."""
 BATCH = 500
 WORK_SECONDS = 20.0
-"""Within the lifetime of a claim on the event. What is left then is done the next time."""
+"""Shorter than a claim on the event lives. The next run does the rest."""
 
 
 @event_function(
     ScheduleFired,
-    schedule="17 4 * * *",  # 13:17 in Seoul: the registry is at work, and few others choose this minute
+    schedule="17 4 * * *",  # 13:17 in Seoul: in the registry's working hours, at a minute that few others choose
 )
 def recheck_businesses(event: ScheduleFired) -> None:
-    """Announce that checks are due: of verified businesses, and of those that the registry never gave an answer on."""
+    """Announce due checks: of verified businesses, and of those that the registry has not answered about yet."""
     deadline = time.monotonic() + WORK_SECONDS
     while _announce_batch() == BATCH and time.monotonic() < deadline:
         pass
 
 
 def _announce_batch() -> int:
-    """Announces some checks, and marks them as announced: of two runs at once each takes others. Returns how many."""
+    """Announce a batch of checks, marked so that concurrent runs announce different ones; return how many."""
     cutoff = func.now() - INTERVAL
     due = (
         select(business.c.account_id)

@@ -17,7 +17,7 @@ from shared.text.fields import to_uuid
 
 COLUMNS = audit.c["event_id", "account_id", "type", "occurred_at", "request_id", "data"]
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because composing a statement takes longer than executing it.
 IS_KNOWN = or_(
     exists().where(account.c.id == bindparam("new_account_id")),
     exists().where(audit.c.account_id == bindparam("new_account_id")),
@@ -37,7 +37,7 @@ RECORD = prepared(
 def record_audit(event: Event, envelope: CloudEvent, connection: Connection) -> None:
     """Record an event in the audit trail, once.
 
-    Only of an account that is there, or was: anyone can ask for mails to addresses that have none, and so fill it.
+    Events of accounts that never existed are skipped. Anyone can cause them by requesting mails to unknown addresses.
     """
     row = {
         "event_id": _event_id(envelope),

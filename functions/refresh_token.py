@@ -22,9 +22,9 @@ from shared.runtime.problems import Problem
 from shared.text.fields import OpaqueToken, RequestBody
 
 GRACE = timedelta(seconds=10)
-"""A token may be sent again for so long, by a client that lost the answer; it gets the same successor."""
+"""How long a client that lost the response can send the same token again. It gets the same successor."""
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because composing a statement takes longer than executing it.
 _IS_TOKEN = tokens.c.token_hash == bindparam("hash")
 LOCKED = prepared(
     select(
@@ -43,7 +43,7 @@ LOCKED = prepared(
     .where(_IS_TOKEN, is_live(), account.c.status == "active")
     .with_for_update(of=[tokens, session])
 )
-"""The token and its live session, locked: of requests with one token, one rotates it and the others see that."""
+"""The token and its live session, locked: of concurrent requests one rotates the token and the others see that."""
 UNUSED = prepared(select(tokens.c.session_id).where(_IS_TOKEN, tokens.c.used_at.is_(None)))
 ROTATED = prepared(
     together(
@@ -61,7 +61,7 @@ class Refresh(RequestBody):
 class InvalidRefreshToken(Problem):
     status = 401
     title = "The refresh token is not valid"
-    detail = "It is unknown, was used before, or its session has ended. Log in again."
+    detail = "It is unknown or already used, or its session has ended. Log in again."
     authenticate = "Bearer"
 
 
@@ -75,9 +75,9 @@ class InvalidRefreshToken(Problem):
 def refresh_token(body: Refresh) -> TokenPair:
     """Refresh the tokens.
 
-    Each refresh token is good for one refresh. Sent again within ten seconds, and before its successor was
-    used, it yields the same successor. Any other second use ends the session (RFC 9700, 4.14.2), since one of
-    the two who hold the token must have stolen it.
+    A refresh token can be used once. Sent again within ten seconds, before its successor is used, it returns the same
+    successor. Any other reuse ends the session (RFC 9700, 4.14.2), because one of the two clients that hold the token
+    must have stolen it.
     """
     token = body.refresh_token.get_secret_value()
     successor = sessions.successor(token)

@@ -26,15 +26,15 @@ class Registration(RequestBody):
     "POST",
     "/api/v1/users",
     status=202,
-    scaling=Scaling("hash", max_pods=5),  # half of login's, which leaves the cores to log-ins
+    scaling=Scaling("hash", max_pods=5),  # half of login's, so that log-ins get the cores
     limits={"address": "60/minute", "mailbox+address": "5/hour", "mailbox": "20/hour"},
 )
 def register(body: Registration) -> None:
     """Register a user.
 
-    The answer is the same whether or not the address is taken. A mail follows: with a link that verifies the
-    address, or, to the owner of an account, with word that somebody tried to register it again.
-    Registering an address again before it is verified replaces password and name, and sends a new link.
+    The response is the same whether or not the address is taken. A new address gets a mail with a link that verifies
+    it. If the address already has an account, its owner gets a mail that someone tried to register it again.
+    Registering an address again before it is verified replaces the password and name, and sends a new link.
     """
     password = body.password.get_secret_value()
     check_acceptable(password, body.email, body.name)
@@ -60,6 +60,6 @@ def register(body: Registration) -> None:
             )
             announce(connection, UserRegistered(user_id=user_id, locale=body.locale))
         else:
-            # An address that is kept for an account is nobody's: its event finds nobody to write to.
+            # A former address that is kept for its account has no owner, so its event has no recipient.
             owner = connection.scalar(select(account.c.id).where(account.c.canonical_email == address)) or uuid7()
             announce(connection, RegistrationRepeated(user_id=owner))

@@ -65,12 +65,12 @@ class RegisteredPasskey(TypedDict):
 class PasskeyNotVerified(Problem):
     status = 422
     title = "The passkey could not be verified"
-    detail = "It is not for this site, does not verify its user, or its challenge is over. Ask for new options."
+    detail = "It is for another site, does not verify its user, or its challenge has expired. Request new options."
 
 
 class PasskeyAlreadyRegistered(Problem):
     status = 409
-    title = "The passkey is registered already"
+    title = "The passkey is already registered"
     detail = "Nothing was changed."
 
 
@@ -84,13 +84,13 @@ class PasskeyAlreadyRegistered(Problem):
 def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPasskey:
     """Register a passkey.
 
-    `credential` is what `toJSON()` of the browser's new credential says, made for the options that
-    /api/v1/users/me/passkeys/options gave within the last five minutes; `name` is how the user tells it from
-    others. An account may have 20. Where the account has a role and no factor yet, it also takes `first_factor_code`.
+    `credential` is the result of `toJSON()` on the browser's new credential, for options requested from
+    /api/v1/users/me/passkeys/options within the last five minutes. `name` helps the user recognize the passkey. An
+    account can have 20. If the account has a role and no factor yet, `first_factor_code` is required.
     """
     passkey_id, user_id = uuid7(), caller.user_id
     with change(caller) as connection:
-        # Only now: who may not add a passkey is told that, whatever they send.
+        # Only now, so that a caller who may not add a passkey gets that error first.
         with passkeys.refused_as(PasskeyNotVerified):
             challenge, new = _verified(body.credential)
         add = (
@@ -113,9 +113,9 @@ def register_passkey(body: PasskeyRegistration, caller: Caller) -> RegisteredPas
 
 
 def _verified(credential: NewCredential) -> tuple[str, dict[str, Any]]:
-    """The challenge that a new credential answers, and what is stored of it.
+    """Return the challenge that a new credential answers, and the columns to store.
 
-    Raises whatever webauthn does, for a credential that is not as the options asked for.
+    Raises any error of webauthn if the credential does not match the options.
     """
     from webauthn import verify_registration_response
     from webauthn.helpers import decode_credential_public_key, decoded_public_key_to_cryptography
@@ -131,8 +131,8 @@ def _verified(credential: NewCredential) -> tuple[str, dict[str, Any]]:
         supported_pub_key_algs=[COSEAlgorithmIdentifier(number) for number in passkeys.ALGORITHMS],
     )
     if verified.credential_id != tokens.decode(credential.raw_id):
-        raise ValueError("the authenticator made another credential than the browser says")
-    # Not looked at before the first log-in: an impossible key would be found too late.
+        raise ValueError("the credential ids of the authenticator and the browser differ")
+    # webauthn parses the key only at the first log-in, too late to reject an invalid one.
     decoded_public_key_to_cryptography(decode_credential_public_key(verified.credential_public_key))
     return tokens.encode(challenge), {
         "credential_id": verified.credential_id,

@@ -25,7 +25,7 @@ from shared.runtime.problems import NoSuchItem
 def remove_passkey(passkey_id: UUID, caller: Caller) -> None:
     """Remove a passkey.
 
-    Nobody can log in with it any more. Sessions that it started go on. An account with a role keeps its last factor.
+    It can no longer be used to log in. Sessions that it started continue. An account with a role must keep one factor.
     """
     with change(caller) as connection:
         removed = connection.execute(

@@ -1,4 +1,4 @@
-"""Take the phone number off one's account."""
+"""Remove the caller's phone number."""
 
 from sqlalchemy import delete, update
 
@@ -15,7 +15,7 @@ from shared.users import profiles
 def remove_phone(caller: Caller) -> None:
     """Remove the phone number.
 
-    A code that was sent is void as well. Without a number on the account nothing changes.
+    A code that was already sent becomes invalid. Succeeds even if the account has no phone number.
     """
     remove = (
         update(account)

@@ -24,8 +24,8 @@ from shared.users import profiles
 def remove_totp(caller: Caller) -> None:
     """Remove the authenticator app.
 
-    From now on the password alone is enough to log in. The recovery codes go with it. An account with a role keeps its
-    last factor.
+    From now on, logging in with a password requires no code. The recovery codes are removed too. An account with a role
+    must keep one factor.
     """
     with change(caller) as connection:
         was_confirmed = connection.scalar(select(totp.c.confirmed_at).where(totp.c.account_id == caller.user_id))

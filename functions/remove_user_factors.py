@@ -1,4 +1,4 @@
-"""Remove all factors of a user beside the password, for administrators."""
+"""Remove all factors of a user except the password, for administrators."""
 
 from uuid import UUID
 
@@ -25,7 +25,7 @@ class OwnFactors(Problem):
 
 class RemovedFactors(TypedDict):
     first_factor_code: str | None
-    """For an account with a role, which binds its next factor only with it; shown this once, good for 24 hours."""
+    """An account with a role needs it to set up the next factor; shown only once, valid for 24 hours."""
 
 
 @http_function(
@@ -37,13 +37,13 @@ class RemovedFactors(TypedDict):
     problems=[NoSuchItem, OwnFactors],
 )
 def remove_user_factors(user_id: UUID, caller: Caller) -> RemovedFactors:
-    """Remove all factors of a user beside the password.
+    """Remove all factors of a user except the password.
 
-    For administrators, who have made sure of the person by other means, when app, recovery codes and passkeys are
-    lost. Removes all of them. All sessions end, and the owner is told by mail.
+    For a user who has lost the authenticator app, recovery codes and passkeys. Confirm their identity by other means
+    first. All sessions end, and the user is notified by mail.
 
-    An account with a role binds its next factor only with `first_factor_code`: hand it over in person. It is shown this
-    once and good for 24 hours; called again, this gives another. It is null for an account without a role.
+    An account with a role needs `first_factor_code` to set up its next factor: hand it over in person. It is shown only
+    once and valid for 24 hours; calling this again returns another. It is null for an account without a role.
     """
     if user_id == caller.user_id:
         raise OwnFactors

@@ -16,8 +16,8 @@ from shared.runtime.problems import NoSuchItem
 def renew_recovery_codes(caller: Caller) -> NewRecoveryCodes:
     """Make new recovery codes.
 
-    Ten, each good for one log-in without the authenticator app; they are shown this once, and those from before are
-    void. A 404 where no authenticator app is set up. The owner is told by mail.
+    Returns ten codes, each valid for one log-in without the authenticator app. They are not shown again, and earlier
+    codes become invalid. Returns 404 if no authenticator app is set up. The user is notified by mail.
     """
     with change(caller) as connection:
         if not connection.scalar(select(has_app(caller.user_id))):

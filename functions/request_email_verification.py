@@ -1,4 +1,4 @@
-"""Ask for another link to verify an e-mail address."""
+"""Request another link to verify an e-mail address."""
 
 from sqlalchemy import or_, select
 from uuid_utils.compat import uuid7
@@ -22,10 +22,11 @@ class UnverifiedAddress(RequestBody):
     limits={"address": "30/hour", "mailbox+address": "3/hour", "mailbox": "10/hour"},
 )
 def request_email_verification(body: UnverifiedAddress) -> None:
-    """Ask for another link to verify an e-mail address.
+    """Request another link to verify an e-mail address.
 
-    The address is one that was registered, or the new one of a user who is changing theirs. The answer is the same
-    whether or not it waits to be verified. If it does, a mail follows; its link replaces the one before.
+    The address is a registered one, or the new address of a user who is changing theirs. The response is the same
+    whether or not it is waiting to be verified. If it is, a mail with a new link follows, and the old link stops
+    working.
     """
     address = canonical_email(body.email)
     is_its_own = account.c.canonical_email == address
@@ -38,6 +39,6 @@ def request_email_verification(body: UnverifiedAddress) -> None:
     with transaction() as connection:
         found = connection.execute(waiting).first()
         waits = found is not None and found.status == ("pending" if found.is_its_own else "active")
-        # An address that does not wait costs the same, and its event finds nobody to write to.
+        # Any other address costs the same work, but its event has no recipient.
         user_id = found.id if found is not None and waits else uuid7()
         announce(connection, EmailVerificationRequested(user_id=user_id))

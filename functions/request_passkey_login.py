@@ -1,4 +1,4 @@
-"""Ask for what a browser needs to log in with a passkey."""
+"""Request the options for logging in with a passkey."""
 
 from typing import Literal
 
@@ -30,11 +30,11 @@ class PasskeyRequestOptions(TypedDict):
     uses=["public_url"],
 )
 def request_passkey_login() -> PasskeyRequestOptions:
-    """Ask for what a browser needs to log in with a passkey.
+    """Request the options for logging in with a passkey.
 
-    Hand the answer to `PublicKeyCredential.parseRequestOptionsFromJSON` and then to `navigator.credentials.get`,
-    and send what comes of it to /api/v1/users/login/passkey within five minutes. Nobody says who they are: the
-    device offers the passkeys that it has for this site.
+    Pass the response to `PublicKeyCredential.parseRequestOptionsFromJSON`, and the result to
+    `navigator.credentials.get`. Send the credential to /api/v1/users/login/passkey within five minutes. No user name is
+    needed: the device offers the passkeys that it has for this site.
     """
     with transaction() as connection:
         challenge = challenges.create(connection, PASSKEY_LOGIN)

@@ -1,4 +1,4 @@
-"""Ask for what a browser needs to make a passkey."""
+"""Request the options for creating a passkey."""
 
 from typing import Literal
 
@@ -57,11 +57,11 @@ class PasskeyCreationOptions(TypedDict):
     problems=[TooManyPasskeys],
 )
 def request_passkey_registration(caller: Caller) -> PasskeyCreationOptions:
-    """Ask for what a browser needs to make a passkey.
+    """Request the options for creating a passkey.
 
-    Hand the answer to `PublicKeyCredential.parseCreationOptionsFromJSON` and then to
-    `navigator.credentials.create`, and send what comes of it to /api/v1/users/me/passkeys within five minutes. The
-    passkey is one that its device finds by itself and that asks for a PIN, a finger or a face.
+    Pass the response to `PublicKeyCredential.parseCreationOptionsFromJSON`, and the result to
+    `navigator.credentials.create`. Send the credential to /api/v1/users/me/passkeys within five minutes. The passkey is
+    discoverable and requires a PIN, a fingerprint or a face.
     """
     with_passkeys = (
         select(account.c.email, account.c.name, passkey.c.credential_id)

@@ -1,4 +1,4 @@
-"""Ask for a code by text message, to verify a phone number."""
+"""Request a code by text message to verify a phone number."""
 
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
@@ -16,9 +16,9 @@ from shared.text.fields import RequestBody
 from shared.users.phone_numbers import TextablePhoneNumber
 
 PER_NUMBER = "10/day"
-"""Over all accounts: each text costs money, and somebody who may not have asked for it reads it."""
+"""Across all accounts: each text costs money, and may reach someone who has not asked for it."""
 FIRST_OF_ACCOUNT = {"account+phone": "1/day", "phone": "40/day"}
-"""Beyond that each account has one, or whoever spends a number's limit locks its owner out; but not without end."""
+"""Beyond PER_NUMBER, so that nobody can lock out a number's owner by using up its limit."""
 
 
 class NewPhone(RequestBody):
@@ -33,13 +33,14 @@ class NewPhone(RequestBody):
     limits={"address": "60/minute", "account": "5/hour;10/day"},
 )
 def request_phone_code(body: NewPhone, caller: Caller) -> None:
-    """Ask for a code that verifies a phone number.
+    """Request a code to verify a phone number.
 
-    The code comes as a text message within seconds, in the language of the account, and is good for five minutes.
-    A new request replaces the one before. The verified number of the account stays until the new one is verified.
-    The number may be written in E.164 or as in Korea, and must be one that gets texts. An account may ask five
-    times an hour and ten times a day, and a number is texted ten times a day; beyond that, once a day for
-    each account, fifty times in all at the most. Only numbers of some regions are taken, by default those of Korea.
+    The code arrives as a text message within seconds, in the language of the account, and is valid for five minutes. A
+    new request replaces the previous one. The account keeps its verified number until the new one is verified.
+
+    The number can be in E.164 or Korean notation and must be able to receive texts. Only numbers of certain regions are
+    accepted, by default Korea. An account can make five requests an hour and ten a day. A number gets ten texts a day;
+    beyond that, one a day for each account, up to fifty in all.
     """
     _count(str(caller.user_id), body.phone)
     sending_limits.count_text()
@@ -54,7 +55,7 @@ def request_phone_code(body: NewPhone, caller: Caller) -> None:
 
 
 def _count(account: str, phone: str) -> None:
-    """Counts a text to a number.
+    """Count a text to a number.
 
     Raises:
         TooManyRequests: the number's limit is reached.

@@ -1,4 +1,4 @@
-"""Send again what some function should have processed and did not."""
+"""Resend events that a function should have processed and did not."""
 
 import logging
 import time
@@ -18,12 +18,12 @@ from shared.postgresql.transactions import transaction
 from shared.runtime.manifests import triggers
 
 LATE = timedelta(hours=1)
-"""After it was sent. Longer than any Trigger tries one event, though not than a long queue of them may last."""
+"""Time since the event was sent. Longer than a Trigger retries an event, but a long queue can take longer."""
 WINDOW = timedelta(hours=6)
-"""So far back each run looks: some runs may fail. For what is older there is `aegis events replay`."""
+"""How far back each run looks, so that some runs may fail. For older events there is `aegis events replay`."""
 BATCH = 5000
 WORK_SECONDS = 20.0
-"""Within the lifetime of a claim on the event."""
+"""Shorter than a claim on the event lives."""
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
     schedule="23 * * * *",  # hourly, in a minute that few others choose
 )
 def resend_events(event: ScheduleFired) -> None:
-    """Send again what some function should have processed and did not, whoever lost it.
+    """Resend events that a function should have processed and did not.
 
-    A broker that lost a part of its topic, or Knative, which passes over an event when no dead letter can be kept. Each
-    function that has processed an event ignores it when it comes again. Dead letters wait for an operator instead.
+    Events are lost if the broker loses part of its topic, or if Knative cannot store a dead letter. Functions that have
+    already processed a resent event ignore it. Dead letters are not resent: they wait for an operator.
 
-    It cannot tell a lost event from one that still waits behind a long queue, and may send the latter again, once an
-    hour. The function then has it more than once, and it counts once.
+    An event that is still waiting in a long queue looks like a lost one, so it may be resent, once an hour. It still
+    takes effect only once.
     """
     deadline = time.monotonic() + WORK_SECONDS
     last, resent = UUID(int=0), 0
@@ -64,7 +64,7 @@ def resend_events(event: ScheduleFired) -> None:
 
 
 def _resend_unprocessed(connection: Connection, ids: Sequence[UUID]) -> int:
-    """Marks those of these events as unsent that a function should have processed. Returns how many."""
+    """Mark those of these events as unsent that a function has not processed; return how many."""
     wanted = values(column("function", Text), column("type", Text), name="wanted").data(
         [
             (trigger.function, event.type)

@@ -24,16 +24,16 @@ class PasswordReset(RequestBody):
     "POST",
     "/api/v1/users/password/reset",
     status=204,
-    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
+    scaling=Scaling("hash"),  # at most two pods, so that log-ins get the cores
     problems=[InvalidLink],
 )
 def reset_password(body: PasswordReset) -> None:
     """Set a new password.
 
-    Takes the token from the mail, once and within 30 minutes; a password that is refused does not spend it. All
-    sessions end, a waiting change of the e-mail address is cancelled, and the owner is told by mail. The
-    authenticator app and passkeys stay, so access to the mailbox alone is not enough to take over an account that has
-    them. A user who has lost all of them needs an administrator.
+    The token from the mail works once, within 30 minutes; a rejected password does not use it up. All sessions end, a
+    pending change of the e-mail address is cancelled, and the user is notified by mail. The authenticator app and
+    passkeys stay, so access to the mailbox is not enough to take over an account that has them. A user who has lost all
+    of them needs an administrator.
     """
     token, password = body.token.get_secret_value(), body.password.get_secret_value()
     with transaction() as connection:
@@ -58,5 +58,5 @@ def reset_password(body: PasswordReset) -> None:
             raise InvalidLink
         credentials.replace_password(connection, user_id, password_hash)
         profiles.refresh(connection, user_id)
-    # Those were guesses at another password, and would keep its owner out.
+    # The counted attempts were made with the old password and would lock out the owner.
     rate_limits.forgive("login", credentials.GUESSES, {"email": canonical_email(owner.email)})

@@ -1,4 +1,4 @@
-"""End all of one's sessions but the one in use."""
+"""End all of the caller's sessions except the current one."""
 
 from shared.events.outbox import announce
 from shared.events.types import LoggedOut
@@ -12,9 +12,9 @@ from shared.identity.changes import change
 def revoke_other_sessions(caller: Caller) -> None:
     """End all other sessions.
 
-    Every session of the account ends but the one of this request. Their refresh tokens and access tokens are refused
-    from the next request on (at the latest after a minute, should Redis just then not take the news). Takes a recent
-    log-in (ASVS 5.0, 7.5.2).
+    Ends all sessions of the account except the one of this request. Their refresh tokens and access tokens are rejected
+    from the next request on, or within a minute if Redis is unavailable at that moment. Requires a recent log-in (ASVS
+    5.0, 7.5.2).
     """
     with change(caller) as connection:
         ended = sessions.end_all(connection, caller.user_id, but=caller.session_id)

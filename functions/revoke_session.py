@@ -1,4 +1,4 @@
-"""End one of one's sessions."""
+"""End one of the caller's sessions."""
 
 from uuid import UUID
 
@@ -21,9 +21,9 @@ from shared.runtime.problems import NoSuchItem
 def revoke_session(caller: Caller, session_id: UUID) -> None:
     """End a session.
 
-    Any of the caller's own, also the one of this request. Its refresh token and its access tokens are refused from
-    the next request on (at the latest after a minute, should Redis just then not take the news). A session that has
-    ended, or is somebody else's, is a 404. Takes a recent log-in (ASVS 5.0, 7.5.2).
+    This can be any session of the caller, including the one of this request. Its refresh token and access tokens are
+    rejected from the next request on, or within a minute if Redis is unavailable at that moment. Returns 404 if the
+    session has ended or belongs to someone else. Requires a recent log-in (ASVS 5.0, 7.5.2).
     """
     with change(caller) as connection:
         if not sessions.end(connection, caller.user_id, session_id):

@@ -22,7 +22,7 @@ from shared.text.fields import mailbox
 
 @dataclass(frozen=True)
 class Link:
-    """What a mail asks to follow: a page that spends a token for this purpose."""
+    """The link in a mail: the page, and the purpose and lifetime of its token."""
 
     page: str
     purpose: str
@@ -41,7 +41,7 @@ class Mail:
 
     @property
     def is_to_unverified(self) -> bool:
-        """Whether anybody can have it sent to anybody."""
+        """True if anyone can cause this mail to be sent to any address."""
         return self.to_new_address or self.states == PENDING
 
 
@@ -49,7 +49,7 @@ PENDING, ACTIVE, SUSPENDED, WITHDRAWN = (
     frozenset({state}) for state in ("pending", "active", "suspended", "withdrawn")
 )
 VERIFIED = ACTIVE | SUSPENDED | WITHDRAWN
-"""Of accounts whose address is known to be the owner's: they are told what has happened, whatever happened since."""
+"""Accounts with a verified address: they are told what happened, even if their state has changed since."""
 
 VERIFY = Link("verify-email", VERIFY_EMAIL, timedelta(hours=24))
 CHANGE = Link("verify-email", CHANGE_EMAIL, timedelta(hours=24))
@@ -88,14 +88,14 @@ MAILS = (
 )
 
 
-# In order, so that a user's mails arrive in the order of what happened.
+# In order, so that a user's mails arrive in the order of the events.
 @event_function(*dict.fromkeys(mail.event for mail in MAILS), uses=["email", "cache"])
 def send_email(event: Event) -> None:
     """Send the mail that an event calls for, in the user's language.
 
-    Where a mail has a link, its token is made here and stored as a hash, so that no event holds it. Nothing is sent
-    when the account is gone or its status has changed so that the mail no longer applies, nor to an address that nobody
-    has verified once its mailbox or the whole service has had as many of these as it may.
+    The token of a link is created here and stored as a hash, so that no event contains it. Nothing is sent if the
+    account is gone or its status no longer fits the mail. Mails to unverified addresses are dropped once the limit for
+    the mailbox or the whole service is reached.
     """
     with ExitStack() as within:
         _send(event, within)
@@ -104,7 +104,7 @@ def send_email(event: Event) -> None:
 def _send(event: Event, within: ExitStack) -> None:
     link = ""
     with transaction() as connection:
-        # Locked: who changes an address or a password meanwhile waits, and then voids the token made here.
+        # Locked, so that a concurrent change of address or password waits, and then voids the token created here.
         recipient = connection.execute(
             select(*account.c["email", "new_email", "locale", "status"])
             .where(account.c.id == event.user_id)
@@ -119,7 +119,7 @@ def _send(event: Event, within: ExitStack) -> None:
             address = undo and undo.address
             link = _link("undo-email-change", undo.token) if undo else ""
         if address is None:
-            return  # the change was cancelled, or undone
+            return  # the change was cancelled or undone
         if mail.is_to_unverified and not within.enter_context(sending_limits.mail_to_unverified(address)):
             return
         if mail.link:
@@ -129,7 +129,7 @@ def _send(event: Event, within: ExitStack) -> None:
 
 
 def _link(page: str, token: str) -> str:
-    # In the fragment, which browsers keep to themselves: no server's log holds the token.
+    # In the fragment, which browsers do not send, so that no server logs the token.
     return f"{settings().public_url}/{page}#token={token}"
 
 

@@ -27,22 +27,22 @@ ANSWER_SECONDS = 10.0
 
 _PROVIDER = calls.Provider("sms", "The provider of text messages")
 _TEXTS = Path(__file__).parents[1] / "shared" / "providers" / "mail_texts" / "texts.toml"
-# Of the provider's error codes those that say "not now": the credentials, too many requests.
+# The provider's error codes that are worth a retry: wrong credentials, too many requests.
 _NOT_NOW = (20003, 20429)
 
 
 class TextRefused(Problem):
     status = 422
-    title = "The provider of text messages refuses this one"
+    title = "The provider of text messages rejected this one"
     detail = "Sending it again would not help."
 
 
-# In order, so that the last text to arrive holds the code that counts.
+# In order, so that the last text to arrive has the valid code.
 @event_function(PhoneCodeRequested, uses=["sms", "encryption"])
 def send_sms(event: PhoneCodeRequested) -> None:
     """Send the code that verifies a phone number, in the user's language.
 
-    The code is made here and stored as a hash, so that no event holds it. Nothing is sent when the account is not
+    The code is created here and stored as a hash, so that no event contains it. Nothing is sent if the account is not
     active or the number is no longer waiting for a code.
     """
     code = f"{secrets.randbelow(1_000_000):06}"
@@ -65,26 +65,26 @@ def send_sms(event: PhoneCodeRequested) -> None:
 
 
 def compose(locale: str, code: str) -> str:
-    """The text, ending in the line by which phones offer the code to our pages alone (WICG origin-bound codes)."""
+    """Return the text. Its last line makes phones offer the code only on our pages (WICG origin-bound codes)."""
     return f"{Template(_texts()['phone_code'][locale]).substitute(code=code)}\n\n@{settings().passkey_domain} #{code}"
 
 
 def _send(number: str, text: str) -> None:
-    """Hands a text to the provider (Twilio, POST /2010-04-01/Accounts/{Sid}/Messages.json).
+    """Send a text through the provider (Twilio, POST /2010-04-01/Accounts/{Sid}/Messages.json).
 
     Raises:
-        ServiceUnavailable: the provider is away or has too much to do; later it may take the text.
-        TextRefused: it will not take this text, such as to a number that does not exist (21211, 21614) or whose
+        ServiceUnavailable: the provider is unavailable or overloaded; retry later.
+        TextRefused: the provider rejected the text, for example because the number does not exist (21211, 21614) or its
             owner has opted out (21610).
     """
     credentials = settings().sms_api_key
-    # The last part, or a text without a colon, is the token: it stands in no URL.
+    # The token, after the last colon or without one the whole text, must not be in a URL.
     account_sid = credentials.rpartition(":")[0]
     message = {
         "To": number,
         "From": settings().sms_from,
         "Body": text,
-        # In seconds: a code that has expired must not arrive.
+        # In seconds, so that no expired code arrives.
         "ValidityPeriod": int(CODE_LIFETIME.total_seconds()),
     }
     response = calls.ask(
@@ -103,12 +103,12 @@ def _send(number: str, text: str) -> None:
     code = _error_code(response)
     if response.status == 400 and code not in _NOT_NOW:
         raise TextRefused(f"{_PROVIDER} answered 400 with the error {code}.")
-    # Also 401 and 403: a key that is being replaced must not cost a text.
+    # Also 401 and 403, so that no text is lost while a key is being replaced.
     raise calls.not_now(_PROVIDER, response)
 
 
 def _error_code(response: urllib3.BaseHTTPResponse) -> int | None:
-    """The provider's own code of an error, where its answer has one."""
+    """Return the provider's error code, if the response has one."""
     try:
         answer: Any = response.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Submit one's business registration."""
+"""Submit the caller's business registration."""
 
 from datetime import date, datetime, timedelta, timezone
 from typing import Annotated
@@ -25,9 +25,9 @@ EARLIEST = date(1900, 1, 1)
 
 
 def _past(day: date) -> date:
-    # By the calendar of the registry, which is hours ahead of UTC: a business may open today.
+    # In the time zone of the registry, hours ahead of UTC: a business can open today.
     if not EARLIEST <= day <= datetime.now(KOREA).date():
-        raise PydanticCustomError("opened_on", "This is in the future, or before 1900.")
+        raise PydanticCustomError("opened_on", "The date is in the future or before 1900.")
     return day
 
 
@@ -45,18 +45,18 @@ class SubmittedBusiness(BusinessState):
     "PUT",
     "/api/v1/users/me/business",
     status=202,
-    # The answer of the registry tells whether a name and a date belong to a number: no place to guess them.
+    # The result reveals whether a name and a date belong to a number, so guessing must be limited.
     limits={"address": "60/minute", "account": "10/hour;20/day"},
 )
 def submit_business(body: BusinessRegistration, caller: Caller) -> SubmittedBusiness:
     """Submit the business registration.
 
-    It is checked with the registry of the National Tax Service within seconds; the profile then shows `verified`,
-    or `rejected` with the reason: `not_registered_as_stated`, `unregistered`, `suspended`, `closed`, or
-    `verified_elsewhere` where another account has the number. A verified business is checked again each day. Submitting
-    again replaces what was submitted, and starts over.
+    It is checked with the registry of the National Tax Service within seconds. The profile then shows `verified`, or
+    `rejected` with the reason: `not_registered_as_stated`, `unregistered`, `suspended`, `closed`, or
+    `verified_elsewhere` if another account has the number. A verified business is checked again every day. Submitting
+    again replaces the registration and starts a new check.
 
-    A number whose check digit does not fit is taken with a warning, as some that are in use have another.
+    A number with a wrong check digit is accepted with a warning, because some valid numbers have one.
     """
     row = {
         "number": body.number,
@@ -84,6 +84,6 @@ def _warnings(number: str) -> list[FieldError]:
         return []
     return [
         FieldError(
-            pointer="/number", code="check_digit", detail="The check digit does not fit: look for a typing error."
+            pointer="/number", code="check_digit", detail="The check digit does not match. Look for a typing error."
         )
     ]

@@ -1,4 +1,4 @@
-"""Undo a change of the e-mail address, with the token from the mail to the old one."""
+"""Undo a change of the e-mail address, with the token from the mail to the old address."""
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import DBAPIError
@@ -31,9 +31,9 @@ class UndoneChange(RequestBody):
 def undo_email_change(body: UndoneChange) -> None:
     """Undo a change of the e-mail address.
 
-    Takes the token from the mail to the old address, once and within seven days of the change. The account has its old
-    address again, all sessions end, and all open links and codes become invalid, including links that undo later
-    changes. Password and factors stay as they are, and no session starts: set a new password next.
+    The token from the mail to the old address works once, within seven days of the change. The old address is restored,
+    all sessions end, and all open links and codes become invalid, including links that undo later changes. The password
+    and factors stay as they are, and no session starts: set a new password next.
     """
     of_link = (
         select(*former_email.c["id", "account_id", "email", "canonical_email", "replaced_at"])
@@ -55,7 +55,7 @@ def undo_email_change(body: UndoneChange) -> None:
             undone = connection.scalars(delete(former_email).where(*these).returning(former_email.c.id)).all()
             if found.id not in undone:
                 raise InvalidLink  # it was used while this request waited
-            # Another account may be waiting to verify this address; the caller has proved to own the mailbox.
+            # Another account may be waiting to verify this address; the caller has proved access to the mailbox.
             pending = delete(account).where(
                 account.c.canonical_email == found.canonical_email, account.c.status == "pending"
             )

@@ -1,4 +1,4 @@
-"""Change one's own name or language."""
+"""Change the caller's name or language."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from shared.users.profiles import Profile
 
 
 class ProfilePatch(RequestBody):
-    """A JSON merge patch (RFC 7396): what is absent stays; a name that is null is removed."""
+    """A JSON merge patch (RFC 7396): absent members stay unchanged; a null name removes the name."""
 
     name: Name | None = ABSENT
     locale: Locale = ABSENT
@@ -28,9 +28,9 @@ class ProfilePatch(RequestBody):
 def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> Profile:
     """Change the caller's profile.
 
-    Takes a JSON merge patch (RFC 7396) of name and locale: a member that is absent stays as it is, and a name that
-    is null is removed. Answers with the new profile. With the ETag of a profile in If-Match, the change is made to
-    that state or not at all, so that of two who change it at once neither overwrites the other unseen.
+    The body is a JSON merge patch (RFC 7396): absent members stay unchanged, and a null name removes the name. Returns
+    the new profile. To avoid overwriting a concurrent change, send the profile's ETag in If-Match: the change is then
+    made only to that state.
     """
     given: dict[str, Any] = body.model_dump(exclude_unset=True)
     with change(caller) as connection:
@@ -43,5 +43,5 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
             connection.execute(update(account).where(account.c.id == caller.user_id).values(changes))
             announce(connection, ProfileUpdated(user_id=caller.user_id, fields=sorted(changes)))
         profile: Profile = {**before, **changes}  # type: ignore[typeddict-item]  # validated by the model
-        profiles.put(profile)  # also where nothing changes: an earlier try may have died between its commit and this
+        profiles.put(profile)  # even without a change: an earlier try may have died between its commit and this
     return profile

@@ -22,8 +22,8 @@ from shared.users.users import UserDetails
 
 
 class UserUpdate(RequestBody):
-    status: Annotated[Literal["active", "suspended"], Field(description="Active also ends a withdrawal.")] = ABSENT
-    roles: Annotated[list[Literal["admin"]], Field(max_length=10, description="All that the user is to have.")] = ABSENT
+    status: Annotated[Literal["active", "suspended"], Field(description="`active` also ends a withdrawal.")] = ABSENT
+    roles: Annotated[list[Literal["admin"]], Field(max_length=10, description="All roles of the user.")] = ABSENT
 
 
 class OwnAccount(Problem):
@@ -35,7 +35,7 @@ class OwnAccount(Problem):
 class NoFactor(Problem):
     status = 409
     title = "The account has no second factor"
-    detail = "Nothing was changed. Only who has set up an authenticator app or a passkey can have a role."
+    detail = "Nothing was changed. Only a user with an authenticator app or a passkey can have a role."
 
 
 @http_function(
@@ -48,9 +48,9 @@ class NoFactor(Problem):
 def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: Caller) -> Reply[UserDetails]:
     """Suspend or reinstate a user, or change their roles.
 
-    For administrators. A JSON merge patch (RFC 7396). Suspending a user and changing their roles end all of their
-    sessions at once: access tokens carry the roles. Lifting the suspension of a user who had withdrawn leaves them
-    withdrawn. An account whose address is not verified keeps its status. A role takes an account with a second factor.
+    The body is a JSON merge patch (RFC 7396). Suspending a user or changing their roles ends all of their sessions at
+    once, because access tokens carry the roles. Lifting the suspension of a user who had withdrawn leaves them
+    withdrawn. The status of an account with an unverified address cannot be changed. A role requires a second factor.
     """
     with change(caller, user_id) as connection:
         user = users.read(connection, user_id)
@@ -74,7 +74,7 @@ def update_user(user_id: UUID, body: UserUpdate, if_match: str | None, caller: C
 
 
 def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:
-    """The columns that the patch gives another value.
+    """Return the columns that the patch changes, with their new values.
 
     Raises:
         InvalidRequest: the user's status or roles cannot be changed.
@@ -89,10 +89,10 @@ def _changes(user: UserDetails, body: UserUpdate) -> dict[str, Any]:
         if body.status == "active" and user["status"] == "withdrawn":
             changes["withdrawn_at"] = None
         elif body.status == "active" and user["withdrawn_at"]:
-            changes["status"] = "withdrawn"  # the user's own wish, older than the suspension
+            changes["status"] = "withdrawn"  # the user withdrew before the suspension
     if body.roles is not None and (roles := sorted(set(body.roles))) != user["roles"]:
         if is_pending:
-            detail = "The address is not verified yet: nobody knows whose account it is."
+            detail = "The address is not verified yet, so the owner of the account is unknown."
             raise InvalidRequest(errors=[FieldError(pointer="/roles", code="not_verified", detail=detail)])
         changes["roles"] = roles
     return changes

@@ -26,31 +26,31 @@ from shared.text.normalisation import normalize_name
 from shared.users import profiles
 
 ANSWER_SECONDS = 5.0
-"""For each of two questions at the most."""
+"""For each request; a check makes at most two."""
 
 Verdict = tuple[Literal["verified", "rejected", "closed"], str | None]
 
 _REGISTRY = calls.Provider("business_registry", "The business registry")
 _ACTIVE = "01"
 _REASONS = {"02": "suspended", "03": "closed", "": "unregistered"}
-# What the registry says of a request that it will never take.
+# Status codes of requests that the registry will never accept.
 _REFUSALS = ("BAD_JSON_REQUEST", "REQUEST_DATA_MALFORMED", "TOO_LARGE_REQUEST")
 
 
 class RegistryRefused(Problem):
     status = 422
-    title = "The business registry refuses this question"
-    detail = "Asking it again would not help."
+    title = "The business registry rejected the request"
+    detail = "Sending it again would not help."
 
 
-# In order, so that at most six ask a registry that has been away, not all that wait.
+# In order, so that after an outage of the registry at most six requests run at once, not the whole backlog.
 @event_function(BusinessSubmitted, BusinessCheckDue, UserRestored, UserReinstated, uses=["business_registry", "cache"])
 def verify_business(event: BusinessSubmitted | BusinessCheckDue | UserRestored | UserReinstated, mark: Mark) -> None:
     """Check a business registration with the registry of the National Tax Service.
 
-    The registry is asked between two transactions. A submission that was replaced meanwhile has an event of its own,
-    and the answer on the one before is dropped. One account at a time can have a number verified; whoever withdraws
-    gives it back, and is checked anew on their return.
+    The registry is called between two transactions. If the submission was replaced meanwhile, the result is dropped;
+    the new submission has another event. A number can be verified for only one account at a time. A user who withdraws
+    releases it, and is checked again on return.
     """
     query = select(*business.c["number", "opened_on", "representative", "status", "submitted_at"])
     with transaction() as connection:
@@ -67,7 +67,7 @@ def verify_business(event: BusinessSubmitted | BusinessCheckDue | UserRestored |
         case _:
             return
     with transaction() as connection:
-        # The account first, as everywhere: who submits anew at this moment waits, or is waited for.
+        # Lock the account first, as everywhere: this and a concurrent submission wait for each other.
         status = connection.scalar(
             select(account.c.status).where(account.c.id == event.user_id).with_for_update(key_share=True)
         )
@@ -77,14 +77,11 @@ def verify_business(event: BusinessSubmitted | BusinessCheckDue | UserRestored |
 
 
 def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdict) -> bool:
-    """Writes down what the registry said, unless it was asked about what does not stand there any more.
-
-    Returns whether that is a change.
-    """
+    """Store the verdict, unless the submission has changed meanwhile; return whether the status changed."""
     holds_number = False
     if verdict[0] == "verified":
         holds_number = not _is_taken(connection, event, found.number)
-        # A daily check leaves those as they are that were verified before numbers were held by one account.
+        # A daily check leaves businesses alone that were verified before a number was limited to one account.
         if not holds_number and not (isinstance(event, BusinessCheckDue) and found.status == "verified"):
             verdict = "rejected", "verified_elsewhere"
     status, reason = verdict
@@ -111,7 +108,7 @@ def _write(connection: Connection, event: Event, found: Row[Any], verdict: Verdi
 
 
 def _is_taken(connection: Connection, event: Event, number: str) -> bool:
-    """Whether a number is verified on another account, which nothing changes until the transaction ends."""
+    """Return whether a number is verified for another account, locked against changes until the transaction ends."""
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"business {number}", 0))))
     own, other = business.alias(), business.alias()
     holds = exists().where(own.c.account_id == event.user_id, own.c.number == number, own.c.holds_number)
@@ -126,10 +123,10 @@ def _is_taken(connection: Connection, event: Event, number: str) -> bool:
 
 
 def _examine(number: str, opened_on: date, representative: str) -> Verdict:
-    """Whether the registry knows a business as it was submitted, and it is active."""
+    """Check that a business is registered as submitted and is active."""
     stated = {"b_no": number, "start_dt": f"{opened_on:%Y%m%d}", "p_nm": normalize_name(representative)}
     answer = _ask("validate", {"businesses": [stated]}, number)
-    # The registry leaves the state out where the statement is wrong.
+    # The registry omits the status if the submitted details are wrong.
     state = answer.get("status") or _ask("status", {"b_no": [number]}, number)
     match answer.get("valid"), _state_code(state):
         case "01", "01":
@@ -142,13 +139,13 @@ def _examine(number: str, opened_on: date, representative: str) -> Verdict:
 
 
 def _examine_again(number: str) -> Verdict:
-    """Whether a business that was verified is still active."""
+    """Check that a verified business is still active."""
     code = _state_code(_ask("status", {"b_no": [number]}, number))
     return ("verified", None) if code == _ACTIVE else ("closed", _REASONS[code])
 
 
 def _state_code(state: Any) -> str:
-    """01 active, 02 suspended, 03 closed, none unregistered.
+    """Return the status code: 01 active, 02 suspended, 03 closed, empty unregistered.
 
     Raises:
         ServiceUnavailable: it is none of these.
@@ -164,11 +161,11 @@ def _unclear() -> ServiceUnavailable:
 
 
 def _ask(operation: Literal["validate", "status"], question: dict[str, Any], number: str) -> dict[str, Any]:
-    """What the registry says of one business (api.odcloud.kr, nts-businessman v1).
+    """Ask the registry about one business (api.odcloud.kr, nts-businessman v1).
 
     Raises:
-        ServiceUnavailable: it is away, has too much to do, does not know our key, or answers what makes no sense.
-        RegistryRefused: it will not take this question.
+        ServiceUnavailable: it is unavailable or overloaded, rejects our key, or sends an invalid response.
+        RegistryRefused: it rejected the request.
     """
     response = calls.ask(
         _REGISTRY,
@@ -176,7 +173,7 @@ def _ask(operation: Literal["validate", "status"], question: dict[str, Any], num
         f"{settings().business_registry_api_url}/api/nts-businessman/v1/{operation}",
         seconds=ANSWER_SECONDS,
         json=question,
-        # Not as the parameter serviceKey: logs hold URLs.
+        # Not as the parameter serviceKey, because URLs are logged.
         headers={"Authorization": f"Infuser {settings().business_registry_api_key}"},
     )
     try:

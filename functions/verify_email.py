@@ -33,9 +33,9 @@ class Verification(RequestBody):
 def verify_email(body: Verification) -> None:
     """Verify an e-mail address.
 
-    Takes the token from the mail, once and within 24 hours, and the account's password: the link shows whose the
-    address is, and the password that they are who wants it for this account. A new account becomes active; the new
-    address of a user who changes theirs takes the place of the old one, which is told, and can undo it for seven days.
+    Send the token from the mail, which works once, within 24 hours, and the account's password. The token proves access
+    to the mailbox; the password proves that the account belongs to the same person. A new account becomes active. If a
+    user is changing their address, the new one replaces the old one, which is notified and can undo it for seven days.
     """
     token = body.token.get_secret_value()
     with transaction() as connection:
@@ -52,7 +52,7 @@ def verify_email(body: Verification) -> None:
             else:
                 _replace_address(connection, found.account_id)
     except DBAPIError as error:
-        if is_duplicate(error):  # the new address has become another account's since
+        if is_duplicate(error):  # another account has taken the new address since
             raise InvalidLink from None
         raise
 
@@ -69,11 +69,11 @@ def _activate(connection: Connection, user_id: UUID) -> None:
 
 
 def _replace_address(connection: Connection, user_id: UUID) -> None:
-    """Puts the new address in place of the old one.
+    """Replace the old address with the new one.
 
     Raises:
-        InvalidLink: no change of address is waiting.
-        DBAPIError: a duplicate, when the address is another account's.
+        InvalidLink: no change of address is pending.
+        DBAPIError: a duplicate, if the address belongs to another account.
     """
     new_address = connection.scalar(select(account.c.new_canonical_email).where(account.c.id == user_id))
     if new_address is None or former_addresses.is_kept_for_another(connection, new_address, user_id):
@@ -93,7 +93,7 @@ def _replace_address(connection: Connection, user_id: UUID) -> None:
     )
     if not replaced.rowcount:
         raise InvalidLink
-    # Such a link would lie in the old mailbox.
+    # Such links are in the old mailbox.
     verifications.void(connection, user_id, RESET_PASSWORD)
     former_addresses.forget(connection, user_id, new_address)
     announce(connection, EmailChanged(user_id=user_id), EmailReplaced(user_id=user_id, former_email_id=former_id))
@@ -101,7 +101,7 @@ def _replace_address(connection: Connection, user_id: UUID) -> None:
 
 
 def _give_way(connection: Connection, user_id: UUID) -> None:
-    """Removes an account that was registered for the new address and never verified: its owner is here."""
+    """Remove an account that was registered for the new address but never verified."""
     new_address = select(account.c.new_canonical_email).where(account.c.id == user_id).scalar_subquery()
     pending = delete(account).where(account.c.canonical_email == new_address, account.c.status == "pending")
     if removed := connection.scalar(pending.returning(account.c.id)):

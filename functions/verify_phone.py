@@ -28,14 +28,14 @@ CODE = "[0-9]{6}"
 def _digits(code: SecretStr) -> SecretStr:
     digits = re.sub("[ -]", "", plain(code.get_secret_value()))
     if not re.fullmatch(CODE, digits):
-        raise PydanticCustomError("code", "This is not a code of six digits.")
+        raise PydanticCustomError("code", "The code must have six digits.")
     return SecretStr(digits)
 
 
 class PhoneCode(RequestBody):
     code: Annotated[
         SecretStr,
-        Field(min_length=6, max_length=32, description="Six digits, also as 123 456.", examples=["123456"]),
+        Field(min_length=6, max_length=32, description="Six digits; spaces are ignored.", examples=["123456"]),
         AfterValidator(_digits),
     ]
 
@@ -43,7 +43,7 @@ class PhoneCode(RequestBody):
 class InvalidPhoneCode(Problem):
     status = 400
     title = "The code is not valid"
-    detail = "It is wrong, has expired, was tried five times, or a newer one was sent. Ask for a new one if need be."
+    detail = "It is wrong or expired, was tried five times, or a newer one was sent. Request a new one if needed."
 
 
 @http_function(
@@ -56,8 +56,8 @@ class InvalidPhoneCode(Problem):
 def verify_phone(body: PhoneCode, caller: Caller) -> None:
     """Verify a phone number.
 
-    Takes the code from the text message, once and within five minutes; the number then stands in the profile.
-    After five wrong tries the code is void, and takes a new request.
+    The code from the text message works once, within five minutes. The profile then shows the number. After five wrong
+    attempts the code is invalid: request a new one.
     """
     with change(caller) as connection:
         found = _try(connection, caller.user_id)
@@ -73,12 +73,12 @@ def verify_phone(body: PhoneCode, caller: Caller) -> None:
             announce(connection, PhoneVerified(user_id=caller.user_id))
             profiles.refresh(connection, caller.user_id)
     if not is_right:
-        # Raised after the transaction, in which the try was counted.
+        # Raised after the transaction, so that the attempt stays counted.
         raise InvalidPhoneCode
 
 
 def _try(connection: Connection, user_id: UUID) -> Row[Any] | None:
-    """The hash of a live code and the number, one try used up; locked, so that of tries at once each is counted."""
+    """Use up one attempt and return the hash of a live code and the number; locked, so that each attempt counts."""
     return connection.execute(
         update(phone_verification)
         .where(

@@ -24,7 +24,7 @@ class Withdrawal(RequestBody):
     "POST",
     "/api/v1/users/me/withdrawal",
     status=204,
-    scaling=Scaling("hash"),  # two pods leave the cores to log-ins
+    scaling=Scaling("hash"),  # at most two pods, so that log-ins get the cores
     recent_login=True,
     limits={"address": "60/minute", "account": "10/hour"},
     problems=[WrongPassword, LastAdministrator],
@@ -32,13 +32,13 @@ class Withdrawal(RequestBody):
 def withdraw(caller: Caller, body: Withdrawal) -> None:
     """Leave the service.
 
-    Takes the current password. All sessions end at once. For 30 days, or as many as the service is set to, logging
-    in restores the account as it was; after that, all personal data is deleted for good. A verified business gives its
-    number back, and is checked anew after a return. The last administrator with a second factor cannot leave.
+    Requires the current password. All sessions end at once. For 30 days, or as configured, logging in restores the
+    account as it was. After that, all personal data is permanently deleted. A verified business releases its number and
+    is checked again on return. The last administrator with a second factor cannot leave.
     """
     require_password(caller.user_id, body.password)
     leave = update(account).where(account.c.id == caller.user_id).values(status="withdrawn", withdrawn_at=func.now())
-    # Another account may have the number now; who comes back is checked anew.
+    # Another account can verify the number now; a user who returns is checked again.
     give_number_back = (
         update(business)
         .where(business.c.account_id == caller.user_id, business.c.status == "verified")
