@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.1 document, made from the events, and from what the decorators of the functions state of them."""
+"""The AsyncAPI 3.1 document, made from the event types and the functions that handle them."""
 
 import inspect
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ KAFKA_BINDINGS = "0.5.0"
 
 
 def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
-    """The document for all events and for the functions that take them, served at a URL, as a JSON object."""
+    """Return the document for all events and the functions that handle them, served at a URL, as a JSON object."""
     announce = {
         "action": "send",
-        "summary": "Announce what has changed",
-        "description": "In the transaction of the change: there is no change without its event, and no event without.",
+        "summary": "Announce a change",
+        "description": "Committed in the same transaction as the change, so neither exists without the other.",
         **_operation("announced", [event.type for event in ALL_EVENTS]),
     }
     return {
@@ -28,9 +28,9 @@ def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
             "title": "Aegis user service: events",
             "version": "1.0.0",
             "description": (
-                "What the service announces, for whoever wants to know. An event holds ids, never personal data or a "
-                "secret. What the schema of a type says of a field stays so; new fields may come, so ignore those that "
-                "you do not know; anything else is a new type, with the next version at its end."
+                "The events that the service announces. Events contain ids, but never personal data or secrets. The "
+                "schema of a type only gains fields, so ignore fields that you do not know. Any other change is a new "
+                "type that ends with the next version."
             ),
             "contact": contact(url),
             "license": {"name": "MIT", "url": "https://spdx.org/licenses/MIT.html"},
@@ -41,7 +41,7 @@ def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
             "kafka": {
                 "host": "{bootstrap}",
                 "protocol": "kafka",
-                "description": "Kafka asks for no credentials. On a cluster, network policies say who can connect.",
+                "description": "Kafka requires no credentials. On a cluster, network policies limit who can connect.",
                 "variables": {
                     "bootstrap": {
                         "default": "localhost:9092",
@@ -55,9 +55,9 @@ def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
                 "address": kafka.EVENTS,
                 "title": "What happened to users",
                 "description": (
-                    "CloudEvents 1.0 in binary mode (Kafka protocol binding 1.0.2). The events of one user stand in "
-                    "one partition, in the order in which they happened; those of two users have no order. Each comes "
-                    "at least once: `ce_source` and `ce_id` together name it, and are the same when it comes again."
+                    "CloudEvents 1.0 in binary mode (Kafka protocol binding 1.0.2). The events of one user are in one "
+                    "partition, in the order in which they happened. There is no order between users. Each event is "
+                    "delivered at least once: `ce_source` and `ce_id` together identify it in every delivery."
                 ),
                 "messages": {event.type: {"$ref": f"#/components/messages/{event.type}"} for event in ALL_EVENTS},
                 "bindings": {
@@ -84,8 +84,8 @@ def document(functions: Iterable[EventFunction], url: str) -> dict[str, Any]:
 
 
 TAGS = {
-    "announced": "What anybody may consume.",
-    "function": "What the event functions of the service itself take of it.",
+    "announced": "Events that anyone can consume.",
+    "function": "Events that the functions of the service handle.",
 }
 
 
@@ -109,7 +109,7 @@ def _tag(name: str) -> dict[str, Any]:
 
 def _message(event: type[Event]) -> dict[str, Any]:
     payload = schema_of(event)
-    del payload["$schema"]  # AsyncAPI has its own dialect, which takes all that is in these schemas
+    del payload["$schema"]  # AsyncAPI's dialect covers everything in these schemas
     return {
         "name": event.type,
         "title": event.__name__,
@@ -145,15 +145,15 @@ _HEADERS = {
     "properties": {
         "content-type": {"const": kafka.CONTENT_TYPE},
         "ce_specversion": {"const": "1.0"},
-        "ce_id": {"type": "string", "format": "uuid", "description": "Of this event, however often it comes."},
+        "ce_id": {"type": "string", "format": "uuid", "description": "The event's id, the same in every delivery."},
         "ce_source": {"const": SOURCE},
-        "ce_type": {"type": "string", "description": "Its end is the version of the contract."},
+        "ce_type": {"type": "string", "description": "Ends with the version of the contract."},
         "ce_time": {"type": "string", "format": "date-time", "description": "When the change was made."},
         "ce_subject": _USER_ID,
-        "ce_partitionkey": {**_USER_ID, "description": "The user's id, which is the key of the record too."},
+        "ce_partitionkey": {**_USER_ID, "description": "The user's id, which is also the key of the record."},
         "ce_requestid": {
             "type": "string",
-            "description": "The X-Request-Id of the request that led to the event; empty where there was none.",
+            "description": "The X-Request-Id of the request that led to the event; empty if there was none.",
         },
     },
 }

@@ -1,17 +1,17 @@
 """`event_function`: turns a handler for some types of events into a function for functions-framework.
 
-The handler's parameters say what it takes:
+The handler's parameters declare what it needs:
 
     event: Event            the validated data of the event
-    envelope: CloudEvent    the event as it came, for its attributes
-    connection: Connection  the transaction in which the event is marked as processed: what the handler writes in it
-                            happens exactly once
-    mark: Mark              marks the event as processed in a transaction of the handler's own, for one that asks a
-                            provider before it writes
+    envelope: CloudEvent    the event as received, for its attributes
+    connection: Connection  the transaction that also marks the event as processed, so that what the handler writes in
+                            it happens exactly once
+    mark: Mark              marks the event as processed in a transaction of the handler, for one that calls a provider
+                            before it writes
 
-It serves CloudEvents over HTTP in either content mode. It registers as an HTTP function, because
-functions-framework's own CloudEvent mode hands malformed JSON to the handler as bytes and answers 500 to a
-structured event that is no object.
+It serves CloudEvents over HTTP in both content modes. It registers as an HTTP function, because functions-framework's
+CloudEvent mode passes malformed JSON to the handler as bytes and answers 500 to a structured event that is not an
+object.
 """
 
 import contextlib
@@ -49,15 +49,15 @@ from shared.runtime.settings import Dependency
 GIVEN = frozenset({"event", "envelope", "connection", "mark"})
 GIVEN_UNREAD = frozenset({"headers", "body"})
 MAX_UNREAD_BYTES = 1024 * 1024
-"""As much as Kafka takes for a record, unless it is told otherwise."""
+"""Kafka's default limit for a record."""
 MAX_IDENTITY_LENGTH = 512
 DELIVERY = Delivery()
-"""Of a function with a Trigger, where it states nothing else."""
+"""The default of a function with a Trigger."""
 CLAIM_LIFETIME = timedelta(seconds=2 * DELIVERY.timeout_seconds)
-"""After so long a delivery that neither succeeded nor failed is taken for dead.
+"""After this time a delivery that neither succeeded nor failed counts as dead.
 
-Twice what a Trigger gives a delivery, and more than the database and a provider together can take of it. The Triggers'
-retries go on for minutes after that.
+Twice a Trigger's timeout for a delivery, and more than the database and a provider can take together. The Triggers
+retry for minutes after that.
 """
 MARK_AGAIN_SECONDS = 1.0
 
@@ -65,15 +65,15 @@ Mark = Callable[[Connection], None]
 
 
 class DeliveryUnderWay(Problem):
-    """A 409, which brokers and sources of Knative send again as they do a 503; but nothing of ours is at fault."""
+    """A 409: brokers and sources of Knative retry it like a 503, but it does not count as a failure on our side."""
 
     status = 409
-    title = "Another delivery of this event is under way"
-    detail = "Deliver it again later: it is then either processed, or free to be."
+    title = "Another delivery of this event is in progress"
+    detail = "Deliver it again later. By then the other delivery has succeeded, failed or expired."
 
 
 class Envelope(CloudEvent):
-    """An event as it came: the SDK gives one that has no time the time of now."""
+    """An event as received: the SDK would add the current time to one without a time."""
 
     def __init__(self, attributes: Mapping[str, str], data: Any = None) -> None:
         super().__init__(attributes, data)
@@ -88,31 +88,31 @@ def event_function(
     delivery: Delivery = DELIVERY,
     schedule: str = "",
 ) -> Callable[[Callable[..., None]], HTTPFunction]:
-    """Registers a handler under its own name. Each event takes effect once, however often it is delivered.
+    """Register a handler under its name. Each event takes effect once, however often it is delivered.
 
-    A delivery needs a token (shared/events/delivery_tokens.py). An event is known by its source and id.
+    A delivery needs a token (shared/events/delivery_tokens.py). An event is identified by its source and id.
 
-    What the handler does with `connection` is done in the transaction that also marks the event as processed. Any
-    other handler has its delivery claimed first, and marked when it returns. When it raises, the claim is given back
-    and the next delivery tries again.
+    A handler with `connection` runs in the transaction that also marks the event as processed. For any other handler,
+    the event is claimed first, and marked when the handler returns. If it raises, the claim is released and the next
+    delivery tries again.
 
-    So one thing can happen twice, and only this: what a provider was asked for, when the process dies, is frozen for
-    longer than a claim lives, or has no database for as long, after the provider took the request and before the mark;
-    or when the provider's answer never arrived, which looks like a request that it never took.
+    Only a request to a provider can happen twice. Either the provider accepts it, and before the event is marked the
+    process dies, or it freezes or has no database for longer than a claim lives. Or the provider's response is lost,
+    which looks as if the request never arrived.
 
     Args:
-        events: the events that the handler takes; `ScheduleFired` for a function that runs at fixed times. None for a
-            function that takes whatever it is sent, as `headers` and `body`, and counts it once by itself.
-        uses: the dependencies that must be set, and that /health/ready reports.
-        scaling: the class of load and the most pods; by default `EVENT`, or `SCHEDULE` with a schedule.
+        events: the event types that the handler takes; `ScheduleFired` for a function that runs at fixed times. Without
+            any, the handler gets every request as `headers` and `body`, and must ignore duplicates itself.
+        uses: the dependencies that must be configured, and that /health/ready reports.
+        scaling: the class of load and the maximum number of pods; by default `EVENT`, or `SCHEDULE` with a schedule.
         delivery: how often and how long its Trigger tries each event.
-        schedule: when `ScheduleFired` comes: the five fields of a cron line, in UTC.
+        schedule: when `ScheduleFired` is sent, as five cron fields in UTC.
     """
 
     def decorate(handler: Callable[..., None]) -> HTTPFunction:
         takes = frozenset(get_type_hints(handler)) - {"return"}
         if unknown := takes - (GIVEN if events else GIVEN_UNREAD):
-            raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
+            raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which is not available")
         if bool(schedule) != (ScheduleFired in events):
             raise TypeError(f"{handler.__name__} needs both a schedule and ScheduleFired, or neither")
         function = EVENT_FUNCTIONS[handler.__name__] = EventFunction(
@@ -171,7 +171,7 @@ def _deliver(function: EventFunction, request: Request, body: bytes) -> Response
 
 
 def _process(function: EventFunction, envelope: CloudEvent) -> bool:
-    """Lets an event take effect; False when it has already."""
+    """Process an event; return False if it was already processed."""
     if request_id := str(envelope.get("requestid", "")):
         logs.request_id.set(request_id)
     event, event_id = _event(function, envelope), f"{envelope['source']} {envelope['id']}"
@@ -192,10 +192,10 @@ def _call(function: EventFunction, **given: Any) -> None:
 
 
 def _envelope(request: Request, body: bytes) -> CloudEvent:
-    """The CloudEvent of a request.
+    """Return the CloudEvent in a request.
 
     Raises:
-        MalformedRequest: it is none, or its data is not a JSON object.
+        MalformedRequest: the request is not a CloudEvent, or its data is not a JSON object.
     """
     try:
         envelope = from_http(Envelope, dict(request.headers.items()), body)
@@ -214,42 +214,42 @@ def _envelope(request: Request, body: bytes) -> CloudEvent:
     if not (identity.isprintable() and len(identity) <= MAX_IDENTITY_LENGTH):
         raise MalformedRequest("The source or the id of the event is too long or not printable.")
     if not all(map(cloud_events.is_text, envelope.get_attributes().values())):
-        raise MalformedRequest("An attribute of the event holds a character that no text may hold.")
+        raise MalformedRequest("An attribute of the event contains a character that is not allowed.")
     if not isinstance(envelope.data, dict):
         raise MalformedRequest("The data of the event is not a JSON object.")
     return envelope
 
 
 def _event(function: EventFunction, envelope: CloudEvent) -> Event | ScheduleFired:
-    """The data of an event.
+    """Return the data of an event.
 
     Raises:
-        InvalidRequest: the function does not take its type and version, or the data is not of that.
+        InvalidRequest: the function does not handle its type and version, or the data does not match it.
     """
     model = function.handles.get(envelope["type"])
     if model is None:
-        raise InvalidRequest(f"{function.name} does not take events of the type {envelope['type'][:100]}.")
+        raise InvalidRequest(f"{function.name} does not handle events of the type {envelope['type'][:100]}.")
     try:
         return model.model_validate(envelope.data)
     except ValidationError as error:
-        # Where and what kind, not the value: it may be what no event should hold.
+        # Not the values, which may be data that no event should contain.
         faults = [f"{'.'.join(map(str, fault['loc']))} ({fault['type']})" for fault in error.errors()[:5]]
-        raise InvalidRequest(f"The data is not that of a {model.type}: {', '.join(faults)}.") from None
+        raise InvalidRequest(f"The data does not match the type {model.type}: {', '.join(faults)}.") from None
 
 
 def _is_first(connection: Connection, function: str, event_id: str) -> bool:
-    """Marks an event as processed. A delivery of it at the same time waits here for the first to commit or fail."""
+    """Mark an event as processed; return False if it was before. A concurrent delivery waits for the first to end."""
     return connection.scalar(_FIRST, {"by": function, "of_event": event_id}) is not None
 
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because composing a statement takes longer than executing it.
 _FIRST = prepared(
     insert(processed_event)
     .values(function=bindparam("by"), event_id=bindparam("of_event"), done_at=func.now())
     .on_conflict_do_update(
         index_elements=["function", "event_id"],
         set_={"done_at": func.now()},
-        where=processed_event.c.done_at.is_(None),  # claimed by the function as it was before
+        where=processed_event.c.done_at.is_(None),  # claimed by an earlier version of the function
     )
     .returning(processed_event.c.done_at)
 )
@@ -257,12 +257,12 @@ _FIRST = prepared(
 
 @contextmanager
 def _claimed(function: str, event_id: str) -> Iterator[Mark | None]:
-    """Claims an event for one delivery, and marks it as processed when the block has succeeded.
+    """Claim an event for one delivery, and mark it as processed when the block succeeds.
 
-    Gives what marks it earlier; None when it is processed already.
+    Yield a function that marks it earlier, or None if it was already processed.
 
     Raises:
-        DeliveryUnderWay: another delivery of it is; this one may come again.
+        DeliveryUnderWay: another delivery of it is in progress; this one can be retried.
     """
     started = time.monotonic()
     this: tuple[ColumnElement[bool], ...] = (
@@ -292,16 +292,16 @@ def _claimed(function: str, event_id: str) -> Iterator[Mark | None]:
 
     def mark(connection: Connection) -> None:
         if not connection.execute(done_now).rowcount:
-            raise ServiceUnavailable  # it took so long that another delivery took over: only that one may count
+            raise ServiceUnavailable  # another delivery has taken over an expired claim: only that one may count
 
     try:
         yield mark
     except BaseException:
-        # Unless it is marked: then the commit came through, and only word of it was lost.
+        # A mark means that the commit succeeded and only its confirmation was lost.
         with contextlib.suppress(ServiceUnavailable), transaction() as connection:
             connection.execute(delete(processed_event).where(*this, processed_event.c.done_at.is_(None)))
         raise
-    while True:  # what was sent would be sent again: so a database that is away for a moment is waited for
+    while True:  # wait out a short outage of the database, so that the provider is not called again
         try:
             with transaction() as connection:
                 connection.execute(done_now)

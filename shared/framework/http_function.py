@@ -1,7 +1,7 @@
 """`http_function`: turns a handler for one route into a function for functions-framework.
 
-The decorator states what a reader must know: method, path, who may call, how often, how it scales. The handler's
-parameters say what it takes:
+The decorator declares the method and path, who may call it and how often, and how it scales. The handler's parameters
+declare what it needs:
 
     body: Model               the validated JSON body, a `RequestBody`
     query: Model              the validated query, a `QueryParameters`
@@ -9,14 +9,14 @@ parameters say what it takes:
     caller: Caller            the authenticated user; without one the answer is 401
     client: Client            the address and the device that the request comes from
     if_match: str | None      the header If-Match, for `require_match`
-    cached: bytes | None      with `cached=`, an entry of the cache read in the same round trip as the session
-    subjects: Mapping         what its limits are counted for, for `rate_limits.forgive`
+    cached: bytes | None      with `cached=`, a cache entry that is read in the same round trip as the session
+    subjects: Mapping         the subjects of its limits, for `rate_limits.forgive`
     device_token: str | None  the header Device-Token, for `known_devices.recognize`
-    request: flask.Request    the request as it came, for the function that answers at any path ("/*")
+    request: flask.Request    the request as received
 
-It returns a TypedDict (or JSON bytes from the cache), which becomes the body; a `Reply` where headers go with it; or
-None for an answer without one. Every POST takes an Idempotency-Key; see shared/framework/idempotency.py for what
-that means for a handler's transactions.
+It returns a TypedDict (or JSON bytes from the cache), which becomes the body; a `Reply` to add headers; or None for a
+response without a body. Every POST accepts an Idempotency-Key; see shared/framework/idempotency.py for what that means
+for a handler's transactions.
 """
 
 import functools
@@ -68,12 +68,12 @@ RECENT_SECONDS = 600
 JSON = "application/json"
 MEDIA_TYPES = {"PATCH": ("application/merge-patch+json", JSON)}
 PATH_PARAMETER = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
-"""A UUID is read in either case (RFC 9562, 4)."""
+"""A UUID in upper or lower case (RFC 9562, 4)."""
 
 PER_ADDRESS = {"address": "60/minute"}
-"""Of an operation that anyone may call, where it states nothing else."""
+"""The default of an operation that anyone can call."""
 PER_ACCOUNT = {"address": "1200/minute", "account": "300/minute"}
-"""Of an operation that takes an access token, where it states nothing else."""
+"""The default of an operation that requires an access token."""
 
 
 def http_function(
@@ -91,32 +91,32 @@ def http_function(
     cached: Callable[[Caller], str] | None = None,
     may_lag: bool = False,
 ) -> Callable[[Callable[..., Any]], HTTPFunction]:
-    """Registers a handler under its own name.
+    """Register a handler under its name.
 
     Args:
-        method, path: the route; it answers HEAD where it answers GET.
+        method, path: the route; GET also answers HEAD.
         status: of a success.
-        scaling: the class of load and the most pods.
+        scaling: the class of load and the maximum number of pods.
         role: that the caller must have, in a session with a second factor.
         recent_login: whether the caller must have logged in within the last ten minutes.
-        strongest_factor: whether their session must have passed the strongest factor that the account has; so in any
-            case with a role or a recent log-in.
-        limits: how many requests for each "address", "account" (the caller's), "email" (the body's), "mailbox" (the
-            email without what its provider overlooks), "email+address", "mailbox+address". One for each "device" counts
-            in place of those of "email" and "mailbox" where a known device sends its token.
-        uses: the dependencies that must be set, and that /health/ready reports, besides those that it has in any
-            case: the cache for its limits, the gateway's key, what tokens take, and of a POST what keeping its answers
-            takes.
-        problems: the errors that are the operation's own, for the documentation.
-        cached: the cache key to read for this caller, handed to the handler as `cached`.
-        may_lag: whether it may read data seconds old, but for the caller's own writes (shared/postgresql/replica.py).
+        strongest_factor: whether the session must have passed the strongest factor of the account; implied by a role or
+            a recent log-in.
+        limits: how many requests are allowed per "address", "account" (of the caller), "email" (in the body), "mailbox"
+            (the email as its provider compares it), "email+address" or "mailbox+address". If a known device sends its
+            token, the limit per "device" replaces those with "email" or "mailbox".
+        uses: the dependencies that must be configured, and that /health/ready reports, besides the implied ones: the
+            cache for its limits, the gateway's key, those of access tokens, and for a POST those of stored responses.
+        problems: the errors of this operation, for the documentation.
+        cached: returns the cache key to read for the caller; the handler gets the entry as `cached`.
+        may_lag: whether it may read data that is seconds old, except for the caller's writes
+            (shared/postgresql/replica.py).
     """
 
     def decorate(handler: Callable[..., Any]) -> HTTPFunction:
         hints = get_type_hints(handler)
         takes = frozenset(hints) - {"return"}
         if unknown := takes - GIVEN - set(re.findall(r"\{(\w+)\}", path)):
-            raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which nobody gives it")
+            raise TypeError(f"{handler.__name__} takes {', '.join(sorted(unknown))}, which is not available")
         rate_limits.check(limits or {})
         needs: set[Dependency] = {"cache", "gateway"}
         if "caller" in takes:
@@ -124,7 +124,7 @@ def http_function(
         if method == "POST":
             needs |= {"database", "encryption"}
         if known := needs & set(uses):
-            raise TypeError(f"{handler.__name__} uses {', '.join(sorted(known))} in any case: say what it uses besides")
+            raise TypeError(f"{handler.__name__} uses {', '.join(sorted(known))} anyway: remove it from `uses`")
         needs |= set(uses)
         operation = HTTP_FUNCTIONS[handler.__name__] = HttpFunction(
             name=handler.__name__,
@@ -163,7 +163,7 @@ def http_function(
 
 
 def path_pattern(path: str, *, named: bool = False) -> str:
-    """The regular expression of a path template: as routes write it, or with its parameters as named groups."""
+    """Return the regular expression of a path template, as in routes or with its parameters as named groups."""
     literal = re.escape(path).replace(r"\{", "{").replace(r"\}", "}").replace(r"\-", "-")
     return re.sub(r"\{(\w+)\}", rf"(?P<\1>{PATH_PARAMETER})" if named else PATH_PARAMETER, literal)
 
@@ -171,7 +171,7 @@ def path_pattern(path: str, *, named: bool = False) -> str:
 def _perform(
     operation: HttpFunction, template: re.Pattern[str], request: Request, body: bytes, headers: dict[str, str]
 ) -> Response:
-    """Checks a request step by step and hands it to the handler. `headers` go with the answer, whatever it is."""
+    """Check a request step by step and pass it to the handler. Any response, even an error, gets `headers`."""
     client = client_of(request)
     given: dict[str, Any] = {
         "request": request,
@@ -191,12 +191,12 @@ def _perform(
             _check_rights(operation, caller)
         given |= _parts(operation, request, body)
     except Problem as problem:
-        refusal = problem  # for who is within the limits, and has a session
+        refusal = problem  # raised below, once the limits and the session are checked
 
     subjects = given["subjects"] = {"address": address_subject(client.address)}
     if not refusal:
         subjects |= _subjects(operation, given)
-    # A HEAD has the limits of the GET, but uses none of its requests up.
+    # A HEAD has the same limits as the GET, but is counted separately.
     counted_as = f"{operation.name}:head" if request.method == "HEAD" else operation.name
     count = Count(counted_as, operation.limits, subjects)
     keys = [authentication.state_key(caller.user_id, caller.session_id)] if caller else []
@@ -214,7 +214,7 @@ def _perform(
     key = request.headers.get("Idempotency-Key") if operation.keeps_answers else None
     try:
         if caller and not authentication.has_session(caller, values[0]):
-            # Whoever holds the token of a session that has ended uses nothing up that is the account's.
+            # The token of an ended session must not use up the account's limits.
             rate_limits.take_back(counted_as, operation.limits, subjects | {"address": ""})
             raise Unauthenticated
         if refusal:
@@ -222,27 +222,27 @@ def _perform(
         given["cached"] = values[1] if operation.cached else None
         if caller and operation.method != "GET":
             own_writes.add(caller.user_id)
-        # Where Redis tells nothing of the session, it tells nothing of what was written, either.
+        # If Redis does not know the session, it does not know of recent writes either.
         own_writes.may_lag.set(operation.may_lag and values[0] is not None and values[-1] is None)
         authentication.takes_strongest_factor.set(operation.strongest_factor)
         if operation.method == "GET":
             _check_factor(caller)
         if key is None:
             return perform()
-        # Imported for those who ask for it.
+        # Imported only if needed.
         from shared.framework.idempotency import answer_once
 
         scope = f"{operation.name} {subjects.get('account', '')}"
         whole = request.full_path.encode() + b"\n" + body
         return answer_once(key, scope, whole, perform, before_replay=lambda: _check_factor(caller))
     except ServiceUnavailable:
-        # Who does as told, and comes again until we are back, has not used up what is allowed to them.
+        # Clients that retry until we are available again must not use up their limits.
         rate_limits.take_back(counted_as, operation.limits, subjects)
         raise
 
 
 def _parts(operation: HttpFunction, request: Request, body: bytes) -> dict[str, Any]:
-    """The query and the body that an operation takes, validated."""
+    """Return the validated query and body of a request."""
     parts: dict[str, Any] = {}
     if operation.query:
         parts["query"] = _validated_query(operation.query, request)
@@ -256,9 +256,9 @@ def _parts(operation: HttpFunction, request: Request, body: bytes) -> dict[str, 
 
 
 def _subjects(operation: HttpFunction, given: Mapping[str, Any]) -> dict[str, str]:
-    """What the limits of a valid request count, besides its IP address: the caller's account and the e-mail address.
+    """Return the subjects of a valid request's limits, besides its IP address: the account and the e-mail address.
 
-    A known device counts in place of the e-mail address, so requests of strangers do not use up the owner's limit.
+    A known device replaces the e-mail address, so that others cannot use up the owner's limit.
     """
     subjects: dict[str, str] = {}
     if "caller" in given:
@@ -267,9 +267,9 @@ def _subjects(operation: HttpFunction, given: Mapping[str, Any]) -> dict[str, st
         from shared.text.fields import canonical_email
         from shared.text.mailboxes import counted_mailbox
 
-        address = canonical_email(email)  # or each other spelling of a mailbox had a limit of its own
+        address = canonical_email(email)  # otherwise each spelling of an address would have a separate limit
         if "device" in operation.limits and (token := given["device_token"]):
-            # Imported for those who have one.
+            # Imported only if needed.
             from shared.identity import known_devices
 
             if device := known_devices.recognize(token, address):
@@ -293,16 +293,16 @@ def _check_rights(operation: HttpFunction, caller: Caller) -> None:
         raise Forbidden
     if operation.role and MULTI_FACTOR not in caller.amr:
         raise ReauthenticationRequired(
-            "second-factor-missing", "This takes a session with a second factor: enroll one, then log in with it."
+            "second-factor-missing", "This requires a session with a second factor. Set one up, then log in with it."
         )
     if operation.recent_login and time.time() - caller.authenticated_at > RECENT_SECONDS:
         raise ReauthenticationRequired("login-too-old", max_age=RECENT_SECONDS)
 
 
 def _check_factor(caller: Caller | None) -> None:
-    """Asks for the strongest factor where nothing is locked; `changes.change` asks wherever something is changed."""
+    """Require the strongest factor for a read or a replay; `changes.change` requires it for a change."""
     if caller and authentication.takes_strongest_factor.get():
-        # Imported when it is asked: a read of one's own profile never meets the database.
+        # Imported only if needed: reading a cached profile does not use the database.
         from shared.identity import factors
         from shared.postgresql.transactions import transaction
 
@@ -352,5 +352,5 @@ def _fault(location: tuple[int | str, ...], code: str, detail: str) -> FieldErro
 
 
 def json_pointer(location: tuple[int | str, ...]) -> str:
-    """The JSON pointer (RFC 6901) of a place in a document: ('name',) is '/name', () the whole."""
+    """Return the JSON pointer (RFC 6901) of a place in a document: ('name',) is '/name', () is the whole document."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)

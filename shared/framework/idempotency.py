@@ -1,8 +1,8 @@
 """Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): a request that is sent again takes effect once.
 
-The answer is stored in the transaction of the change, sealed, for a day. So whoever lost an answer may send the
-request again, and gets that answer byte for byte. An answer with tokens comes again only while a new log-in would get
-tokens too; after that, the request is performed as a new one.
+The response is stored for a day, encrypted, in the transaction of the change. A client that lost it can send the
+request again and gets the same response byte for byte. A response with tokens is replayed only while a new log-in would
+get tokens too; after that, the request is performed as a new one.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from shared.runtime.problems import Problem, ServiceUnavailable
 
 LIFETIME = timedelta(hours=24)
 CLAIM_LIFETIME = timedelta(seconds=30)
-"""After so long a request that has not answered is taken for dead: a function that lives answers within two seconds."""
+"""After this time an unanswered request counts as dead: a live function answers within two seconds."""
 MIN_LENGTH, MAX_LENGTH = 16, 255
 _PURPOSE = "stored answer"
 _SOLVED_ELSEWHERE = frozenset({401, 403, 429})
@@ -44,8 +44,8 @@ class InvalidIdempotencyKey(Problem):
 
 class RequestInProgress(Problem):
     status = 409
-    title = "The first request with this Idempotency-Key is not answered yet"
-    detail = "Send it again after the seconds in the header Retry-After, to get its answer."
+    title = "The first request with this Idempotency-Key is still in progress"
+    detail = "To get its response, send it again after the seconds in the header Retry-After."
 
     def __init__(self) -> None:
         super().__init__(headers={"Retry-After": "1"})
@@ -54,7 +54,7 @@ class RequestInProgress(Problem):
 class IdempotencyKeyReused(Problem):
     status = 422
     title = "The Idempotency-Key was used for another request"
-    detail = "Nothing was changed. Make a new key for each new request."
+    detail = "Nothing was changed. Use a new key for each new request."
 
 
 PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
@@ -63,16 +63,16 @@ PROBLEMS = (InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused)
 def answer_once(
     header: str, scope: str, request: bytes, perform: Callable[[], Response], *, before_replay: Callable[[], None]
 ) -> Response:
-    """The answer of `perform`, or the one that it gave to this request before.
+    """Return the response of `perform`, or the stored one if this request was performed before.
 
-    A problem that it raises is an answer too. Not stored are failures on our side (5xx), which change nothing, and
-    problems that the caller can solve before the same request is sent again: log in, get a role, wait.
+    A problem that `perform` raises is a response too. Two kinds of problems are not stored: failures on our side (5xx),
+    which change nothing, and those that the caller can solve before a retry by logging in, getting a role or waiting.
 
     Args:
         header: the value of Idempotency-Key.
-        scope: operation and caller; the same key means something else in another.
-        request: what makes two requests the same.
-        before_replay: raises the problem of a caller who may not have an answer that is stored.
+        scope: the operation and the caller; a key is only valid within its scope.
+        request: the bytes that are equal for equal requests.
+        before_replay: raises a problem if the caller may not get a stored response.
 
     Raises:
         InvalidIdempotencyKey, RequestInProgress, IdempotencyKeyReused
@@ -109,9 +109,9 @@ def answer_once(
             else:
                 mark = last.execute(delete(stored_answer).where(*this))
             if not mark.rowcount:
-                raise ServiceUnavailable  # it took so long that another request took over: only that one may count
+                raise ServiceUnavailable  # another request has taken over an expired claim: only that one may count
     except BaseException:
-        # Unless it has an answer: then the commit came through, and only word of it was lost.
+        # A stored answer means that the commit succeeded and only its confirmation was lost.
         unanswered = delete(stored_answer).where(*this, stored_answer.c.answer.is_(None))
         with contextlib.suppress(ServiceUnavailable), transaction() as connection:
             connection.execute(unanswered)
@@ -120,7 +120,7 @@ def answer_once(
 
 
 def _key(header: str) -> str:
-    """The key in a header: a String as the draft has it, or bare, as many clients send it."""
+    """Return the key in a header: a String as in the draft, or unquoted, as many clients send it."""
     value = header.strip(" \t")
     bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
     allowed = r"\x20\x21\x23-\x5b\x5d-\x7e" if bare != value else r"\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e"
@@ -130,19 +130,19 @@ def _key(header: str) -> str:
 
 
 def _perform(perform: Callable[[], Response]) -> tuple[Response, bool]:
-    """The answer, and whether it would be the same another time."""
+    """Return the response, and whether a retry would get the same."""
     try:
         return perform(), True
     except Problem as problem:
         if problem.status >= 500:
             raise
-        # What the handler has written, as a try that counts, stands in either case.
+        # What the handler has written, such as a counted attempt, is committed in both cases.
         is_final = problem.status not in _SOLVED_ELSEWHERE and "Retry-After" not in problem.headers
         return ProblemResponse(problem), is_final
 
 
 def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:
-    """Either when this request was written down as the first, or the row of the one that was."""
+    """Return the time of the claim if this request is the first, otherwise the row of the first one."""
     now = func.clock_timestamp()
     age: ColumnElement[Any] = now - stored_answer.c.claimed_at
     row = {"fingerprint": fingerprint, "answer": None, "claimed_at": now}
@@ -163,15 +163,15 @@ def _claim(id_: bytes, fingerprint: bytes) -> tuple[Any, Any]:
             select(*stored_answer.c["fingerprint", "answer", "claimed_at"]).where(stored_answer.c.id == id_)
         ).first()
     if found is None:
-        raise RequestInProgress  # given back this moment
+        raise RequestInProgress  # the claim was just released
     return None, found
 
 
 def _may_come_again(response: Response, answered_at: datetime) -> bool:
-    """Whether an answer may be given again: always without tokens, else while they are still good.
+    """Return whether a response can be replayed: always without tokens, otherwise only while they are still good.
 
-    Their session must be live, and password and authenticator app no newer than the answer. Otherwise somebody with the
-    old password and the key would get into the session in which the owner changed it.
+    The session must be live, and the password and authenticator app no newer than the response. Otherwise someone with
+    the old password and the key would get into the session in which the owner changed it.
     """
     body = response.get_json(silent=True)
     if not isinstance(body, dict) or "access_token" not in body:

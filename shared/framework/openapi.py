@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from what the decorators of the functions state."""
+"""The OpenAPI 3.1 document, made from the decorators of the functions."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ _BODY_PROBLEMS = (
 
 
 def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
-    """The document for these functions, served at a URL such as https://api.example.com, as a JSON object."""
+    """Return the document for these functions, served at a URL such as https://api.example.com, as a JSON object."""
     operations = [function for function in functions if function.path != "/*"]
     schemas: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
@@ -43,10 +43,10 @@ def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
             "version": "1.0.0",
             "description": (
                 "Every error is a problem detail (RFC 9457) with a stable `type`. "
-                "Faults of fields come with a `code` to translate by. Send `X-Request-Id` to find your request in the "
-                "logs; the answer carries it. Every POST takes an `Idempotency-Key`; the other methods may be repeated "
-                "as they are. After a 401 refresh the access token once, then log in; after a 429 or 503 wait for "
-                "`Retry-After`."
+                "Each field error has a stable `code` that you can translate. Send `X-Request-Id` to find your request "
+                "in the logs; the response returns it. Every POST accepts an `Idempotency-Key`; the other methods can "
+                "be repeated without one. After a 401, refresh the access token once, then log in. After a 429 or 503, "
+                "wait for `Retry-After`."
             ),
             "contact": contact(url),
             "license": {"name": "MIT", "identifier": "MIT"},
@@ -66,7 +66,7 @@ def document(functions: Iterable[HttpFunction], url: str) -> dict[str, Any]:
 
 
 def contact(url: str) -> dict[str, str]:
-    """Whom readers of this document, and of that of the events, can ask."""
+    """Return the contact for readers of this document and of the AsyncAPI document."""
     return {"name": "Aegis user service", "url": url, "email": "support@aegis.example.com"}
 
 
@@ -87,7 +87,7 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
         _, definitions = models_json_schema([(function.body, "validation")], ref_template=_SCHEMAS)
         for definition in definitions["$defs"].values():
             for property_ in definition.get("properties", {}).values():
-                property_.pop("writeOnly", None)  # no answer has these models, and Go clients would make them optional
+                property_.pop("writeOnly", None)  # no response has them, and Go clients would make them optional
         _add(schemas, definitions["$defs"])
         media_types = MEDIA_TYPES.get(function.method, (JSON,))
         content = {media_type: {"schema": _ref(function.body.__name__)} for media_type in media_types}
@@ -100,7 +100,7 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
         if function.method in ("GET", "PATCH"):
             success["headers"]["ETag"] = {
                 "schema": {"type": "string"},
-                "description": "Of this state (RFC 9110, 8.8.3).",
+                "description": "Identifies this state (RFC 9110, 8.8.3).",
             }
         if function.query:
             success["headers"]["Link"] = {
@@ -112,9 +112,9 @@ def _operation(function: HttpFunction, schemas: dict[str, Any]) -> dict[str, Any
 
 
 _HEADERS = {
-    "X-Request-Id": {"schema": {"type": "string"}, "description": "Names the request in the logs."},
-    "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the limit that is nearest."},
-    "RateLimit-Policy": {"schema": {"type": "string"}, "description": "That limit: requests (q) in seconds (w)."},
+    "X-Request-Id": {"schema": {"type": "string"}, "description": "Identifies the request in the logs."},
+    "RateLimit": {"schema": {"type": "string"}, "description": "What is left of the limit closest to being reached."},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "description": "That limit: requests (q) per seconds (w)."},
 }
 
 
@@ -123,18 +123,18 @@ def _conditions(function: HttpFunction) -> Iterator[str]:
         yield "**For administrators, in a session with a second factor.**"
     if function.recent_login:
         minutes = RECENT_SECONDS // 60
-        yield f"**Takes a log-in of the last {minutes} minutes** (RFC 9470): else log in, which starts another session."
+        yield f"**Requires a log-in within the last {minutes} minutes** (RFC 9470). A new log-in starts a new session."
     if function.strongest_factor:
-        yield "**Takes a session with the strongest factor of the account**: a passkey, else the authenticator app."
+        yield "**Requires a session with the strongest factor of the account**: a passkey, else the authenticator app."
 
 
 TAGS = {
     "Users": "Registration, verification, forgotten passwords.",
     "Sessions": (
-        f"An access token lives {access_tokens.LIFETIME_SECONDS // 60} minutes, a refresh token one refresh, a session "
-        f"{sessions.LIFETIME.days} days, or {live_sessions.IDLE_LIFETIME.days} idle."
+        f"An access token is valid for {access_tokens.LIFETIME_SECONDS // 60} minutes, a refresh token for one use, a "
+        f"session for {sessions.LIFETIME.days} days, or {live_sessions.IDLE_LIFETIME.days} days without use."
     ),
-    "Account": "What users read and change of themselves.",
+    "Account": "What users can read and change about themselves.",
     "Second factors": "Authenticator app, recovery codes, passkeys.",
     "Administration": "For the role admin.",
 }
@@ -143,7 +143,7 @@ _FACTORS = re.compile(r"/api/v1/users/me/(totp|passkeys).*")
 
 
 def tag(function: HttpFunction) -> str:
-    """The group of an operation: one of `TAGS`."""
+    """Return the group of an operation: one of `TAGS`."""
     if function.role:
         return "Administration"
     if _JOINING.fullmatch(function.path):
@@ -159,7 +159,7 @@ def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
     if function.query:
         schema = function.query.model_json_schema()
         for name, property_ in schema["properties"].items():
-            # A parameter that is absent is absent, and never null.
+            # A parameter can be absent, but not null.
             variants = [each for each in property_.pop("anyOf", []) if each.get("type") != "null"]
             description = property_.pop("description", "")
             property_.pop("default", None)
@@ -175,8 +175,8 @@ def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
             "name": "Idempotency-Key",
             "in": "header",
             "description": (
-                "A UUID in double quotes, new for each request. Sent again with it within a day, the request gets its "
-                "first answer again, with the header Idempotency-Replayed."
+                "A UUID in double quotes, new for each request. Sending the request again with the same key within a "
+                "day returns the first response again, with the header Idempotency-Replayed."
             ),
             "schema": {"type": "string", "pattern": '^"[ !#-\\[\\]-~]{16,255}"$'},
             "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
@@ -186,10 +186,10 @@ def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
             "name": "Device-Token",
             "in": "header",
             "description": (
-                "The newest `device_token` that a log-in or a refresh gave to this device, kept beside the refresh "
-                "token, and after a log-out too. With it the limits of this device count in place of the account's, "
-                "which strangers may have used up. Good for 90 days, until the password or the address changes; one "
-                "that is not good is ignored."
+                "The newest `device_token` that this device got from a log-in or a refresh. Store it with the refresh "
+                "token, and keep it after a log-out. With it, the limits of this device apply instead of those of the "
+                "account, which others may have used up. Valid for 90 days, until the password or the address changes; "
+                "an invalid one is ignored."
             ),
             "schema": {"type": "string"},
         }
@@ -197,13 +197,13 @@ def _parameters(function: HttpFunction) -> Iterator[dict[str, Any]]:
         yield {
             "name": "If-Match",
             "in": "header",
-            "description": "The ETag of the state that the change is made to; another state is a 412.",
+            "description": "The ETag of the state to change; returns 412 if the state is another.",
             "schema": {"type": "string"},
         }
 
 
 def _result(function: HttpFunction) -> Any:
-    """The TypedDict that a handler returns; None for an answer without a body."""
+    """Return the TypedDict that a handler returns; None for a response without a body."""
     alternatives = getattr(function.returns, "__args__", (function.returns,))
     return next((each for each in alternatives if each not in (bytes, type(None))), None)
 
@@ -215,17 +215,17 @@ ANYWHERE: tuple[type[Problem], ...] = (
     problems.MisdirectedRequest,
     problems.InternalError,
 )
-"""Problems that any operation may answer with, so no operation lists them itself."""
+"""Problems that any operation can return, so that no operation lists them."""
 
 
 def _problem_types(functions: Iterable[HttpFunction]) -> list[str]:
-    """The type of every problem that a caller may get."""
+    """Return the type of every problem that a caller can get."""
     kinds = {*ANYWHERE, *(kind for function in functions for kind in problems_of(function))}
     return sorted(kind.type_uri() for kind in kinds)
 
 
 def problems_of(function: HttpFunction) -> list[type[Problem]]:
-    """The problems that the document lists for an operation, by status."""
+    """Return the problems that the document lists for an operation, by status."""
     kinds: list[type[Problem]] = [*function.problems, problems.TooManyRequests, problems.ServiceUnavailable]
     kinds.extend((problems.RequestTimeout, problems.HeadersTooLarge))
     if function.authenticated:
@@ -263,7 +263,7 @@ def _problem_responses(function: HttpFunction) -> dict[str, Any]:
         response["headers"] |= {name: {"schema": {"type": "string"}} for name in problem.headers}
         shown = problem.body("…")
         if kind is problems.HeadersTooLarge:
-            del shown["request_id"]  # the router has read no header
+            del shown["request_id"]  # the router could not read the headers
         response["content"]["application/problem+json"]["examples"][kind.__name__] = {"value": shown}
     return responses
 
@@ -275,10 +275,10 @@ def _schema(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add(schemas: dict[str, Any], new: dict[str, Any]) -> None:
-    """Adds schemas under their names, of which no two may be the same."""
+    """Add schemas by name. Two different schemas must not have the same name."""
     for name, schema in new.items():
         if schemas.setdefault(name, schema) != schema:
-            raise ValueError(f"two models of different form are called {name}")
+            raise ValueError(f"two different models are called {name}")
 
 
 def _ref(model: str) -> dict[str, str]:

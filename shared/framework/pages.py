@@ -1,4 +1,4 @@
-"""Pages by key: each begins after the last id of the one before, so that the thousandth costs as much as the first."""
+"""Keyset pagination: a page begins after the last id of the previous page, so that every page costs the same."""
 
 import base64
 import hmac
@@ -19,26 +19,26 @@ T = TypeVar("T")
 _PURPOSE = "page cursor"
 _ID_BYTES, _MAC_BYTES = 16, 8
 _CURSOR = "[A-Za-z0-9_-]{32}"
-"""Whole groups of base64, so that each cursor has one spelling."""
+"""Whole groups of base64, so that each cursor has only one spelling."""
 
 
 def encode(last: UUID) -> str:
-    """The cursor of the page after this id: base64url of the id and a truncated HMAC-SHA-256 of it."""
+    """Return the cursor of the page after this id: base64url of the id and a truncated HMAC-SHA-256 of it."""
     return base64.urlsafe_b64encode(last.bytes + _mac(last.bytes)).decode()
 
 
 def decode(cursor: str) -> UUID:
-    """The id that a cursor of ours is for.
+    """Return the id in a cursor.
 
     Raises:
-        ValueError: it is none of ours.
+        ValueError: the cursor is not valid.
     """
     if re.fullmatch(_CURSOR, cursor):
         content = base64.urlsafe_b64decode(cursor)
         last = content[:_ID_BYTES]
         if hmac.compare_digest(content[_ID_BYTES:], _mac(last)):
             return UUID(bytes=last)
-    raise PydanticCustomError("cursor", "This is no cursor of ours. Take it from the header Link of the page before.")
+    raise PydanticCustomError("cursor", "The cursor is not valid. Take it from the Link header of the previous page.")
 
 
 def _mac(last: bytes) -> bytes:
@@ -46,35 +46,35 @@ def _mac(last: bytes) -> bytes:
 
 
 def _decimal(text: str) -> int:
-    # Pydantic takes " 5", "5.0" and "1_0" for integers as well.
+    # Pydantic also accepts " 5", "5.0" and "1_0" as integers.
     if re.fullmatch("0|-?[1-9][0-9]{0,9}", text):
         return int(text)
     raise PydanticCustomError("integer", "This is not a whole number.")
 
 
 class PageQuery(QueryParameters):
-    """Which page of a list."""
+    """A page of a list."""
 
     cursor: Annotated[
         UUID | None,
         BeforeValidator(decode),
         WithJsonSchema({"type": "string"}),
-        Field(description="Where the page begins: from the header Link of the page before."),
+        Field(description="Where the page begins: from the Link header of the previous page."),
     ] = None
     limit: Annotated[
-        # The bounds come first: behind the validator, the schema would not have them as minimum and maximum.
+        # The bounds come before the validator, so that the schema has them as minimum and maximum.
         int,
-        Field(ge=1, le=100, description="So many at most; 50 when it is not given."),
+        Field(ge=1, le=100, description="The maximum number of items, 50 by default."),
         BeforeValidator(_decimal),
     ] = 50
 
 
 def split(rows: Sequence[T], path: str, query: PageQuery) -> tuple[Sequence[T], dict[str, str]]:
-    """The rows of a page, and the header Link (RFC 8288) to the next one where there is one.
+    """Return the rows of a page, and the Link header (RFC 8288) to the next page if there is one.
 
     Args:
-        rows: one more than the limit where there are so many, each with its `id`.
-        path: of the list; the link is relative, and keeps all of the query but the cursor.
+        rows: up to one more than the limit, each with its `id`.
+        path: of the list. The link is relative, and keeps the query except for the cursor.
     """
     if len(rows) <= query.limit:
         return rows, {}

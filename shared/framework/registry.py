@@ -1,4 +1,4 @@
-"""What is stated about each function that this process has loaded; the decorators fill it."""
+"""The functions that this process has loaded, as declared by their decorators."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpFunction:
-    """One operation; the OpenAPI document is made from it."""
+    """One operation. The OpenAPI document is made from it."""
 
     name: str
     method: str
     path: str
-    """A template (RFC 6570, level 1) whose parameters are UUIDs; "/*" answers at any path, with any method."""
+    """A template (RFC 6570, level 1) whose parameters are UUIDs; "/*" matches any path and any method."""
     status: int
     handler: Callable[..., Any]
     takes: frozenset[str]
@@ -48,12 +48,12 @@ class HttpFunction:
 
     @property
     def knows_devices(self) -> bool:
-        """Whether it takes a Device-Token."""
+        """True if it accepts a Device-Token."""
         return "device" in self.limits or "device_token" in self.takes
 
     @property
     def keeps_answers(self) -> bool:
-        """Whether it takes an Idempotency-Key: the other methods are idempotent by themselves."""
+        """True if it accepts an Idempotency-Key. The other methods are idempotent without one."""
         return self.method == "POST"
 
 
@@ -70,7 +70,7 @@ class EventFunction:
     scaling: Scaling
     delivery: Delivery
     schedule: str
-    """When it runs, as cron's five fields in UTC; empty where events call it."""
+    """When it runs, as five cron fields in UTC; empty for a function with a Trigger."""
 
 
 _FUNCTIONS = Path(__file__).parents[2] / "functions"
@@ -80,7 +80,7 @@ EVENT_FUNCTIONS: dict[str, EventFunction] = {}
 
 
 def load_all() -> set[str]:
-    """Loads all functions, for who needs them together, as the OpenAPI document does; returns their names."""
+    """Load all functions, as the OpenAPI document needs them, and return their names."""
     names = {path.stem for path in _FUNCTIONS.glob("*.py")} - {"__init__"}
     for name in names:
         importlib.import_module(f"functions.{name}")
@@ -88,5 +88,5 @@ def load_all() -> set[str]:
 
 
 def uses(function: str) -> frozenset[Dependency]:
-    """What a loaded function needs to work."""
+    """Return the dependencies of a loaded function."""
     return (HTTP_FUNCTIONS.get(function) or EVENT_FUNCTIONS[function]).uses

@@ -1,6 +1,6 @@
-"""How a function scales and how its events are delivered, from which `make generate` writes its manifest.
+"""How a function scales and how its events are delivered. `make generate` writes its manifest from this.
 
-docs/autoscaling.md has the measurements. Plain data, as each function loads it at its start.
+docs/autoscaling.md has the measurements. Plain data, because each function loads it at its start.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ Load = Literal["cache", "database", "hash", "export", "event", "schedule"]
 """What a function waits for. knative/base/classes sets the target, the concurrency and the resources of each."""
 
 THREADS: dict[Load, int] = {
-    "cache": 2,  # Redis answers within milliseconds: more threads only hand the interpreter lock around
-    "database": 4,  # each thread takes a connection, and waits for the database most of its time
+    "cache": 2,  # Redis answers within milliseconds: more threads would only compete for the interpreter lock
+    "database": 4,  # each thread takes a connection, and mostly waits for the database
     "hash": 4,  # one hash for each core at a time; the other threads wait for the database
     "export": 2,  # each request holds its whole document in memory
-    "event": 6,  # one for each partition of the topic, as each has one event under way
+    "event": 6,  # one for each partition of the topic: events of a partition come one at a time
     "schedule": 2,  # one works, the other answers the probes
 }
-"""Requests that a pod works on at once."""
+"""Requests that a pod handles at once."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """The class of load, and the most pods. One pod is enough for most functions; the second is for a burst."""
+    """The class of load, and the maximum number of pods. Most functions need one; the second absorbs bursts."""
 
     load: Load
     max_pods: int = 2
@@ -33,20 +33,20 @@ class Scaling:
 
 
 DATABASE = Scaling("database")
-"""Of a function with a route, where it states nothing else."""
+"""The default of a function with a route."""
 EVENT = Scaling("event")
-"""Of a function with a Trigger. One pod has a thread for each event; two keep within 70 % of the target."""
+"""The default of a function with a Trigger. One pod has a thread for each event; two keep within 70 % of the target."""
 SCHEDULE = Scaling("schedule", max_pods=1)
-"""Of a function with a schedule. Two pods would only skip each other's rows."""
+"""The default of a function with a schedule. Two pods would only skip each other's rows."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How a Trigger delivers an event, until it gives it to keep_dead_letter.
+    """How a Trigger delivers an event before it passes it to keep_dead_letter.
 
-    Always in order: the next event of a partition waits for the one before it. The pauses between tries double. With
-    Knative's broker ten retries pause for 614 s, and take up to 779 s when the function does not answer; with our own
-    dispatcher three minutes.
+    Always in order: an event waits for the one before it in its partition. The pauses between attempts double. With
+    Knative's broker, ten retries pause for 614 s, and take up to 779 s if the function does not answer. With our
+    dispatcher, they take three minutes.
     """
 
     retries: int = 10

@@ -1,4 +1,4 @@
-"""Serves one function: functions-framework's app, with health and metrics beside it, under gunicorn.
+"""Serve one function under gunicorn: functions-framework's app, with health checks and metrics.
 
 FUNCTION_TARGET=login HOST=127.0.0.1 PORT=8080 python -m shared.framework.server
 """
@@ -42,7 +42,7 @@ _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 OWN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 READY_SECONDS = 1.0
-"""For so long an answer of /health/ready is kept: probes must not load what they ask about."""
+"""How long a result of /health/ready is cached, so that probes do not load the dependencies."""
 
 
 def database_is_up() -> bool:
@@ -60,16 +60,16 @@ DISPENSABLE: frozenset[Dependency] = frozenset({"cache"})
 
 
 SEND_SECONDS = 30.0
-"""For so long a caller may take to read an answer: then its connection is closed."""
+"""How long a client may take to read a response before its connection is closed."""
 
 OPEN_SECONDS = 5.0
-"""For so long a new process waits for its server. NetworkPolicies let a pod through a moment after it has started."""
+"""How long a new process waits for PostgreSQL or Redis. NetworkPolicies admit a pod a moment after it has started."""
 
 
 def wait_for_network(settings: Settings, needed: Set[Dependency]) -> None:
-    """Returns when PostgreSQL, or Redis for who needs that alone, takes connections.
+    """Wait until PostgreSQL, or Redis if the function needs no database, accepts connections.
 
-    After OPEN_SECONDS in any case: then a 503 at once is better than no answer.
+    Stop waiting after OPEN_SECONDS: an immediate 503 is better than no response.
     """
     if "database" in needed:
         addresses = database_url.parse(settings.database_url).addresses
@@ -86,10 +86,10 @@ def wait_for_network(settings: Settings, needed: Set[Dependency]) -> None:
 
 
 def create_app(function: str) -> Flask:
-    """The WSGI application of a function: what is sent to it at any path but /health/live, /health/ready and /metrics.
+    """Return the WSGI application of a function, which gets all paths except /health/live, /health/ready and /metrics.
 
-    It is functions-framework's, but for its way to the function: contexts, a route and an id of its own, of which we
-    use nothing, take as long as the function does (docs/performance.md).
+    Requests bypass functions-framework's dispatch: its contexts, routing and request id, which we do not use, take as
+    long as the function does (docs/performance.md).
     """
     app: Flask = functions_framework.create_app(function, str(_MAIN))
     serve: Callable[[Request], Response] = getattr(import_module(f"functions.{function}"), function)
@@ -131,7 +131,7 @@ def create_app(function: str) -> Flask:
 
 
 class Threads(ThreadPoolExecutor):
-    """The threads of a worker, which know how long the request in hand has waited for one of them."""
+    """The threads of a worker. They record how long a request has waited for a thread."""
 
     def submit(self, handle: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         submitted = time.monotonic()
@@ -144,9 +144,9 @@ class Threads(ThreadPoolExecutor):
 
 
 class TimedUnreader(SocketUnreader):  # type: ignore[misc]
-    """Reads a connection until a deadline for the whole request, however its bytes are spread over that time.
+    """Reads a connection with one deadline for the whole request.
 
-    gunicorn bounds no read of a request, and a limit for each read lets a byte every two seconds go on for ever.
+    gunicorn does not limit reads, and with a limit for each read a client could send a byte every two seconds forever.
     """
 
     def __init__(self, conn: Any) -> None:
@@ -155,10 +155,10 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
         self.until = 0.0
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """The next bytes.
+        """Return the next bytes.
 
         Raises:
-            RequestTimeout: the deadline has passed; the connection closes after the answer (RFC 9110, 15.5.9).
+            RequestTimeout: the deadline has passed; the connection closes after the response (RFC 9110, 15.5.9).
         """
         prior = self.sock.gettimeout()
         try:
@@ -174,13 +174,13 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's, but slow callers hold no thread longer than REQUEST_SECONDS to send and SEND_SECONDS to read."""
+    """gunicorn's worker, but slow clients hold a thread for at most REQUEST_SECONDS to send, SEND_SECONDS to read."""
 
     def get_thread_pool(self) -> Threads:
         return Threads(self.cfg.threads)
 
     def enqueue_req(self, conn: Any) -> None:
-        """Hands a connection to a thread once it has sent something: gunicorn lets a thread wait for that."""
+        """Pass a connection to a thread only once it has data; gunicorn makes the thread wait for it."""
         if conn.initialized or conn.data_ready:
             super().enqueue_req(conn)
             return
@@ -200,11 +200,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(SEND_SECONDS)
         try:
             return super().handle_request(req, conn)
-        except TimeoutError:  # gunicorn would log it as an error of ours
+        except TimeoutError:  # gunicorn would log it as a server error
             return False
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
-        """Answers what went wrong before a function had the request: headers that come too slowly as a problem."""
+        """Answer an error before the function has the request: with a problem if the headers arrive too slowly."""
         if not isinstance(exc, RequestTimeout):
             super().handle_error(req, client, addr, exc)
             return
@@ -217,13 +217,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             client.sendall(f"{head}\r\n".encode() + response.get_data())
 
     def init_process(self) -> None:
-        if self.age > 1:  # it takes the place of one that has ended
+        if self.age > 1:  # it replaces a worker that has ended
             metrics.note_start()
         super().init_process()
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn with the settings that a function needs behind a proxy, in a pod with a read-only root."""
+    """gunicorn with the settings for a function behind a proxy, in a pod with a read-only root file system."""
 
     def __init__(self, app: Flask, bind: str, settings: Settings) -> None:
         self.app = app
@@ -232,14 +232,14 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "workers": 1,
             "worker_class": Worker,
             "threads": settings.threads,
-            # Longer than any proxy before us keeps an idle connection: so it never sends into one that we close.
+            # Longer than any proxy before us keeps an idle connection, so that it never uses one that we are closing.
             "keepalive": 120,
-            # As much as the proxies before us let through: what is wrong with a long query, its function says.
+            # As much as the proxies before us allow, so that the function reports what is wrong with a long query.
             "limit_request_line": 8190,
-            # Within the 30 s that a pod has left when Knative's queue-proxy has drained.
+            # Within the 30 s that a pod has left after Knative's queue-proxy has drained.
             "graceful_timeout": 25,
             "control_socket_disable": True,
-            # The heartbeat is a file: in memory, as the root file system may be read-only.
+            # The heartbeat file is in memory, because the root file system may be read-only.
             "worker_tmp_dir": _MEMORY,
             "logconfig_dict": logs.configuration(settings),
         }
@@ -264,7 +264,7 @@ def main() -> None:
     wait_for_network(settings, uses(function))
     Server(
         app,
-        # Everywhere, as a pod must; the local runner sets HOST.
+        # On all interfaces, as a pod must; the local runner sets HOST.
         bind=f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ.get('PORT', '8080')}",  # noqa: S104
         settings=settings,
     ).run()

@@ -186,7 +186,7 @@ def test_data_that_is_not_the_events_is_refused_for_good_with_where_and_why(
 ) -> None:
     response = deliver(function, data, envelope(REGISTERED))
     assert response.status_code == 422
-    assert response.get_json()["detail"] == f"The data is not that of a {REGISTERED}: {faults}."
+    assert response.get_json()["detail"] == f"The data does not match the type {REGISTERED}: {faults}."
     assert taken == []
 
 
@@ -197,7 +197,7 @@ def test_an_event_of_another_type_or_version_is_refused_for_good(
     event = {name.removeprefix("ce-"): value for name, value in envelope(type_).items()}
     response = deliver(function, event | {"data": DATA}, {"Content-Type": "application/cloudevents+json"})
     assert response.status_code == 422
-    assert response.get_json()["detail"] == f"takes_registrations does not take events of the type {type_}."
+    assert response.get_json()["detail"] == f"takes_registrations does not handle events of the type {type_}."
     assert taken == []
 
 
@@ -237,7 +237,7 @@ def test_an_event_of_a_schedule_without_a_meaning_is_taken() -> None:
 
 
 def test_a_parameter_that_nobody_gives_is_an_error_at_import() -> None:
-    with pytest.raises(TypeError, match="takes caller, which nobody gives it"):
+    with pytest.raises(TypeError, match="takes caller, which is not available"):
 
         @event_function(ScheduleFired, schedule="0 0 * * *")
         def takes_too_much(event: ScheduleFired, caller: int) -> None:
@@ -245,7 +245,7 @@ def test_a_parameter_that_nobody_gives_is_an_error_at_import() -> None:
 
 
 def test_what_takes_all_that_it_is_sent_is_given_no_event() -> None:
-    with pytest.raises(TypeError, match="takes event, which nobody gives it"):
+    with pytest.raises(TypeError, match="takes event, which is not available"):
 
         @event_function()
         def takes_an_event(event: ScheduleFired, body: bytes) -> None:
