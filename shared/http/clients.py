@@ -1,4 +1,4 @@
-"""Where a request comes from."""
+"""The client that sent a request."""
 
 import hmac
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 MAX_DEVICE_LENGTH = 256
 GATEWAY_KEY_HEADER = "X-Gateway-Key"
-"""With this header the gateway proves that it has sent a request: knative/base/gateway_key.yaml."""
+"""This header proves that a request comes from the gateway: knative/base/gateway_key.yaml."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """The program that sent a request: its address, and what it calls itself (User-Agent)."""
+    """The program that sent a request: its address and its User-Agent."""
 
     address: str
     device: str
 
 
 def client_of(request: Request) -> Client:
-    """Who sent a request.
+    """Return the client that sent a request.
 
-    Each of our own proxies appends to X-Forwarded-For the address that it was called from. So with so many of
-    them as TRUSTED_PROXY_HOPS, that entry from the right is the client's; what stands before it anyone may have
-    written. A request that has not come through the gateway has fewer of these entries, and its sender chose the rest:
-    it counts as its peer's. In a pod that is queue-proxy, so all such callers are one.
+    Each of our proxies appends the address of its caller to X-Forwarded-For. With TRUSTED_PROXY_HOPS proxies, the
+    client's address is that many entries from the right; anyone can forge the entries before it. A request that
+    bypassed the gateway has fewer trusted entries, so its peer counts as the client. In a pod the peer is queue-proxy,
+    so all such callers count as one.
     """
     hops = settings().trusted_proxy_hops if _is_from_gateway(request) else 0
     peer = request.remote_addr or ""
@@ -52,7 +52,7 @@ def _is_from_gateway(request: Request) -> bool:
 
 @lru_cache(maxsize=1024)
 def parse_address(text: str) -> "IPv4Address | IPv6Address | None":
-    """An address; that of IPv4 where IPv6 carries one (RFC 4291, 2.5.5.2)."""
+    """Parse an address. An IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2) becomes the IPv4 address."""
     from ipaddress import IPv6Address, ip_address
 
     try:

@@ -1,4 +1,4 @@
-"""Cross-origin requests from browsers (Fetch standard, CORS protocol), for the origins that the settings name."""
+"""Cross-origin requests from browsers (Fetch standard, CORS protocol), for the origins in the settings."""
 
 from flask import Request
 
@@ -14,12 +14,12 @@ RESPONSE_HEADERS = (
 
 
 def is_preflight(request: Request) -> bool:
-    """Whether a browser asks if a page of another origin may send a request."""
+    """Return whether a browser asks if a page of another origin may send a request."""
     return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
 
 
 def headers(request: Request) -> dict[str, str]:
-    """What lets the page that sent a request read the answer; nothing for an origin that is not named."""
+    """Return the headers that let the requesting page read the response; for other origins, none that allow it."""
     allowed = settings().cors_allowed_origins
     if not allowed:
         return {}

@@ -1,8 +1,8 @@
-"""Rate limits: so many requests in a window of time for one address, account or mailbox, counted in Redis.
+"""Rate limits: the number of requests per time window for an address, account or mailbox, counted in Redis.
 
-Without Redis each process counts for itself: callers then get a little more, never nothing and never all.
+Without Redis each process counts separately, so callers can send a little more.
 
-A window starts with the first request in it, and all of its requests may come again when it is over.
+A window starts with its first request. When it ends, the full number is available again.
 """
 
 import hashlib
@@ -21,28 +21,28 @@ from shared.runtime.problems import TooManyRequests
 from shared.runtime.settings import settings
 
 Limits = Mapping[str, str]
-"""Whose requests are counted, and how many may come: {"address": "60/minute", "account": "5/hour;10/day"}."""
+"""The subjects whose requests are counted, and the limits: {"address": "60/minute", "account": "5/hour;10/day"}."""
 
 SUBJECTS = frozenset({"address", "account", "email", "mailbox", "device"})
 MAX_LOCAL_KEYS = 10_000
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _IPV6_DIGITS = 64 // 4
-"""A subscriber has at least a network of 64 bits, written in so many hexadecimal digits, and all addresses in it."""
+"""Hexadecimal digits of a /64 network. A subscriber has at least one, with all addresses in it."""
 _WIDER_IPV6 = ((56 // 4, 2), (48 // 4, 4))
-"""Digits of a /56 and a /48, which households and sites get (RFC 6177), and how many times a limit may be spent there.
+"""Digits of a /56 and a /48, which households and sites get (RFC 6177), and the factor for a limit there.
 
-More than once, as a mobile network gives each of its subscribers one /64 of them.
+More than one, because a mobile network gives each of its subscribers one /64.
 """
 
 
 class Standing(NamedTuple):
-    """How a caller stands with a limit after a request that was counted."""
+    """The state of a limit after a request was counted."""
 
     whose: str
     amount: int
     seconds: int
     remaining: int
-    """How many more may come in this window; fewer than none where this request was too many."""
+    """Requests left in this window; negative if this request exceeded the limit."""
     reset: int
     """Seconds until the next window."""
 
@@ -56,29 +56,29 @@ class Standing(NamedTuple):
 
 
 def nearest(standings: Sequence[Standing]) -> dict[str, str]:
-    """The headers that tell of the limit that is nearest; none where nothing is counted."""
+    """Return the headers for the limit closest to being reached; none if nothing is counted."""
     return min(standings, key=lambda standing: standing.remaining / standing.amount).headers if standings else {}
 
 
 def check(limits: Limits) -> None:
-    """Raises TypeError for limits that would not be counted as they are written."""
+    """Raise TypeError for limits that would not be counted as written."""
     for whose, rates in limits.items():
         if unknown := set(whose.split("+")) - SUBJECTS:
-            raise TypeError(f"a limit is for {', '.join(sorted(unknown))}, which nobody counts")
+            raise TypeError(f"a limit is for {', '.join(sorted(unknown))}, an unknown subject")
         for rate in rates.split(";"):
             if not re.fullmatch(rf"[1-9]\d*/({'|'.join(_SECONDS)})", rate):
                 raise TypeError(f"{rate} is not a rate such as 60/minute")
 
 
 def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list[Standing]:
-    """Counts one request of an operation against its limits, in one round trip to Redis.
+    """Count one request of an operation against its limits, in one round trip to Redis.
 
     Args:
-        limits: those whose subjects are all known are counted, the others left alone.
-        subjects: the value behind each name; none for a subject that shares no limit.
+        limits: a limit is counted only if all of its subjects have a value.
+        subjects: the value of each subject; an empty one is exempt.
 
     Raises:
-        TooManyRequests: one of the limits is reached; this request then counts against none of them.
+        TooManyRequests: a limit is reached; this request then counts against none of them.
     """
     count = Count(operation, limits, subjects)
     _, answer = cache.ask((), count.command)
@@ -86,21 +86,21 @@ def enforce(operation: str, limits: Limits, subjects: Mapping[str, str]) -> list
 
 
 class Count:
-    """One request of an operation, to be counted against its limits by a command to Redis; see `enforce`."""
+    """One request of an operation, counted against its limits by a Redis command; see `enforce`."""
 
     def __init__(self, operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
         self._windows = _windows(operation, limits, subjects)
 
     @property
     def command(self) -> Command | None:
-        """Counts it; None where nothing is counted."""
+        """The command that counts the request; None if there is nothing to count."""
         if not self._windows:
             return None
         limits = [number for window in self._windows for number in (window.amount, window.seconds)]
         return "EVAL", _COUNT, len(self._windows), *(window.key for window in self._windows), *limits
 
     def standings(self, answer: list[tuple[int, int]] | None) -> list[Standing]:
-        """How its caller stands with each limit, by Redis' answer to `command`, or by what this process has counted.
+        """Return the state of each limit, from Redis' answer to `command` or the counts of this process.
 
         Raises:
             TooManyRequests
@@ -120,7 +120,7 @@ class Count:
 
 
 def forgive(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
-    """Starts the counts anew that `enforce` made with the same arguments: whoever was right was not guessing."""
+    """Reset the counts that `enforce` made with the same arguments, after a correct attempt."""
     keys = [window.key for window in _windows(operation, limits, subjects)]
     if keys:
         cache.attempt(("DEL", *keys))
@@ -130,7 +130,7 @@ def forgive(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None
 
 
 def take_back(operation: str, limits: Limits, subjects: Mapping[str, str]) -> None:
-    """Uncounts one request that `enforce` counted with the same arguments, and that came to nothing on our side."""
+    """Take back one request that `enforce` counted with the same arguments, because it failed on our side."""
     keys = [window.key for window in _windows(operation, limits, subjects)]
     if keys:
         cache.attempt(("EVAL", _TAKE_BACK, len(keys), *keys))
@@ -139,7 +139,7 @@ def take_back(operation: str, limits: Limits, subjects: Mapping[str, str]) -> No
 
 
 def address_subject(address: str) -> str:
-    """What is counted for an address: itself, or its network where a subscriber has many; nothing if exempt."""
+    """Return what counts for an address: the IPv4 address or the IPv6 /64 network; empty if exempt."""
     parsed = parse_address(address)
     if parsed is None:
         return address
@@ -152,13 +152,13 @@ def address_subject(address: str) -> str:
 
 @lru_cache(maxsize=256)
 def rate_policy(rate: str) -> tuple[int, int]:
-    """Requests and seconds of a rate such as "60/minute"."""
+    """Return the requests and seconds of a rate such as "60/minute"."""
     amount, _, unit = rate.partition("/")
     return int(amount), _SECONDS[unit]
 
 
 class _Window(NamedTuple):
-    """What is counted for one limit."""
+    """One window of a limit, with its Redis key."""
 
     whose: str
     amount: int
@@ -174,7 +174,7 @@ def _windows(operation: str, limits: Limits, subjects: Mapping[str, str]) -> lis
             continue
         for network, times in _networks(subjects["address"]) if "address" in names else [("", 1)]:
             values = [network if name == "address" else subjects[name] for name in names]
-            # The braces keep what is counted together in one slot of a cluster. No address of a person stands in a key.
+            # The braces keep the keys of an operation in one slot of a cluster. Hashed, so that no key has an address.
             subject = hashlib.sha256("\n".join(values).encode()).hexdigest()[:32]
             for rate in rates.split(";"):
                 amount, seconds = rate_policy(rate)
@@ -184,14 +184,14 @@ def _windows(operation: str, limits: Limits, subjects: Mapping[str, str]) -> lis
 
 
 def _networks(subject: str) -> list[tuple[str, int]]:
-    """What a request counts against of an `address_subject`, and how often its limit may be spent there."""
+    """Return the networks in which a request of an `address_subject` counts, and the factor for the limit of each."""
     if not re.fullmatch(f"[0-9a-f]{{{_IPV6_DIGITS}}}", subject):
         return [(subject, 1)]
     return [(subject, 1), *((subject[:digits], times) for digits, times in _WIDER_IPV6)]
 
 
-# Counts a request in all windows, and takes it back when one of them is full. Answers for each window how many there
-# are with it, and how many milliseconds are left.
+# Counts a request in all windows, and takes it back if one of them is full. Returns for each window the count with
+# this request, and the milliseconds left.
 _COUNT = """
 local answer, full = {}, false
 for number, key in ipairs(KEYS) do
@@ -205,7 +205,7 @@ return answer
 """
 
 
-# What it does not find has expired meanwhile, and would never expire if it were made here.
+# Skips keys that have expired meanwhile: DECR would create them without an expiry.
 _TAKE_BACK = """
 for _, key in ipairs(KEYS) do
   if redis.call('EXISTS', key) == 1 then redis.call('DECR', key) end
@@ -213,12 +213,12 @@ end
 """
 
 _here: dict[str, tuple[int, float]] = {}
-"""Of each key, how many there are and when the window ends."""
+"""For each key, the count and the end of the window."""
 _lock = threading.Lock()
 
 
 def _count_here(windows: Sequence[_Window]) -> list[tuple[int, float]]:
-    """As `_COUNT`, for this process alone. The counts start anew before they fill its memory."""
+    """Count as `_COUNT` does, but in this process. The counts are cleared before they fill its memory."""
     now = time.monotonic()
     with _lock:
         if len(_here) > MAX_LOCAL_KEYS:

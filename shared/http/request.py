@@ -1,4 +1,4 @@
-"""One request from arrival to answer: its id, its bounds, its errors, its log line, its count."""
+"""One request from arrival to response: its id, size limits, errors, log line and metrics."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """What a handler returns when its answer has headers of its own."""
+    """What a handler returns to add headers to its response."""
 
     body: T
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,19 +43,19 @@ def answer(
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Response:
-    """Answers one request by `work`, which may raise any Problem.
+    """Answer one request with `work`, which may raise any Problem.
 
-    `work` takes the body, and a dictionary of headers to fill: they are on the answer whatever comes of it.
+    `work` takes the body and a dictionary to fill with headers. Any response, even an error, gets them.
 
     Args:
         function: the name of the function, for the log and the metrics.
-        endpoint: the route, for the same; never the path of the request, which may hold anything.
+        endpoint: the route, for the same. Never the path of the request, which may contain anything.
     """
     started = time.perf_counter()
     request_id = _request_id(request.headers.get("X-Request-Id", ""))
     logs.request_id.set(request_id)
     logs.user_id.set("")
-    # One more than allowed: a chunked body is cut off there, without an error.
+    # One more than allowed, because a chunked body is cut off there without an error.
     request.max_content_length = max_body_bytes + 1
     headers: dict[str, str] = {}
     try:
@@ -63,8 +63,8 @@ def answer(
         deadline.refuse_late()
         response = work(body, headers)
     except RequestEntityTooLarge:
-        response = ProblemResponse(BodyTooLarge(f"A body may have {max_body_bytes // 1024} KiB."))
-        # functions-framework reads the rest of the request into memory unless the answer is streamed.
+        response = ProblemResponse(BodyTooLarge(f"The request body exceeds the limit of {max_body_bytes // 1024} KiB."))
+        # functions-framework reads the rest of the request into memory unless the response is streamed.
         response.response = iter([response.get_data()])
     except Problem as problem:
         response = ProblemResponse(problem)
@@ -72,7 +72,7 @@ def answer(
         log.exception("unexpected error")
         response = ProblemResponse(InternalError())
     headers |= {**SECURITY_HEADERS, **cors.headers(request), "X-Request-Id": request_id}
-    # Not by setdefault, which compares each with all that there are.
+    # Not with setdefault, which compares each header with all others.
     present = {name.lower() for name, _ in response.headers}
     response.headers.extend((name, value) for name, value in headers.items() if name.lower() not in present)
 
@@ -111,24 +111,24 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""OWASP REST Security Cheat Sheet, "Security Headers". A handler may allow the caching of public documents."""
+"""OWASP REST Security Cheat Sheet, "Security Headers". A handler can allow caching of public documents."""
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def json_bytes(body: Mapping[str, Any]) -> bytes:
-    """The JSON document of a body, always the same for the same body."""
+    """Return a body as JSON, always the same bytes for the same body."""
     return _encoder.encode(body).encode()
 
 
 def etag(representation: bytes) -> str:
-    """The strong validator of a representation (RFC 9110, 8.8.3)."""
+    """Return the strong validator of a representation (RFC 9110, 8.8.3)."""
     return f'"{hashlib.sha256(representation).hexdigest()[:32]}"'
 
 
 def require_match(if_match: str | None, current: str) -> None:
-    """Raises PreconditionFailed when a caller's If-Match names other ETags than the current one.
+    """Raise PreconditionFailed if If-Match is given without the current ETag.
 
     The comparison is strong, so a weak tag never matches (RFC 9110, 13.1.1 and 8.8.3.2).
     """
@@ -137,17 +137,17 @@ def require_match(if_match: str | None, current: str) -> None:
 
 
 def json_response(body: Mapping[str, Any] | bytes, status: int) -> Response:
-    """A JSON answer; bytes are sent as they are."""
+    """Return a JSON response; bytes are sent as they are."""
     content = body if isinstance(body, bytes) else json_bytes(body)
     return Response(content, status, content_type="application/json")
 
 
 def _body(request: Request, max_bytes: int) -> bytes:
-    """The body of a request.
+    """Return the body of a request.
 
     Raises:
         RequestEntityTooLarge
-        RequestTimeout: it does not arrive in time, by the deadline of shared/framework/server.py.
+        RequestTimeout: it does not arrive before the deadline of shared/framework/server.py.
         MalformedRequest: it is cut off or malformed.
     """
     if not request.content_length and "Transfer-Encoding" not in request.headers:
@@ -166,26 +166,26 @@ def _body(request: Request, max_bytes: int) -> bytes:
 
 
 def _discard_body(request: Request) -> None:
-    """Reads on past a body that is too large: a proxy that is still sending would take an early answer for a fault."""
+    """Read and discard a body that is too large: to a proxy that is still sending, an early response is an error."""
     read = request.environ["wsgi.input"].read
-    with contextlib.suppress(Exception):  # it is too large, however the rest of it ends
+    with contextlib.suppress(Exception):  # it stays too large, however reading it ends
         for _ in range(DISCARDED_BYTES // MAX_BODY_BYTES):
             if not read(MAX_BODY_BYTES):
                 break
 
 
 def empty_response(status: int) -> Response:
-    """An answer without a body, and so without a content type."""
+    """Return a response without a body, and so without a content type."""
     response = Response(status=status)
     del response.headers["Content-Type"]
     return response
 
 
 class ProblemResponse(Response):
-    """An answer that tells of a problem (RFC 9457)."""
+    """A response that describes a problem (RFC 9457)."""
 
     def __init__(self, problem: Problem) -> None:
-        """With the id of the request that is being answered."""
+        """Include the id of the current request."""
         content = json_bytes(problem.body(logs.request_id.get()))
         super().__init__(content, problem.status, content_type="application/problem+json")
         self.headers.extend(problem.headers)
@@ -193,5 +193,5 @@ class ProblemResponse(Response):
 
 
 def _request_id(given: str) -> str:
-    """The caller's id where it is harmless in a log line and a header, else a new one."""
+    """Return the caller's id if it is safe in a log line and a header, otherwise a new one."""
     return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else str(uuid.uuid4())
