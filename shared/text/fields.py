@@ -1,4 +1,4 @@
-"""What a request body may hold: strict, closed models, and the fields that several of them share."""
+"""Strict models for bodies and queries that reject unknown fields, and the fields that several of them share."""
 
 import contextlib
 import re
@@ -25,26 +25,26 @@ from shared.text.normalisation import IGNORABLE, folded, is_printable, normalize
 
 
 class RequestBody(BaseModel):
-    """A JSON object that is taken as it is: no unknown members, no conversions."""
+    """A JSON object: unknown members are rejected, and types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class QueryParameters(BaseModel):
-    """The parameters of a query: text that is converted, and no unknown ones."""
+    """The parameters of a query: unknown ones are rejected, and text is converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 ABSENT: Any = Field(default_factory=lambda: None)
-"""The default of a member of a patch: a plain one would be in the schema, as if it were applied."""
+"""The default of an optional member. A plain default would be in the schema, as if it were applied."""
 
 
 def normalize_email(address: str) -> str:
-    """An address as it is kept and shown: the local part in NFC and as typed, the domain as Unicode has it.
+    """Return an address as it is stored and shown: the local part as typed, in NFC, and the domain in Unicode.
 
     Raises:
-        ValueError: the text is no e-mail address (RFC 5321, 5322, 6531).
+        ValueError: the text is not an e-mail address (RFC 5321, 5322, 6531).
     """
     local, domain, _ = _parsed_email(address)
     _refuse_disguised(local)
@@ -52,12 +52,12 @@ def normalize_email(address: str) -> str:
 
 
 def canonical_email(address: str) -> str:
-    """The form in which two spellings of one address are equal: the local part is folded, the domain is not.
+    """Return the form in which two spellings of an address are equal: the local part is folded, the domain is not.
 
-    Two domains may differ in ß and ss alone, and have two owners (RFC 5894, 7.2).
+    Two domains that differ only in ß and ss can have different owners (RFC 5894, 7.2).
 
     Raises:
-        ValueError: the text is no e-mail address.
+        ValueError: the text is not an e-mail address.
     """
     local, domain, _ = _parsed_email(address)
     _refuse_disguised(local)
@@ -65,7 +65,7 @@ def canonical_email(address: str) -> str:
 
 
 def mailbox(address: str) -> str:
-    """Where mail to a stored address goes: the local part in NFC, the domain in ASCII (IDNA)."""
+    """Return the form of a stored address that mail is sent to: the local part in NFC, the domain in ASCII (IDNA)."""
     if address.isascii():
         return address
     local, _, ascii_domain = _parsed_email(address)
@@ -74,7 +74,7 @@ def mailbox(address: str) -> str:
 
 @lru_cache(maxsize=256)  # one request asks several times
 def _parsed_email(address: str) -> tuple[str, str, str]:
-    """Local part in NFC, domain as Unicode has it, domain in ASCII."""
+    """Return the local part in NFC, the domain in Unicode, and the domain in ASCII."""
     from email_validator import EmailNotValidError, validate_email
 
     try:
@@ -85,7 +85,7 @@ def _parsed_email(address: str) -> tuple[str, str, str]:
 
 
 def _refuse_disguised(local: str) -> None:
-    """Refuses letters that stand for others (RFC 8264, 9.17): folded, they would name somebody else's mailbox."""
+    """Reject compatibility and invisible characters (RFC 8264, 9.17): folded, they could name another mailbox."""
     if unicodedata.normalize("NFKC", local) != local or IGNORABLE.search(local):
         raise _not_an_email()
 
@@ -96,7 +96,7 @@ def _not_an_email() -> PydanticCustomError:
 
 def _printable(text: str) -> str:
     if not is_printable(text):
-        raise PydanticCustomError("text", "This has no visible characters, or some that cannot be shown.")
+        raise PydanticCustomError("text", "The text has no visible characters, or some that cannot be displayed.")
     return text
 
 
@@ -109,33 +109,33 @@ def _beginning(text: str) -> str:
 
 
 def _on_text(normalize: Callable[[str], Any]) -> BeforeValidator:
-    """Applies to text; what is none is refused by what follows."""
+    """Apply a function to text; later validation rejects other types."""
     return BeforeValidator(lambda value: normalize(value) if isinstance(value, str) else value)
 
 
 def _language(tag: str) -> str:
-    """The language of a tag (RFC 5646) such as en-US; systems write en_US as well."""
+    """Return the language of a tag (RFC 5646) such as en-US; some systems write en_US."""
     return tag[:2].lower() if re.fullmatch(_LOCALE, tag) else tag
 
 
 def _full_date(text: str) -> date:
-    # Pydantic takes "0" and "1551657600" for dates as well.
+    # Pydantic also accepts "0" and "1551657600" as dates.
     if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
         with contextlib.suppress(ValueError):
             return date.fromisoformat(text)
-    raise PydanticCustomError("date", "Give a day of the calendar, written as 2019-03-04 (RFC 3339).")
+    raise PydanticCustomError("date", "Enter an existing date such as 2019-03-04 (RFC 3339).")
 
 
 def to_uuid(text: str) -> UUID:
-    """An id in the form that RFC 9562 has for text.
+    """Parse a UUID in the text form of RFC 9562.
 
     Raises:
-        PydanticCustomError: it has another; a ValueError.
+        PydanticCustomError: the text has another form. This is a ValueError.
     """
-    # Pydantic takes URNs, braces and text without dashes as well.
+    # Pydantic also accepts URNs, braces and text without dashes.
     if re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text):
         return UUID(text)
-    raise PydanticCustomError("uuid_parsing", "Write an id as RFC 9562 has it.")
+    raise PydanticCustomError("uuid_parsing", "Enter a UUID in the text form of RFC 9562.")
 
 
 _LOCALE = "([Kk][Oo]|[Ee][Nn])([-_][A-Za-z0-9]{1,8}){0,7}"
@@ -145,7 +145,7 @@ EmailAddress = Annotated[
     StringConstraints(max_length=254),
     AfterValidator(normalize_email),
     Field(
-        description="An e-mail address. Case does not matter; it is kept as typed, in Unicode's composed form.",
+        description="An e-mail address. Case does not matter. Stored as typed, in Unicode NFC.",
         examples=["kim@example.com"],
     ),
 ]
@@ -154,21 +154,21 @@ Name = Annotated[
     _on_text(normalize_name),
     StringConstraints(max_length=100),
     AfterValidator(_printable),
-    Field(description="Kept in Unicode's composed form, without space around it.", examples=["김민준"]),
+    Field(description="Stored in Unicode NFC, without surrounding whitespace.", examples=["김민준"]),
 ]
 Prefix = Annotated[
     str, _on_text(_beginning), StringConstraints(min_length=1, max_length=254), AfterValidator(_printable)
 ]
-"""The beginning of a text that is searched for."""
+"""The beginning of a text to search for."""
 FullDate = Annotated[date, _on_text(_full_date)]
-"""A date, in no other form than RFC 3339's full-date."""
+"""A date, only as a full-date of RFC 3339."""
 Uuid = Annotated[UUID, _on_text(to_uuid)]
-"""An id, in no other form than RFC 9562 has for text."""
+"""A UUID, only in the text form of RFC 9562."""
 Locale = Annotated[
     Literal["ko", "en"],
     _on_text(_language),
     WithJsonSchema({"type": "string", "pattern": f"^{_LOCALE}$"}),
-    Field(description="The language of mails to the user: ko or en, also as in en-US.", examples=["ko"]),
+    Field(description="The language of mails to the user: ko or en, or with a region, as in en-US.", examples=["ko"]),
 ]
 Password = Annotated[
     SecretStr, _on_text(_composed), Field(min_length=1, max_length=256, examples=["copper lantern drifts north"])
@@ -177,9 +177,9 @@ NewPassword = Annotated[
     SecretStr,
     _on_text(_composed),
     Field(
-        min_length=1,  # `check_acceptable` counts characters after normalization, and says what is wrong
+        min_length=1,  # `check_acceptable` counts characters after normalization, with a better message
         max_length=256,
-        description="Any Unicode characters, at least 15 (NIST SP 800-63B-4); verified as a whole.",
+        description="At least 15 Unicode characters of any kind (NIST SP 800-63B-4), all of which are verified.",
         examples=["copper lantern drifts north"],
     ),
 ]

@@ -1,4 +1,4 @@
-"""Texts in answers whose format the OpenAPI document states. Without pydantic, which a warm read need not import."""
+"""Texts in responses, with their format in the OpenAPI document. Without pydantic, which cached reads do not import."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Format:
-    """Puts a format (JSON Schema 2020-12, validation, 7.3) in the schema that pydantic makes of an annotated text."""
+    """Adds a format (JSON Schema 2020-12, validation, 7.3) to the schema that pydantic makes of an annotated text."""
 
     name: str
 
