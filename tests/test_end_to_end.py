@@ -83,7 +83,7 @@ def test_a_mail_that_was_refused_waits_for_an_operator_and_arrives_once_when_it_
             return connection.execute(select(dead_letter).where(dead_letter.c.subject == user_id)).one_or_none()
 
     number = str(wait_for(letter).number)
-    reason = "422 The mail provider answered 400, and finds fault with personalizations.0.to.0.email."
+    reason = "422 The mail provider answered 400 and rejected personalizations.0.to.0.email."
     (line,) = [line for line in aegis("list", "--function", "send_email").splitlines() if line.split()[0] == number]
     assert line.endswith(reason)
     assert user_id in aegis("show", number)

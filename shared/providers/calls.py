@@ -1,4 +1,4 @@
-"""One request to a provider of mails, texts or facts: answered within a time, whatever the provider does."""
+"""Requests to providers of mails, texts or facts, with a limit on their total time."""
 
 import contextlib
 import socket
@@ -15,24 +15,24 @@ from shared.runtime import metrics
 from shared.runtime.problems import ServiceUnavailable
 
 CONNECT_SECONDS = 2.0
-"""For finding the provider, connecting and TLS: nothing is sent later than that."""
+"""For DNS, connecting and TLS. If they take longer, nothing is sent."""
 RETRY_AFTER_SECONDS = 5
 MAX_RETRY_AFTER_SECONDS = 60
-"""A provider that asks for more is asked again all the same: an event waits in front of the next ones."""
+"""The maximum, whatever the provider asks for: an event that waits blocks the next ones."""
 
 
 class Provider(NamedTuple):
     name: str
-    """In the metrics."""
+    """The label in the metrics."""
     title: str
-    """As in "The mail provider", for whoever reads why an event was not delivered."""
+    """The name in error messages, such as "The mail provider"."""
 
     def __str__(self) -> str:
         return self.title
 
 
 class _Bounded(HTTPConnection):
-    """Holds its timeouts for connecting and for an answer as a whole; a socket has them for each part that arrives."""
+    """Applies its timeouts to connecting and to a response as a whole; a socket applies them to each part."""
 
     def connect(self) -> None:
         started = time.monotonic()
@@ -47,7 +47,7 @@ class _Bounded(HTTPConnection):
         def cut_off() -> None:
             too_late.set()
             with contextlib.suppress(OSError):
-                # Not what TLS makes of it, which would touch what is being read.
+                # Not the method of the TLS socket, which would interfere with the read in progress.
                 socket.socket.shutdown(transport, socket.SHUT_RDWR)
 
         watchdog = threading.Timer(self.timeout or 0, cut_off)
@@ -57,7 +57,7 @@ class _Bounded(HTTPConnection):
             return super().getresponse()
         finally:
             watchdog.cancel()
-            if too_late.is_set():  # what came until then may pass for an answer that ends there
+            if too_late.is_set():  # what arrived until then may look like a complete response
                 raise TimeoutError
 
 
@@ -74,19 +74,19 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 pools = urllib3.PoolManager(retries=False, maxsize=64)
-"""Connections that hold the total of a timeout for an answer as a whole."""
+"""Connections that apply the total timeout to a response as a whole."""
 pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
 
 def ask(provider: Provider, method: str, url: str, *, seconds: float, **request: Any) -> urllib3.BaseHTTPResponse:
-    """The answer of a provider, of any status.
+    """Send a request to a provider and return the response, whatever its status.
 
     Args:
-        seconds: for all of it, connecting included. With the database before and after, less than a Trigger gives.
+        seconds: the total limit, including connecting. Together with the database work, less than a Trigger's timeout.
         request: headers, and json or body, as urllib3 takes them.
 
     Raises:
-        ServiceUnavailable: it cannot be reached, or its answer is not complete in time.
+        ServiceUnavailable: the provider cannot be reached, or its response is not complete in time.
     """
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, total=seconds)
     started, outcome = time.monotonic(), "broken_off"
@@ -100,7 +100,7 @@ def ask(provider: Provider, method: str, url: str, *, seconds: float, **request:
             case urllib3.exceptions.TimeoutError():
                 fault, outcome = "does not answer in time", "timeout"
             case _:
-                fault = f"breaks off ({type(error).__name__})"
+                fault = f"failed to answer ({type(error).__name__})"
         raise ServiceUnavailable(f"{provider} {fault}.", retry_after=RETRY_AFTER_SECONDS) from error
     finally:
         metrics.PROVIDER_REQUESTS.inc(provider.name, outcome)
@@ -109,13 +109,13 @@ def ask(provider: Provider, method: str, url: str, *, seconds: float, **request:
 
 
 def not_now(provider: Provider, response: urllib3.BaseHTTPResponse) -> ServiceUnavailable:
-    """What to raise on an answer that may be another one later: at the time that the provider names, within bounds."""
+    """Return the error for a response that may differ later, with the provider's Retry-After, within bounds."""
     seconds = _retry_after(response.headers.get("Retry-After", ""))
     return ServiceUnavailable(f"{provider} answered {response.status}.", retry_after=seconds)
 
 
 def _retry_after(value: str) -> int:
-    """Seconds of a Retry-After (RFC 9110, 10.2.3): a number, or a date."""
+    """Return the seconds of a Retry-After (RFC 9110, 10.2.3), a number or a date."""
     try:
         if value.isdecimal():
             seconds = float(value)

@@ -1,4 +1,4 @@
-"""How many mails and texts strangers can make the service send: to one mailbox, and in all."""
+"""Limits on the mails and texts that anyone can make the service send, per mailbox and in total."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from shared.runtime.settings import settings
 from shared.text.mailboxes import counted_mailbox
 
 PER_MAILBOX = "10/hour;30/day"
-"""Mails to addresses that nobody has verified, whatever function sends them."""
+"""Mails to an unverified address, of all kinds together."""
 
 
 def count_text() -> None:
-    """Counts one text of the whole service.
+    """Count one text of the whole service.
 
     Raises:
-        TooManyRequests: TEXTS_PER_HOUR were sent.
+        TooManyRequests: TEXTS_PER_HOUR is reached.
     """
     try:
         enforce("texts", {"service": f"{settings().texts_per_hour}/hour"}, {"service": "all"})
@@ -28,9 +28,9 @@ def count_text() -> None:
 
 @contextmanager
 def mail_to_unverified(address: str) -> Iterator[bool]:
-    """Whether a mail may go to an unverified address. It counts, unless the block raises ServiceUnavailable.
+    """Yield whether a mail may go to an unverified address. It counts, unless the block raises ServiceUnavailable.
 
-    Mails to verified addresses do not count: their owners get them also when the limit is reached.
+    Mails to verified addresses do not count: they are sent even when the limit is reached.
     """
     mailbox = {"mailbox": PER_MAILBOX}, {"mailbox": counted_mailbox(address)}
     service = {"service": f"{settings().unverified_mails_per_hour}/hour"}, {"service": "all"}
@@ -47,7 +47,7 @@ def mail_to_unverified(address: str) -> Iterator[bool]:
         counted.append((limits, subjects))
     try:
         yield True
-    except ServiceUnavailable:  # the event comes again
+    except ServiceUnavailable:  # the event will be delivered again
         for limit in counted:
             take_back("mails", *limit)
         raise

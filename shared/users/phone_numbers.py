@@ -1,4 +1,4 @@
-"""Phone numbers: taken as people write them, stored in E.164; and the codes that prove whose they are."""
+"""Phone numbers, accepted as people write them and stored in E.164, and the codes that verify them."""
 
 import re
 from typing import Annotated
@@ -12,16 +12,16 @@ from shared.runtime.settings import settings
 from shared.text.normalisation import plain
 
 DEFAULT_REGION = "KR"
-"""Where a number is called from that states no country."""
+"""The region of a number without a country code."""
 
 
 def normalize_phone_number(text: str) -> str:
-    """The E.164 form of a number that can get texts: 010-1234-5678 is +821012345678.
+    """Return the E.164 form of a number that can receive texts: +821012345678 for 010-1234-5678.
 
     Raises:
-        ValueError: it is no phone number, or of a kind that gets no texts (such as fixed-line or premium-rate).
+        ValueError: it is not a phone number, or of a kind that receives no texts (such as fixed-line or premium-rate).
     """
-    # Imported for those who give a number: its tables are large.
+    # Imported only if needed, because its tables are large.
     from phonenumbers import (
         NumberParseException,
         PhoneNumberFormat,
@@ -34,22 +34,22 @@ def normalize_phone_number(text: str) -> str:
 
     try:
         written = plain(text)
-        # The parser would find a number in any text around it.
+        # The parser would find a number inside other text.
         number = parse(written, DEFAULT_REGION) if re.fullmatch(r"[0-9+(). -]+", written) else None
     except NumberParseException:
         number = None
     if number is None or not is_valid_number(number):
         raise PydanticCustomError("phone", "This is not a phone number.")
     if number_type(number) not in (PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE):
-        raise PydanticCustomError("phone", "This number cannot get text messages; give that of a mobile phone.")
+        raise PydanticCustomError("phone", "This number cannot receive text messages. Enter a mobile number.")
     return format_number(number, PhoneNumberFormat.E164)
 
 
 def check_region(number: str) -> str:
-    """The number, where texts go to its region. The numbers of satellites are of none.
+    """Return the number if texts are sent to its region. Satellite numbers have no region.
 
     Raises:
-        ValueError: SMS_REGIONS does not name its region.
+        ValueError: its region is not in SMS_REGIONS.
     """
     from phonenumbers import parse, region_code_for_number
 
@@ -59,7 +59,7 @@ def check_region(number: str) -> str:
 
 
 def hash_phone_code(user_id: UUID, code: str) -> bytes:
-    """What is stored of a code."""
+    """Return the stored form of a code."""
     return keyed_hash("phone code", user_id.bytes + code.encode())
 
 
@@ -67,7 +67,7 @@ PhoneNumber = Annotated[
     str,
     StringConstraints(max_length=32),
     AfterValidator(normalize_phone_number),
-    Field(description="In E.164, or as it is written in Korea.", examples=["010-1234-5678", "+821012345678"]),
+    Field(description="In E.164, or as written in Korea.", examples=["010-1234-5678", "+821012345678"]),
 ]
 TextablePhoneNumber = Annotated[PhoneNumber, AfterValidator(check_region)]
 """A phone number in one of the regions of SMS_REGIONS."""

@@ -1,6 +1,6 @@
-"""Profiles: what users read about themselves, and its copy in the cache.
+"""User profiles, and their copies in the cache.
 
-Whoever changes a part of it calls `refresh` in the transaction of the change.
+Code that changes a part of a profile calls `refresh` in the same transaction.
 """
 
 import functools
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CACHE_SECONDS = 60
 CONTENDED_SECONDS = 5
-"""Longer than anybody takes from the commit of a change to putting it, or from a read to putting that."""
+"""Longer than it takes from the commit of a change, or from a read, to caching the profile."""
 
 
 class BusinessState(TypedDict):
@@ -28,7 +28,7 @@ class BusinessState(TypedDict):
 
 
 def business_state(number: str | None, status: Any, reason: str | None) -> BusinessState | None:
-    """What is shown of a business; nothing where there is none."""
+    """Return what is shown of a business; None if there is none."""
     return BusinessState(number=number, status=status, reason=reason) if number else None
 
 
@@ -46,21 +46,21 @@ class Profile(TypedDict):
 
 
 def key(user_id: UUID) -> str:
-    """The key of a profile in the cache."""
+    """Return the cache key of a profile."""
     return cache.key(user_id, "profile")
 
 
 def refresh(connection: "Connection", user_id: UUID) -> None:
-    """Reads a profile after it was changed, and puts it in the cache after the commit."""
+    """Read a changed profile, and cache it after the commit."""
     profile = read(connection, user_id)
     if profile:
         put(profile)
 
 
 def put(profile: Profile) -> None:
-    """Puts a profile in the cache; in a transaction that changes it, after the commit.
+    """Cache a profile; in a transaction that changes it, after the commit.
 
-    Another change within the last seconds may be the later one: then PostgreSQL answers for as many seconds.
+    After another change within the last CONTENDED_SECONDS, which may be newer, reads go to PostgreSQL for as long.
     """
     cache.put_unless_contended(
         key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS, apart=CONTENDED_SECONDS
@@ -68,17 +68,17 @@ def put(profile: Profile) -> None:
 
 
 def forget(*user_ids: UUID) -> None:
-    """Empties the cached profiles of users whose accounts are deleted; in a transaction, after the commit."""
+    """Clear the cached profiles of deleted accounts; in a transaction, after the commit."""
     cache.put(*map(key, user_ids), value="", seconds=CONTENDED_SECONDS)
 
 
 def put_if_absent(profile: Profile) -> None:
-    """Puts a profile that was only read in the cache."""
+    """Cache a profile that was read and not changed."""
     cache.put_if_absent(key(UUID(profile["id"])), json_bytes(profile), seconds=CACHE_SECONDS)
 
 
 def read(connection: "Connection", user_id: UUID) -> Profile | None:
-    """The profile of a user; None when there is no such account."""
+    """Return the profile of a user, or None if there is no such account."""
     row = connection.execute(_query(), {"user_id": user_id}).first()
     if row is None:
         return None
@@ -98,7 +98,7 @@ def read(connection: "Connection", user_id: UUID) -> Profile | None:
 
 @functools.cache
 def _query() -> "Select[Any]":
-    # Imported on a miss of the cache: a warm read never meets the database.
+    # Imported on a cache miss: a cached read does not use the database.
     from sqlalchemy import bindparam, select
 
     from shared.postgresql.pool import prepared

@@ -43,7 +43,7 @@ class BusinessRecord(BusinessState):
 
 
 class UserDetails(_User):
-    """A user in full, without what is secret."""
+    """A user in full, without secrets."""
 
     email_verified_at: TimeText | None
     second_factor: bool
@@ -53,7 +53,7 @@ class UserDetails(_User):
 
 
 def select_listed() -> Select[Any]:
-    """All users with their businesses; `listed` makes what is shown of a row."""
+    """Select all users with their businesses; `listed` converts a row."""
     return select(
         *account.c["id", "email", "name", "phone", "status", "roles", "locale", "created_at", "withdrawn_at"],
         *(business.c[name].label(f"business_{name}") for name in ("number", "status", "reason")),
@@ -68,7 +68,7 @@ def listed(row: Row[Any]) -> ListedUser:
 
 
 def read(connection: Connection, user_id: UUID) -> UserDetails | None:
-    """A user in full; None when there is no such account."""
+    """Return a user in full, or None if there is no such account."""
     passkeys = select(func.count()).where(passkey.c.account_id == account.c.id)
     live_sessions = select(func.count()).where(session.c.account_id == account.c.id, is_live())
     query = (
@@ -107,7 +107,7 @@ def read(connection: Connection, user_id: UUID) -> UserDetails | None:
 
 
 def version(user: UserDetails) -> str:
-    """The ETag of what administrators may change, so without the sessions, which come and go with each log-in."""
+    """Return the ETag of a user, without the number of sessions, which changes with each log-in."""
     return etag(json_bytes({name: value for name, value in user.items() if name != "sessions"}))
 
 

@@ -149,9 +149,9 @@ def test_a_provider_that_hangs_or_trickles_is_given_up_and_tried_again(
             "personalizations.0.to.0.email",
         ),
         ({"errors": [{"message": "no", "field": None}, {"message": "no", "field": "kim@example.com"}]}, "None"),
-        ({"errors": [{"field": "a@b"}]}, "no field by name"),
-        ({"errors": "many"}, "no field by name"),
-        (b"\xff", "no field by name"),
+        ({"errors": [{"field": "a@b"}]}, "an unnamed field"),
+        ({"errors": "many"}, "an unnamed field"),
+        (b"\xff", "an unnamed field"),
     ],
     ids=str,
 )
@@ -161,7 +161,7 @@ def test_a_mail_that_the_provider_refuses_is_not_tried_again(
     provider.answers = [Answer(400, body)]
     refused = deliver(create_user(address, "pending"))
     assert refused.status_code == 422
-    assert refused.json["detail"] == f"The mail provider answered 400, and finds fault with {faults}."
+    assert refused.json["detail"] == f"The mail provider answered 400 and rejected {faults}."
 
 
 def test_a_process_that_dies_between_the_mail_and_the_mark_sends_it_twice(

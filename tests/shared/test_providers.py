@@ -67,10 +67,10 @@ def test_a_provider_whose_answer_does_not_come_to_its_end_is_given_up(provider: 
 
 def test_a_provider_that_is_not_there_or_breaks_off_is_named(provider: Provider) -> None:
     provider.answers = [Answer(drops=True)]
-    assert fault(provider.url) == "The provider breaks off (ProtocolError)."
+    assert fault(provider.url) == "The provider failed to answer (ProtocolError)."
     assert fault(f"http://127.0.0.1:{free_port()}") == "The provider cannot be reached."
     assert fault("http://nowhere.invalid") == "The provider cannot be reached."
-    assert fault(provider.url.replace("http:", "https:")) == "The provider breaks off (SSLError)."
+    assert fault(provider.url.replace("http:", "https:")) == "The provider failed to answer (SSLError)."
 
 
 def test_a_provider_with_a_certificate_that_nobody_vouches_for_is_told_nothing(
@@ -83,7 +83,7 @@ def test_a_provider_with_a_certificate_that_nobody_vouches_for_is_told_nothing(
     serving.load_cert_chain(certificate)
     provider.socket = serving.wrap_socket(provider.socket, server_side=True)
     url = provider.url.replace("http:", "https:")
-    assert fault(url) == "The provider breaks off (SSLError)."
+    assert fault(url) == "The provider failed to answer (SSLError)."
     assert provider.asked == []
     with urllib.request.urlopen(url, context=ssl.create_default_context(cafile=str(certificate))) as response:
         assert json.load(response) == {"said": "yes"}  # who trusts the certificate is served

@@ -1,4 +1,4 @@
-"""The mails: their texts in Korean and English, and how a mail is made of them."""
+"""Mails, with their texts in Korean and English."""
 
 import html
 import tomllib
@@ -12,12 +12,12 @@ _TEXTS = Path(__file__).parent
 
 
 def compose(mail: str, locale: str, link: str = "") -> tuple[str, str, str]:
-    """Subject, plain text and HTML of a mail. Texts of users have no place in it: it may reach a stranger.
+    """Return the subject, plain text and HTML of a mail. No input of users is in it, as it may reach a stranger.
 
     Args:
         mail: a section of mails.toml.
         locale: ko or en.
-        link: what the mail asks to follow, if anything.
+        link: the link in the mail, if any.
     """
     words = texts()[mail][locale]
     days = {"withdrawal_days": str(settings().withdrawal_days)}
@@ -38,7 +38,7 @@ def compose(mail: str, locale: str, link: str = "") -> tuple[str, str, str]:
 
 @cache
 def texts() -> dict[str, dict[str, dict[str, str]]]:
-    """All mails by section and locale: subject, text and, where there is a link, action."""
+    """Return all mails by section and locale: subject, text and, if there is a link, action."""
     return tomllib.loads((_TEXTS / "mails.toml").read_text("utf-8"))
 
 
