@@ -1,4 +1,4 @@
-"""All functions by name, so that the stock `functions-framework --target login` finds each, and loads no other."""
+"""All functions by name: `functions-framework --target login` finds login and loads no other function."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""How many records of the topic the functions have yet to settle: the lag of the consumer group of each Trigger."""
+"""The lag of each Trigger's consumer group: the number of records in the topic that it has yet to settle."""
 
 import logging
 import threading
@@ -17,13 +17,13 @@ from shared.runtime.manifests import triggers
 from shared.runtime.metrics import SERVICE
 
 SCRAPE_SECONDS = 2.0
-"""How long a scrape waits for the broker."""
+"""The longest that a scrape waits for the broker."""
 
 log = logging.getLogger(__name__)
 
 
 class Position(NamedTuple):
-    """Where the consumer group of a Trigger is in a partition."""
+    """The position of a Trigger's consumer group in a partition."""
 
     trigger: str
     group: str
@@ -35,10 +35,10 @@ class Position(NamedTuple):
 
 
 def read() -> list[Position]:
-    """The positions of all groups, where they have committed one.
+    """Read the positions that the groups have committed.
 
     Raises:
-        KafkaError: the broker is away, or has no such topic.
+        KafkaError: the broker is unreachable or does not have the topic.
     """
     with kafka.connected(KafkaAdminClient) as admin:
         (topic,) = admin.describe_topics([kafka.EVENTS])
@@ -65,7 +65,7 @@ def read() -> list[Position]:
 
 
 class LagCollector(Collector):
-    """Nothing while the broker is away; and no scrape waits for it for long."""
+    """Reports the lag; reports nothing while the broker is unreachable."""
 
     def __init__(self) -> None:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lag")
@@ -93,12 +93,12 @@ class LagCollector(Collector):
         except (KafkaError, OSError):  # a TimeoutError is an OSError
             return []
         except Exception:
-            log.exception("the lag of the consumer groups cannot be read")
+            log.exception("cannot read the lag of the consumer groups")
             return []
 
 
 def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-    """Named and labelled as kafka-exporter does; `trigger` is ours."""
+    """Return the metrics with the names and labels of kafka-exporter, plus the label `trigger`."""
     labels = ["service", "consumergroup", "topic", "partition", "trigger"]
     return (
         GaugeMetricFamily("kafka_consumergroup_current_offset", "Offset of a consumer group.", labels=labels),

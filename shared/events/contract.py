@@ -1,10 +1,10 @@
-"""The contract with those who read events: a JSON Schema (2020-12) for each type, in the folder schemas/.
+"""The contract with event consumers: a JSON Schema (2020-12) for each type, in the folder schemas/.
 
     python -m shared.events.contract
 
-It writes them from the models, and refuses a change that breaks a reader. There are two kinds: consumers, who know the
-schema as it was and get new events, and our own functions, which know it as it is and still find events in the topic
-that were written before. So a field stays as it is, and a new one has a default.
+This writes the schemas from the models and refuses a change that breaks a consumer. Other services know the old
+schema and receive new events; our functions know the new schema and still find old events in the topic. So existing
+fields never change, and new fields have a default.
 """
 
 import json
@@ -20,7 +20,7 @@ from shared.events.types import ALL_EVENTS, Event
 SCHEMAS = Path(__file__).parent / "schemas"
 
 ADVICE = (
-    "Leave the event as it was, and announce a new one beside it, with the next version at the end of its type: .v2 "
+    "Leave this event unchanged and announce a new one beside it whose type ends in the next version, such as .v2 "
     "after .v1."
 )
 
@@ -28,14 +28,14 @@ Schema = dict[str, Any]
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves out the titles that pydantic makes of the names of fields."""
+    """Omits the titles that pydantic derives from field names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def schema_of(event: type[Event]) -> Schema:
-    """The JSON Schema of an event's data. It allows fields that it does not name, as later events may have more."""
+    """Return the JSON Schema of an event's data. It allows unknown fields, because later events may add some."""
     generated = event.model_json_schema(schema_generator=_Generator, mode="serialization")
     named = {"title": event.__name__, "description": event.__doc__}
     return {"$schema": _Generator.schema_dialect, "$id": f"urn:aegis:event:{event.type}", **named, **generated}
@@ -50,7 +50,7 @@ def text_of(schema: Schema) -> str:
 
 
 def breaks(old: Schema, new: Schema, within: str = "") -> Iterator[str]:
-    """What a reader trips over who knows the old schema and gets events of the new one, or the other way round."""
+    """Yield the changes that break consumers on one schema when they receive events of the other."""
     was, now = old.get("properties", {}), new.get("properties", {})
     was_required, now_required = old.get("required", ()), new.get("required", ())
     for name in was:
@@ -60,12 +60,12 @@ def breaks(old: Schema, new: Schema, within: str = "") -> Iterator[str]:
         elif _meaning(was[name]) != _meaning(now[name]):
             yield f"{field} was {_shown(was[name])} and is {_shown(now[name])}"
         elif name in was_required and name not in now_required:
-            yield f"{field} was in every event and may be absent"
+            yield f"{field} was in every event and can now be absent"
         elif name in now_required and name not in was_required:
-            yield f"{field} needs its default: events that were written before may lack it"
+            yield f"{field} needs its default: older events may lack it"
     for name in now:
         if name in now_required and name not in was:
-            yield f"the new field {within}{name} needs a default: events that were written before lack it"
+            yield f"the new field {within}{name} needs a default: older events lack it"
 
     was_rest, now_rest = _rest(old), _rest(new)
     for keyword in sorted(was_rest.keys() | now_rest.keys()):
@@ -81,12 +81,12 @@ _PARTS = {"properties", "required", "$defs"}
 
 
 def _rest(schema: Schema) -> Schema:
-    """What a schema says beside its fields."""
+    """Return a schema without its fields."""
     return {key: _meaning(value) for key, value in schema.items() if key not in _WORDS | _PARTS}
 
 
 def _meaning(schema: Any) -> Any:
-    """A schema without the words that are for people."""
+    """Return a schema without titles and descriptions."""
     match schema:
         case dict():
             return {key: _meaning(value) for key, value in schema.items() if key not in _WORDS}
@@ -100,7 +100,7 @@ def _shown(schema: Any) -> str:
 
 
 def problems(folder: Path, events: Collection[type[Event]]) -> Iterator[str]:
-    """How these events break the contract that the files in the folder are."""
+    """Yield each way in which these events break the schemas in the folder."""
     by_type = {event.type: event for event in events}
     for file in sorted(folder.glob("*.json")):
         if event := by_type.get(file.stem):
@@ -108,13 +108,13 @@ def problems(folder: Path, events: Collection[type[Event]]) -> Iterator[str]:
                 f"{file.stem}: {broken}" for broken in breaks(json.loads(file.read_text("utf-8")), schema_of(event))
             )
         else:
-            yield f"{file.stem}: the event is gone (when nobody reads it any more, delete {file} too)"
+            yield f"{file.stem}: the event is gone (if nobody consumes it any more, delete {file} too)"
 
 
 def main(folder: Path = SCHEMAS, events: Collection[type[Event]] = ALL_EVENTS) -> None:
-    """Writes the schemas; ends with the problems, and writes nothing, when there are any."""
+    """Write the schemas. If there are problems, write nothing and exit with them."""
     if found := list(problems(folder, events)):
-        sys.exit("\n".join(["this breaks who reads these events:", *found, ADVICE]))
+        sys.exit("\n".join(["this breaks consumers of these events:", *found, ADVICE]))
     for event in events:
         file_of(event.type, folder).write_text(text_of(schema_of(event)), "utf-8")
 

@@ -1,7 +1,7 @@
-"""Who may deliver events: each delivery has a token for one function and a few minutes.
+"""Tokens that authorize event deliveries: each is for one function and valid for a few minutes.
 
 Our dispatcher and our schedules sign it with DELIVERY_KEY, which only they and the event functions have. Knative
-Eventing sends the token of a service account (OIDC), which counts where DELIVERY_ISSUER and DELIVERY_JWKS are set.
+Eventing sends a service account token (OIDC), which is accepted if DELIVERY_ISSUER and DELIVERY_JWKS are set.
 """
 
 import hashlib
@@ -21,24 +21,24 @@ LIFETIME_SECONDS = 120
 CLOCK_SKEW_SECONDS = 30
 MAX_LENGTH = 4096
 SENDERS = ("-oidc-eventing.knative.dev-trigger", "-oidc-sources.knative.dev-pingsource")
-"""How the names of the service accounts end that Knative Eventing makes, one for each Trigger and PingSource."""
+"""Name endings of the service accounts that Knative Eventing creates, one for each Trigger and PingSource."""
 
 
 class UnauthenticatedDelivery(Problem):
     status = 401
-    title = "Only the senders of events may deliver them"
-    detail = "The delivery has no token for this function, or one that is wrong or too old."
+    title = "Event delivery is not authenticated"
+    detail = "The delivery has no token for this function, or its token is invalid or expired."
     authenticate = 'Bearer error="invalid_token"'
 
 
 def authorization(service: str) -> dict[str, str]:
-    """The header of a delivery to a service (RFC 6750), good for LIFETIME_SECONDS."""
+    """Return the header of a delivery to a service (RFC 6750), valid for LIFETIME_SECONDS."""
     expires = str(int(time.time()) + LIFETIME_SECONDS)
     return {"Authorization": f"Bearer {expires}.{_signature(service, expires)}"}
 
 
 def authenticate(service: str, header: str) -> None:
-    """Checks the header Authorization of a delivery to this service.
+    """Check the Authorization header of a delivery to this service.
 
     Raises:
         UnauthenticatedDelivery
@@ -62,9 +62,9 @@ def _signature(service: str, expires: str) -> str:
 
 
 def _authenticate_service_account(service: str, token: str) -> None:
-    """Checks a token of Kubernetes for this audience (OpenID Connect Core 1.0, 3.1.3.7).
+    """Check a Kubernetes token for this audience (OpenID Connect Core 1.0, 3.1.3.7).
 
-    Every pod of the cluster gets tokens for any audience, so what counts is whose the token is.
+    Any pod of the cluster can get a token for any audience, so the subject of the token decides.
     """
     import jwt
 
@@ -90,7 +90,7 @@ def _authenticate_service_account(service: str, token: str) -> None:
 
 @lru_cache(maxsize=1)
 def _cluster_keys(jwk_set: str) -> "dict[str | None, PyJWK]":
-    """The cluster's keys by their ids; read once, as there may be thousands of deliveries a minute."""
+    """Return the cluster's keys by id. Cached, because there can be thousands of deliveries a minute."""
     from jwt import PyJWKSet
 
     return {key.key_id: key for key in PyJWKSet.from_json(jwk_set).keys}

@@ -1,4 +1,4 @@
-"""The outbox: events are committed with the change that they tell of, and wait here for the relay."""
+"""The outbox: events are committed with the change that they report, and wait here for the relay."""
 
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ AT_ONCE = 5000
 
 
 def announce(connection: Connection, *events: Event) -> None:
-    """Puts events in the outbox, in this order, in the transaction of the change that they tell of."""
+    """Put events in the outbox, in this order, in the transaction of the change that they report."""
     match events:
         case ():
             pass
@@ -28,7 +28,7 @@ def announce(connection: Connection, *events: Event) -> None:
 
 
 def announced(event: Event) -> dict[str, Any]:
-    """The parameters of `ANNOUNCEMENT`."""
+    """Return the parameters of `ANNOUNCEMENT`."""
     return {f"event_{column}": value for column, value in _row(event).items()}
 
 
@@ -48,13 +48,13 @@ ANNOUNCEMENT = prepared(
         {name: bindparam(f"event_{name}") for name in ("id", "type", "subject", "data", "request_id")}
     )
 )
-"""What `announce` executes for one event, to be executed with other changes."""
+"""The statement that `announce` executes for one event; callers can combine it with other statements."""
 
 
 def send_again(since: datetime) -> int:
-    """Lets the relay send all events again that have occurred since then; returns how many it had sent.
+    """Have the relay resend all events that have occurred since then; return how many it had sent.
 
-    In steps, each short enough for the database's time limit. Who has processed an event ignores it then.
+    Each step is short enough for the database's time limit. Functions ignore events that they have already processed.
     """
     count, last = 0, None
     while True:
@@ -75,5 +75,5 @@ def send_again(since: datetime) -> int:
 
 
 def wake_relay(connection: Connection) -> None:
-    """Tells the relay that something waits; an insert does so by itself."""
+    """Notify the relay that events are waiting. Not needed after an insert, which has a trigger for it."""
     connection.execute(select(func.pg_notify("outbox", "")))

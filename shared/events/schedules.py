@@ -1,4 +1,4 @@
-"""Functions that run at fixed times: a PingSource (Knative Eventing) or a CronJob sends each its event."""
+"""Functions that run at fixed times: a PingSource (Knative Eventing) or a CronJob sends each one its event."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ScheduleFired(BaseModel):
-    """The time of a schedule has come; what the event carries does not matter."""
+    """The event that starts a scheduled function; its data is ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

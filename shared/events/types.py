@@ -1,4 +1,4 @@
-"""What the service announces. An event holds ids, never personal data or a secret."""
+"""The events that the service announces. They contain ids, never personal data or secrets."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,42 +9,42 @@ from pydantic_core import PydanticCustomError
 from shared.text.fields import Uuid
 
 SOURCE = "/aegis/user-service"
-# What PostgreSQL stores in no JSON.
+# PostgreSQL cannot store these in JSON.
 _UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
 
 
 class Event(BaseModel):
-    """The data of a CloudEvent; `type` is the CloudEvent's, its `subject` the user's id."""
+    """The data of a CloudEvent whose type is `type` and whose subject is the user's id."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: ClassVar[str]
-    user_id: Annotated[Uuid, Field(description="Also the subject of the CloudEvent, and the key of its record.")]
+    user_id: Annotated[Uuid, Field(description="Also the subject of the CloudEvent and the key of its Kafka record.")]
 
     @field_validator("*")
     @classmethod
     def _storable(cls, value: Any) -> Any:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and _UNSTORABLE.search(text):
-                raise PydanticCustomError("text", "Text must not hold U+0000 or half of a surrogate pair.")
+                raise PydanticCustomError("text", "Text must not contain U+0000 or a lone surrogate.")
         return value
 
 
 class UserRegistered(Event):
-    """An account waits for its address to be verified; again for each registration until it is."""
+    """An account was registered and its address must be verified; repeated for each registration until it is."""
 
     type = "com.aegis.user.registered.v1"
     locale: Annotated[Literal["ko", "en"], Field(title="Locale")]
 
 
 class RegistrationRepeated(Event):
-    """Somebody tried to take an address, by registering or changing to it, that belongs to an account."""
+    """Somebody tried to register, or to change to, an address that belongs to an account."""
 
     type = "com.aegis.user.registration_repeated.v1"
 
 
 class EmailVerificationRequested(Event):
-    """An address waits to be verified, of a pending account or a new one; also of nobody, for the same cost."""
+    """Somebody requested a verification link for an address; the user id is random if the address does not need one."""
 
     type = "com.aegis.user.email_verification_requested.v1"
 
@@ -68,10 +68,10 @@ class EmailChanged(Event):
 
 
 class EmailReplaced(Event):
-    """An old address has been replaced, and can be taken back for seven days by a link in a mail to it."""
+    """An old address was replaced. A link in a mail to it undoes the change for seven days."""
 
     type = "com.aegis.user.email_replaced.v1"
-    former_email_id: Annotated[Uuid, Field(description="Of the old address, as the service keeps it.")]
+    former_email_id: Annotated[Uuid, Field(description="The id under which the service keeps the old address.")]
 
 
 class EmailChangeUndone(Event):
@@ -81,7 +81,7 @@ class EmailChangeUndone(Event):
 
 
 class PasswordResetRequested(Event):
-    """Somebody forgot a password. Also of nobody, where there is no account: so both cost the same time."""
+    """Somebody asked to reset a password; the user id is random if there is no such account."""
 
     type = "com.aegis.user.password_reset_requested.v1"
 
@@ -101,28 +101,28 @@ class LoggedIn(Event):
 
 
 class LoggedOut(Event):
-    """A session was ended by its user."""
+    """A user ended a session."""
 
     type = "com.aegis.user.logged_out.v1"
     session_id: Uuid
 
 
 class RefreshTokenReused(Event):
-    """A refresh token was used twice, so that it must have been stolen; its session has ended."""
+    """A refresh token was used twice, so it must have been stolen. Its session has ended."""
 
     type = "com.aegis.user.refresh_token_reused.v1"
     session_id: Uuid
 
 
 class ProfileUpdated(Event):
-    """Name or language were changed."""
+    """A name or language was changed."""
 
     type = "com.aegis.user.profile_updated.v1"
-    fields: Annotated[list[str], Field(description="Those that changed, as the profile names them.")]
+    fields: Annotated[list[str], Field(description="The fields of the profile that changed.")]
 
 
 class PhoneCodeRequested(Event):
-    """A phone number waits to be verified."""
+    """A phone number must be verified."""
 
     type = "com.aegis.user.phone_code_requested.v1"
 
@@ -134,38 +134,38 @@ class PhoneVerified(Event):
 
 
 class PhoneRemoved(Event):
-    """A phone number was taken off the account."""
+    """A phone number was removed from an account."""
 
     type = "com.aegis.user.phone_removed.v1"
 
 
 class BusinessSubmitted(Event):
-    """A business registration waits to be verified."""
+    """A business registration was submitted and must be verified."""
 
     type = "com.aegis.user.business_submitted.v1"
 
 
 class BusinessCheckDue(Event):
-    """A business registration is to be checked again, or at last."""
+    """A business registration must be checked again, or for the first time if the registry has not answered yet."""
 
     type = "com.aegis.user.business_check_due.v1"
 
 
 class BusinessVerified(Event):
-    """The registry knows the business, and it is active."""
+    """The registry confirmed that the business is active."""
 
     type = "com.aegis.user.business_verified.v1"
 
 
 class BusinessRejected(Event):
-    """The registry does not confirm the business."""
+    """The registry did not confirm the business."""
 
     type = "com.aegis.user.business_rejected.v1"
-    reason: Annotated[str, Field(description="unregistered, suspended, closed, not_registered_as_stated, or new ones.")]
+    reason: Annotated[str, Field(description="unregistered, suspended, closed, not_registered_as_stated or a new one.")]
 
 
 class BusinessClosed(Event):
-    """A business that was verified is suspended or closed."""
+    """A verified business is now suspended or closed."""
 
     type = "com.aegis.user.business_closed.v1"
 
@@ -177,7 +177,7 @@ class TotpEnabled(Event):
 
 
 class TotpRemoved(Event):
-    """A second factor was removed; by an administrator, where one is named."""
+    """A second factor was removed, by the user or by an administrator."""
 
     type = "com.aegis.user.totp_removed.v1"
     actor_id: Annotated[Uuid | None, Field(description="The administrator, if it was one who called.")] = None
@@ -198,13 +198,13 @@ class SessionsEnded(Event):
 
 
 class RecoveryCodeUsed(Event):
-    """A recovery code took the place of the second factor."""
+    """A recovery code was used instead of the second factor."""
 
     type = "com.aegis.user.recovery_code_used.v1"
 
 
 class RecoveryCodesRenewed(Event):
-    """A user made new recovery codes; those from before are void."""
+    """A user created new recovery codes; the old ones are void."""
 
     type = "com.aegis.user.recovery_codes_renewed.v1"
 
@@ -224,25 +224,25 @@ class PasskeyRemoved(Event):
 
 
 class DataExported(Event):
-    """A user read all that is stored on them."""
+    """A user exported all data stored about them."""
 
     type = "com.aegis.user.data_exported.v1"
 
 
 class UserWithdrawn(Event):
-    """A user left; the account is purged after some days unless they log in again."""
+    """A user withdrew; the account is purged after some days unless they log in again."""
 
     type = "com.aegis.user.withdrawn.v1"
 
 
 class UserRestored(Event):
-    """A user who had left logged in again in time."""
+    """A user who had withdrawn logged in again in time."""
 
     type = "com.aegis.user.restored.v1"
 
 
 class UserPurged(Event):
-    """An account is gone with all personal data: it was withdrawn, or its address was never verified."""
+    """An account was deleted with all personal data: it was withdrawn, or its address was never verified."""
 
     type = "com.aegis.user.purged.v1"
 
@@ -262,10 +262,10 @@ class UserReinstated(Event):
 
 
 class RolesChanged(Event):
-    """The roles of an account were changed; its sessions have ended. Without actor: from the command line."""
+    """The roles of an account were changed; its sessions have ended."""
 
     type = "com.aegis.user.roles_changed.v1"
-    roles: Annotated[list[str], Field(description="All that the account has now.")]
+    roles: Annotated[list[str], Field(description="All roles that the account has now.")]
     actor_id: Annotated[Uuid | None, Field(description="The administrator, if it was one who called.")] = None
 
 

@@ -96,9 +96,9 @@ def test_a_structured_event_is_taken_too(function: Any, taken: list[UserRegister
 
 NO_EVENT = "The request is not a CloudEvent (version 1.0) in binary or structured mode."
 BAD_IDENTITY = "The source or the id of the event is too long or not printable."
-NO_ID = "The id of the event is missing, empty or no text."
+NO_ID = "The id of the event is missing, empty or not a string."
 NO_URI = "The source of the event is not a URI reference."
-NO_TIME = "The time of the event is not one of RFC 3339."
+NO_TIME = "The time of the event is not an RFC 3339 timestamp."
 NO_OBJECT = "The data of the event is not a JSON object."
 
 
@@ -114,11 +114,11 @@ NO_OBJECT = "The data of the event is not a JSON object."
         ({"ce-source": "/%zz"}, b"{}", NO_URI),
         ({"ce-time": "soon"}, b"{}", NO_TIME),
         ({"ce-time": "2026-01-02T03:04:05"}, b"{}", NO_TIME),
-        ({"ce-with-hyphen": "a"}, b"{}", "The name of an attribute has other characters than a to z and 0 to 9."),
+        ({"ce-with-hyphen": "a"}, b"{}", "The name of an attribute contains characters other than a to z and 0 to 9."),
         ({"ce-type": None}, b"{}", NO_EVENT),
         ({"ce-specversion": None}, b"{}", NO_EVENT),
         ({"ce-specversion": "9.9"}, b"{}", NO_EVENT),
-        ({"ce-specversion": "0.3"}, b"{}", "The event is not of version 1.0 of CloudEvents."),
+        ({"ce-specversion": "0.3"}, b"{}", "The event is not a CloudEvent of version 1.0."),
         ({}, b"{", NO_OBJECT),
         ({}, b"\xff", NO_OBJECT),
         ({}, b"", NO_OBJECT),

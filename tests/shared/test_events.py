@@ -93,7 +93,7 @@ def test_each_schema_is_valid_and_says_what_its_event_means(file: Path) -> None:
         (changed(locale=(Literal["ko", "en", "ja"], ...)), "the field locale was"),
         (changed(locale=(Literal["ko"], ...)), "the field locale was"),
         (changed(count=(int | None, ...)), "the field count was"),
-        (changed(count=(int, Field(default_factory=int))), "the field count was in every event and may be absent"),
+        (changed(count=(int, Field(default_factory=int))), "the field count was in every event and can now be absent"),
         (changed(count=(int, 0)), "the field count was"),
         (changed(actor_id=(UUID | None, ...)), "the field actor_id was"),
         (changed(reasons=(list[str], ...)), "the field reasons needs its default"),
