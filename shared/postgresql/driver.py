@@ -1,6 +1,6 @@
-"""The driver: pg8000 with one round trip for each statement, prepared statements, and time-outs.
+"""The driver: pg8000 with one round trip per statement, prepared statements and timeouts.
 
-The only place that knows names which pg8000 keeps to itself.
+Only this module uses private names of pg8000.
 """
 
 import socket
@@ -18,13 +18,13 @@ from shared.runtime import database_url, deadline
 from shared.runtime.database_url import Address, DatabaseUrl
 
 TIMEOUT_SECONDS = 1.5
-"""For a connection and for each statement, where the deadline of a request is not nearer: a 503 when it passes."""
+"""Timeout of connecting and of each statement, unless the request's deadline is nearer. Exceeding it means a 503."""
 LATE_SECONDS = 0.2
-"""So much longer we wait: PostgreSQL ends a statement by itself, and the connection stays good."""
+"""Extra time for PostgreSQL to end the statement by itself, so that the connection stays usable."""
 
 _OTHER_COLUMNS = "0A000"
-"""A prepared statement gives other columns than it did, since a migration."""
-# Or it is there already, or is not there: PostgreSQL does not have what we remember.
+"""A migration has changed the columns that a prepared statement returns."""
+# The other two: the statement exists already, or does not exist.
 PREPARED_OTHERWISE = (_OTHER_COLUMNS, "42P05", "26000")
 
 _DESCRIBE = (DESCRIBE, PORTAL + b"\0")
@@ -32,7 +32,7 @@ _EXECUTE = ((EXECUTE, struct.pack("!xi", 0)), (SYNC, b""))
 
 
 class _Transport(socket.socket):
-    """A socket that waits for PostgreSQL no longer than the request in hand may wait."""
+    """A socket that waits for PostgreSQL no longer than the deadline of the current request."""
 
     most: float
 
@@ -41,20 +41,20 @@ class _Transport(socket.socket):
         try:
             return super().recv_into(*args)
         except OSError as error:
-            # As pg8000 says it: SQLAlchemy knows by this that the connection is of no use any more.
+            # The same message as pg8000's: SQLAlchemy recognises a broken connection by it.
             raise pg8000.dbapi.InterfaceError("network error") from error
 
 
 @lru_cache(1000)
 def _numbered(statement: str) -> str:
-    """A statement with $1, $2 ... in place of %s. Kept, as pg8000 looks at each letter of it."""
+    """Replace %s by $1, $2 ... in a statement. Cached, because pg8000 scans every character."""
     numbered: str = convert_paramstyle(pg8000.dbapi.paramstyle, statement, ())[0]
     return numbered
 
 
 class Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
     is_prepared = False
-    """Whether what it executes is; see `prepared`."""
+    """Whether to use a prepared statement; see `pool.prepared`."""
     _input_oids: Any
 
     def execute(self, operation: str, args: Any = (), stream: Any = None) -> None:
@@ -68,7 +68,7 @@ class Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
 
 
 class _Prepared(NamedTuple):
-    """A statement that PostgreSQL keeps, and what pg8000 makes of the description of its rows."""
+    """A prepared statement, and how pg8000 reads its rows."""
 
     name: bytes
     columns: Any
@@ -85,7 +85,7 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         return Cursor(self)
 
     def execute_unnamed(self, statement: str, vals: Any = (), oids: Any = (), stream: Any = None) -> Context:
-        """A statement with parameters in one round trip (extended query, protocol 3.0); pg8000's own takes three."""
+        """Execute a statement with parameters in one round trip (extended query, protocol 3.0); pg8000 takes three."""
         if stream:
             return super().execute_unnamed(statement, vals, oids, stream)
         context = Context(statement)
@@ -93,7 +93,7 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         return context
 
     def execute_prepared(self, statement: str, vals: Any, oids: Any) -> Context:
-        """As `execute_unnamed`, but parsed, described and planned with its first execution alone."""
+        """Like `execute_unnamed`, but parse, describe and plan the statement only at its first execution."""
         if not self._keeps_prepared:
             return self.execute_unnamed(statement, vals, oids)
         key = (statement, *oids)
@@ -104,13 +104,13 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
                 return context
             name = f"aegis{len(self._prepared)}".encode()
             context = Context(statement)
-            # An execution that failed may have left a statement of this name.
+            # A failed execution may have left a statement of this name.
             parse = (CLOSE, STATEMENT + name + b"\0"), self._parse(name, statement, oids)
             self._ask(context, *parse, self._bind(name, vals), _DESCRIBE, *_EXECUTE)
         except pg8000.dbapi.DatabaseError as error:
             if (code := code_of(error)) in PREPARED_OTHERWISE:
                 self._prepared.clear()
-                self._keeps_prepared = code == _OTHER_COLUMNS  # else a pooler between us does not know of them
+                self._keeps_prepared = code == _OTHER_COLUMNS  # else a pooler in between does not support them
             raise
         self._prepared[key] = _Prepared(name, context.columns, context.input_funcs)
         return context
@@ -134,28 +134,28 @@ class _Connection(pg8000.dbapi.Connection):  # type: ignore[misc]
         return struct.pack("!i", -1 if value is None else len(content)) + content
 
     def commit(self) -> None:
-        """By a simple query, which is less work than a statement with parameters; pg8000 makes one of it."""
+        """Commit with a simple query, which costs less than the extended query that pg8000 uses."""
         self.execute_simple("COMMIT")
 
     def rollback(self) -> None:
-        """As `commit`."""
+        """Roll back with a simple query."""
         if self._in_transaction:
             self.execute_simple("ROLLBACK")
 
     def close(self) -> None:
-        """Also where the server is gone, of which SQLAlchemy would make an error in the log."""
+        """Close without an error if the server is gone; SQLAlchemy would log it."""
         with suppress(pg8000.dbapi.InterfaceError):
             super().close()
 
 
 def connect(url: str, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.socket]:
-    """A connection and the socket under it; `timeout` bounds each wait for the server, in seconds.
+    """Return a connection and its socket; `timeout` limits each wait for the server, in seconds.
 
-    Of several servers in the URL it is the one that is wanted, whichever that is now. Which it was the last time is
-    asked first, so that one which hangs costs little.
+    If the URL names several servers, connect to one with the wanted role. Try the server found last time first, so that
+    a hanging server costs little.
 
     Raises:
-        OSError, pg8000.dbapi.Error: none of them can be reached, lets us in, and is the one that is wanted.
+        OSError, pg8000.dbapi.Error: no server could be reached, accepted the login and has the wanted role.
     """
     named = database_url.parse(url)
     addresses = sorted(named.addresses, key=lambda address: address != _last_found.get(url))
@@ -167,7 +167,7 @@ def connect(url: str, timeout: float) -> tuple[pg8000.dbapi.Connection, socket.s
         except (OSError, pg8000.dbapi.Error) as error:
             failure = failure or error
             continue
-        # Reported by PostgreSQL itself, from version 14 on.
+        # PostgreSQL reports this from version 14 on.
         is_standby = connection.parameter_statuses.get("in_hot_standby") == "on"
         if named.wanted == "any" or is_standby == (named.wanted == "standby"):
             _last_found[url] = address
@@ -192,13 +192,13 @@ def _connect(named: DatabaseUrl, address: Address, most: float) -> tuple[pg8000.
         password=named.password or None,
         sock=transport,
         application_name="aegis",
-        # pg8000 would ask for TLS by itself, check no certificate, and take the socket away from us.
+        # By default pg8000 would use TLS without checking the certificate, and replace the socket.
         ssl_context=False,
     )
     return connection, transport
 
 
 def code_of(error: BaseException | None) -> str:
-    """PostgreSQL's code of an error (SQLSTATE); empty when it did not come from the server."""
+    """Return the SQLSTATE of an error; empty if it did not come from the server."""
     details = error.args[0] if error and error.args else None
     return str(details.get("C")) if isinstance(details, dict) else ""

@@ -1,9 +1,9 @@
-"""Brings the database to the newest schema, in one transaction: all of it, or nothing.
+"""Migrate the database to the newest schema, in one transaction.
 
     OWNER_DATABASE_URL=postgresql://... DATABASE_URL=postgresql://... python -m shared.postgresql.migrate
 
-Waits for a database that is starting, and for tables that others use: each time briefly, as those who come after it
-wait behind it. Two at once do no harm: the second waits and finds nothing to do.
+It waits for a database that is starting, and for locked tables: only briefly each time, because later requests queue
+behind it. Two migrations at once are harmless: the second waits and finds nothing to do.
 """
 
 import logging
@@ -31,12 +31,12 @@ from shared.runtime.settings import InvalidSettings, load, settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT_SECONDS = 60
-"""For all that it waits for, but another migration."""
+"""Limit for all waiting, except for another migration."""
 PAUSE_SECONDS = 0.5
 LOCK_SECONDS = 1.2
-"""Longer than PostgreSQL needs to stop a vacuum that is in the way (deadlock_timeout); less than a request waits."""
+"""Longer than PostgreSQL takes to cancel a vacuum that blocks us (deadlock_timeout); shorter than a request waits."""
 LOCK_PAUSE_SECONDS = 5.0
-"""For others to catch up."""
+"""Lets the waiting requests catch up."""
 _LOCK = 7_253_417_909
 _LOCK_NOT_AVAILABLE = "55P03"
 
@@ -44,13 +44,13 @@ log = logging.getLogger("migrate")
 
 
 def migrate() -> None:
-    """Applies what is missing.
+    """Apply the missing migrations.
 
     Raises:
-        DBAPIError, OSError, ServiceUnavailable: a statement failed, or the database is away or busy.
-        CommandError: a newer release has migrated it.
+        DBAPIError, OSError, ServiceUnavailable: a statement failed, or the database is unreachable or busy.
+        CommandError: a newer release has migrated the database.
         Overprivileged: the role of the functions has rights that it must not have.
-        RoleMissing: somebody else has yet to make that role.
+        RoleMissing: the role of the functions does not exist yet, and we cannot create it.
     """
     url = settings().privileged_database_url
     engine = unpooled(url)
@@ -69,7 +69,7 @@ def migrate() -> None:
             if functions.user != database_url.parse(url).user:
                 privileges.grant(connection, functions)
             else:
-                log.warning("functions connect as the owner of the tables: set DB_OWNER and DB_OWNER_PASSWORD")
+                log.warning("the functions connect as the owner of the tables: set DB_OWNER and DB_OWNER_PASSWORD")
     finally:
         engine.dispose()
     keep_days(datetime.now(UTC))
@@ -80,7 +80,7 @@ def main() -> None:
         logging.config.dictConfig(logs.configuration(load(os.environ, ["database"])))
     except InvalidSettings as error:
         sys.exit("\n".join(["the migration cannot start with these settings:", *error.problems]))
-    # Whatever LOG_LEVEL says: the release command reads the last line.
+    # Regardless of LOG_LEVEL: the release command reads the last line.
     log.setLevel(logging.INFO)
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
@@ -92,7 +92,7 @@ def main() -> None:
         except CommandError as error:
             sys.exit(
                 f"the migration refuses this database: {error}\nA newer release has migrated it. "
-                "A roll-back needs no migration: the release before runs on the new schema."
+                "A rollback needs no migration: the previous release runs on the new schema."
             )
         except (DBAPIError, OSError, ServiceUnavailable, privileges.RoleMissing) as error:
             reason = _reason(error)
@@ -100,7 +100,7 @@ def main() -> None:
             if is_over or (isinstance(error, DBAPIError) and not is_unavailable(error)):
                 print(
                     f"the migration {'gave up' if is_over else 'failed'}: {reason}\n"
-                    "It is one transaction: the schema has all of it or nothing. When the cause is gone, run it again.",
+                    "Nothing was migrated: a migration is one transaction. Fix the cause, then run it again.",
                     file=sys.stderr,
                 )
                 sys.exit(os.EX_TEMPFAIL if is_over else 1)
@@ -118,14 +118,14 @@ def _reason(error: Exception) -> str:
         return str(error)
     if not isinstance(error, DBAPIError) or not error.orig or not sqlstate(error):
         place = settings().privileged_database_url.rpartition("@")[2]
-        return f"the database is away ({place}: {error.orig if isinstance(error, DBAPIError) else error})"
+        return f"the database is unreachable ({place}: {error.orig if isinstance(error, DBAPIError) else error})"
     holders = _holders() if _is_locked(error) else []
     statement = [f"in: {error.statement.strip()}"] if error.statement else []
     return "\n".join([f"{error.orig.args[0]['M']} ({sqlstate(error)})", *holders, *statement])
 
 
 def _holders() -> list[str]:
-    """Whom it may be waiting for: transactions that hold tables, the oldest first."""
+    """Describe the transactions that hold tables and may block the migration, oldest first."""
     query = """
         SELECT pid, application_name, coalesce(state, backend_type) AS state,
                round(extract(epoch FROM now() - xact_start)) AS seconds,

@@ -1,9 +1,9 @@
-"""Who has written lately: what they read comes from the primary until every replica that is asked has it.
+"""Users who have written recently: they read from the primary until every replica in use has their writes.
 
-Redis knows it, and tells it in the round trip that a session takes anyway. Where it knows nothing of a session either,
-as after a log-in or when it has lost its keys, it may have forgotten what was written, too. What it forgets alone, as a
-master of a cluster died within milliseconds of the write, or learns late, as it was away, may be read as it was
-before, by as much as the replica lags.
+Redis keeps this in a key per user, read in the same round trip as the session. If the session is missing too, as after
+a login or when Redis has lost its keys, the user counts as having written. A user can still read data that is as old as
+the replica's lag if Redis loses only that key, because a cluster's master died within milliseconds of the write, or
+gets it late, because it was unreachable.
 """
 
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ from shared.redis.protocol import Command
 from shared.runtime.settings import settings
 
 MARGIN_SECONDS = 5
-"""By so much the clocks of two servers may differ."""
+"""The clocks of two servers may differ by this much."""
 
 may_lag: ContextVar[bool] = ContextVar("may_lag", default=False)
-"""Whether the request in hand may read what is seconds old."""
+"""Whether the current request may read data that is seconds old."""
 
 _written: ContextVar[set[UUID] | None] = ContextVar("written", default=None)
-"""Whose data the request in hand has written."""
+"""The users whose data the current request has written."""
 
 
 def key(user_id: UUID) -> str:
-    """The key of the cache that stands there after a user has written."""
+    """Return the cache key that exists after a user has written."""
     return cache.key(user_id, "wrote")
 
 
 def add(user_id: UUID) -> None:
-    """Says that the request in hand writes what this user may look for next."""
+    """Record that the current request writes data that this user may read next."""
     written = _written.get()
     if written is not None:
         written.add(user_id)
@@ -39,7 +39,7 @@ def add(user_id: UUID) -> None:
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Notes at the end of a request, when all is committed, who has written in it; also when it fails after that."""
+    """Store in Redis who has written in the request, at its end, after all commits, even if it fails after one."""
     may_lag.set(False)
     written: set[UUID] = set()
     token = _written.set(written)
@@ -52,7 +52,7 @@ def noted() -> Iterator[None]:
 
 
 def commands(user_id: UUID) -> list[Command]:
-    """What notes it of one user, where there is a replica at all."""
+    """Return the command that records a write of this user; none without a replica."""
     return [("SET", key(user_id), b"1", "EX", _seconds())] if settings().replica_database_url else []
 
 

@@ -1,4 +1,4 @@
-"""The partitions of the outbox: one for each day (UTC), so that old events cost one DROP TABLE."""
+"""The partitions of the outbox: one per day (UTC), so that one DROP TABLE removes old events."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +9,7 @@ from shared.postgresql.transactions import sqlstate, transaction
 from shared.runtime.problems import ServiceUnavailable
 
 KEPT = timedelta(days=8)
-"""How long sent events are kept: longer than the broker keeps them, so that whatever it loses can be sent again."""
+"""How long sent events are kept: longer than the broker keeps them, so that events it loses can be sent again."""
 AHEAD = timedelta(days=3)
 AT_ONCE = 5000
 
@@ -19,9 +19,9 @@ _CHECK_VIOLATION = "23514"
 
 
 def keep_days(now: datetime) -> None:
-    """Makes the partitions of the next days, and drops those whose events are old and sent.
+    """Create the partitions of the next days, and drop those whose events are old and sent.
 
-    A partition that writers hold is waited for a second at the most; the next call makes up for it.
+    Wait at most a second for a locked partition; the next call tries again.
     """
     days = _days()
     for day in (_midnight(now) + timedelta(days=number) for number in range(AHEAD.days + 1)):
@@ -30,13 +30,13 @@ def keep_days(now: datetime) -> None:
     oldest = _midnight(now - KEPT)
     for name in days:
         if name < _name(oldest):
-            _attempt(f"SELECT public.drop_outbox_day('{name.removeprefix('outbox_')}')")  # unless some wait to be sent
+            _attempt(f"SELECT public.drop_outbox_day('{name.removeprefix('outbox_')}')")  # unless unsent events remain
     while _delete_from_default(oldest) == AT_ONCE:
         pass
 
 
 def _attempt(statement: str) -> None:
-    """Changes the partitions, unless their lock cannot be had, or events of a new one's day are in the default one."""
+    """Change the partitions; do nothing if they stay locked or the default one has events of the new one's day."""
     try:
         with transaction() as connection:
             connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")

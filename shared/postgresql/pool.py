@@ -1,4 +1,4 @@
-"""The pool of connections to a PostgreSQL: one in each process for each server."""
+"""Connection pools: one per process and PostgreSQL server."""
 
 import logging
 import select
@@ -22,7 +22,7 @@ from shared.runtime.problems import ServiceUnavailable
 from shared.runtime.settings import settings
 
 FAIR_SECONDS = 0.75
-"""Who gives PostgreSQL less time than this, as the deadline is near, cannot say that it does not answer."""
+"""If the deadline leaves PostgreSQL less time than this, a timeout does not mean that it is unreachable."""
 
 
 S = TypeVar("S", bound=Executable)
@@ -35,44 +35,47 @@ opening: ContextVar[str] = ContextVar("opening", default="BEGIN")
 
 
 HOURS = 86_400.0
-"""For each wait of an `unpooled` connection, in seconds: a new index on a large table takes its time."""
+"""Timeout of each wait of an `unpooled` connection, in seconds: a new index on a large table takes long."""
 
 
 def unpooled(url: str) -> Engine:
-    """For commands of an operator: connections that are opened as they are asked for, past PgBouncer and the pool."""
+    """Return an engine for operator commands, which opens each connection on demand, bypassing the pool."""
     return sqlalchemy.create_engine(
         "postgresql+pg8000://", creator=lambda: connect(url, HOURS)[0], poolclass=NullPool, hide_parameters=True
     )
 
 
 class Server:
-    """How a process deals with one PostgreSQL: here the primary."""
+    """A PostgreSQL server and its circuit breaker; this class is for the primary."""
 
     timeout = TIMEOUT_SECONDS
-    """For a connection and for each statement, in seconds."""
+    """Timeout of connecting and of each statement, in seconds."""
 
     def __init__(self) -> None:
         self.breaker = CircuitBreaker()
-        """Of connecting: those who have a connection go on, as at a limit of connections it is in good health."""
+        """Stops new connections only: a server at its connection limit still serves the existing ones."""
 
     def begin(self, connection: pg8000.dbapi.Connection) -> None:
-        """Begins a transaction."""
+        """Begin a transaction."""
         connection.execute_simple(self.beginning())
 
     def beginning(self) -> str:
-        """Statements for one round trip. With the limit among them, as it then holds behind PgBouncer, too."""
+        """Return the statements that begin a transaction, in one round trip. The limit also works behind PgBouncer."""
         limit = round(deadline.left(self.timeout) * 1000)
         return f"{opening.get()}; SET LOCAL statement_timeout = {limit}"
 
     def is_fair(self) -> bool:
-        """Whether it has so much time now that it does not answer at all if it does not answer in it."""
+        """Return whether the deadline leaves enough time for a timeout to mean that the server is unreachable."""
         return deadline.left(self.timeout) >= FAIR_SECONDS
 
     def fail(self, error: Exception) -> None:
-        """It did not answer."""
+        """Record that the server did not answer."""
         self.breaker.open()
         deadline.missed()
-        log.warning("PostgreSQL is away; refusing what needs another connection", extra={"error": type(error).__name__})
+        log.warning(
+            "PostgreSQL is unreachable; refusing requests that need a new connection",
+            extra={"error": type(error).__name__},
+        )
 
 
 primary = Server()
@@ -80,12 +83,12 @@ primary = Server()
 
 @once
 def engine() -> Engine:
-    """The pool of connections to the primary."""
+    """Return the connection pool of the primary."""
     return new_pool(settings().database_url, primary)
 
 
 def new_pool(url: str, server: Server) -> Engine:
-    """A pool of as many connections as this process has threads, so none waits for another."""
+    """Create a pool with one connection per thread of this process, so that no thread waits for another."""
     pool = sqlalchemy.create_engine(
         "postgresql+pg8000://",
         pool_size=settings().threads,
@@ -114,7 +117,7 @@ def new_pool(url: str, server: Server) -> Engine:
 
     @event.listens_for(pool, "checkout")
     def begin(connection: pg8000.dbapi.Connection, record: ConnectionPoolEntry, _proxy: object) -> None:
-        # An idle connection with something to read was closed by the server: replaced here, without a round trip.
+        # If an idle connection has something to read, the server has closed it. Replace it without a round trip.
         poll = select.poll()
         poll.register(record.info["socket"], select.POLLIN)
         if poll.poll(0):
@@ -125,10 +128,10 @@ def new_pool(url: str, server: Server) -> Engine:
         except pg8000.dbapi.Error as error:
             if not is_fair:
                 raise ServiceUnavailable from error
-            # BEGIN waits for no lock: who does not answer it answers nothing, on no connection.
+            # BEGIN waits for no lock: a server that does not answer it answers on no connection.
             server.fail(error)
             raise InvalidatePoolError from error
-        # Only now: PgBouncer takes connections also while PostgreSQL is away.
+        # Not before: PgBouncer accepts connections even while PostgreSQL is unreachable.
         if record.info.pop("is_new", False):
             server.breaker.close()
 
@@ -143,17 +146,17 @@ _IS_PREPARED = "is_prepared"
 
 
 def prepared(statement: S) -> S:
-    """The statement, for PostgreSQL to plan once on each connection: half of what it costs to find rows by their keys.
+    """Mark a statement to be prepared, that is planned once per connection. This halves the cost of a lookup by key.
 
-    Not for one whose best plan depends on its parameters, as on how many rows have a status or lie before a time.
-    Behind PgBouncer it takes 1.21 or newer, and its max_prepared_statements.
+    Do not use it if the best plan depends on the parameters, such as how many rows have a status or precede a time.
+    Behind PgBouncer it requires version 1.21 or newer with max_prepared_statements.
     """
     return statement.execution_options(**{_IS_PREPARED: True})
 
 
 @contextmanager
 def begun(pool: Engine) -> Iterator[Connection]:
-    """One transaction on a connection of a pool; its errors are SQLAlchemy's."""
+    """Run one transaction on a connection of the pool. It raises SQLAlchemy's errors."""
     started = time.monotonic()
     with pool.connect() as connection:
         metrics.POOL_WAITS.observe(time.monotonic() - started)

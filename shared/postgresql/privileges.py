@@ -1,4 +1,4 @@
-"""What the role of the functions may do in the database; migrations connect as the owner of the tables instead."""
+"""The database privileges of the functions' role. Migrations connect as the owner of the tables instead."""
 
 from pg8000.native import identifier
 from sqlalchemy import Connection, text
@@ -17,7 +17,7 @@ TABLES = {
     "purged_account": "",
     "relayed_topic": "SELECT, INSERT, UPDATE",
 }
-"""By table. A privilege that a release no longer needs goes a release later, as the one before still does."""
+"""By table. Revoke a privilege one release after its last use, because the previous release still needs it."""
 
 OTHERS = (
     "USAGE ON SCHEMA public",
@@ -32,21 +32,21 @@ _HOLDS_MORE = """
 
 
 class Overprivileged(Exception):
-    """The role of the functions holds more than functions may."""
+    """The role of the functions has rights that functions must not have."""
 
 
 class RoleMissing(Exception):
-    """The role of the functions does not exist and the owner may not make it; CloudNativePG, say, does so soon."""
+    """The role of the functions does not exist and the owner cannot create it, but CloudNativePG, for example, will."""
 
 
 def grant(connection: Connection, functions: DatabaseUrl) -> None:
-    """Makes the role of the functions where it is missing, and grants it what it needs and nothing else.
+    """Create the role of the functions if it is missing, and grant it only what it needs.
 
-    The password of a role that is there stays as it is.
+    The password of an existing role is not changed.
 
     Raises:
-        Overprivileged: the role is a superuser, may make roles or databases, or is a member of the owner.
-        RoleMissing: somebody else has yet to make the role.
+        Overprivileged: the role is a superuser, can create roles or databases, or is a member of the owner.
+        RoleMissing: the role does not exist yet, and we cannot create it.
     """
     holds_more = connection.scalar(text(_HOLDS_MORE), {"role": functions.user})
     if holds_more:
@@ -56,7 +56,7 @@ def grant(connection: Connection, functions: DatabaseUrl) -> None:
         if not connection.scalar(text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")):
             raise RoleMissing(f"the role {functions.user} of the functions does not exist yet")
         _create(connection, role, functions.password)
-    # Databases that were made before PostgreSQL 15 let everybody make tables.
+    # Databases created before PostgreSQL 15 let every role create tables.
     connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     connection.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
     for table, granted in TABLES.items():
@@ -78,7 +78,7 @@ def _create(connection: Connection, role: str, password: str) -> None:
 
 
 def _verifier(password: str) -> str:
-    """As PostgreSQL stores a password (RFC 5803), so that no log of its statements holds the password."""
+    """Return the password as PostgreSQL stores it (RFC 5803), so that no statement log contains it in plain text."""
     from base64 import b64encode
 
     from scramp import ScramMechanism  # type: ignore[import-untyped]

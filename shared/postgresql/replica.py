@@ -1,7 +1,7 @@
-"""Reads on a replica of PostgreSQL, where there is one; what it cannot answer, or must not, the primary does.
+"""Reads on a PostgreSQL replica, if there is one. The primary answers what the replica cannot or must not.
 
-How far it is behind, the last transaction in it tells: the relay makes one each second, also while nobody writes. So
-a replica that has lost its primary, or was promoted, is found too old within seconds and not asked any more.
+The age of the replica's last transaction is its lag: the relay makes a transaction each second, even while nobody
+writes. So a replica that was promoted or has lost its primary is found too old within seconds, and is no longer used.
 """
 
 import logging
@@ -29,13 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def read(work: Callable[[Connection], T]) -> T:
-    """What `work` reads in one read-only snapshot: of the replica, where the request in hand may.
+    """Run `work` in one read-only snapshot, on the replica if the current request allows it.
 
-    `work` runs again, on the primary, when the replica fails it, as by ending a query that keeps it from following
-    the primary.
+    If the replica fails, for example because the query conflicts with replication, `work` runs again on the primary.
 
     Raises:
-        ServiceUnavailable: as `transaction` does.
+        ServiceUnavailable: see `transaction`.
     """
     with snapshot():
         if settings().replica_database_url:
@@ -55,28 +54,28 @@ def read(work: Callable[[Connection], T]) -> T:
 
 
 class Lagging(pg8000.dbapi.OperationalError):  # type: ignore[misc]
-    """The replica is further behind than it may be."""
+    """The replica is too far behind."""
 
 
 class Replica(Server):
-    """How a process deals with the replica: the primary must still have time after it."""
+    """The replica; its timeout leaves time to ask the primary afterwards."""
 
     timeout = FAIR_SECONDS
     is_lagging = False
-    """Whether it was, when it was asked last."""
+    """Whether the replica was lagging at the last try."""
 
     def begin(self, connection: pg8000.dbapi.Connection) -> None:
-        """Begins a transaction, if the replica is near enough."""
+        """Begin a transaction, if the replica is recent enough."""
         ((lag,),) = connection.execute_simple(f"{self.beginning()}; {_LAG}").rows
         self.is_lagging = lag is None or lag > settings().replica_max_lag_seconds
         if self.is_lagging:
             raise Lagging
 
     def fail(self, error: Exception) -> None:
-        """It did not answer, or was lagging."""
+        """Record that the replica did not answer or was lagging."""
         self.breaker.open()
         self.is_lagging = isinstance(error, Lagging)
-        log.warning("the replica is away or too far behind; reading from the primary", extra={"error": str(error)})
+        log.warning("the replica is unreachable or too old; reading from the primary", extra={"error": str(error)})
 
 
 server = Replica()
@@ -84,5 +83,5 @@ server = Replica()
 
 @once
 def engine() -> Engine:
-    """The pool of connections to the replica."""
+    """Return the connection pool of the replica."""
     return new_pool(settings().replica_database_url, server)

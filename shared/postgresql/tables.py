@@ -1,4 +1,4 @@
-"""The tables. PostgreSQL holds the truth; what is here is created by the migrations."""
+"""The tables, as the migrations create them."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ _now = text("now()")
 
 
 def folded_name(name: Any) -> ColumnElement[str]:
-    """The form in which names that differ in case or composition are equal: Weiß and WEISS."""
+    """Return a form of the name that ignores case and composition: Weiß equals WEISS."""
     return func.replace(func.lower(func.upper(func.normalize(name))), text("'ß'"), text("'ss'"))
 
 
@@ -48,7 +48,7 @@ account = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("email_verified_at", DateTime(timezone=True)),
     Column("roles", ARRAY(Text), nullable=False, server_default="{}"),
-    Column("new_email", Text),  # takes the place of email when it is verified
+    Column("new_email", Text),  # replaces email once it is verified
     Column("new_canonical_email", Text),
     Column("phone", Text),  # E.164, verified
     Column("phone_verified_at", DateTime(timezone=True)),
@@ -61,12 +61,12 @@ Index(
 )
 Index("account_withdrawn_at", account.c.withdrawn_at, postgresql_where=account.c.withdrawn_at.is_not(None))
 Index("account_pending", account.c.created_at, postgresql_where=account.c.status == text("'pending'"))
-# For the search of administrators. By id, as each page is; text_pattern_ops, which prefixes need in any collation.
+# For the administrators' search; prefix queries need text_pattern_ops unless the collation is C.
 Index(
     "account_canonical_email_prefix", account.c.canonical_email, postgresql_ops={"canonical_email": "text_pattern_ops"}
 )
 Index("account_name_prefix", func.lower(account.c.name).label("name"), postgresql_ops={"name": "text_pattern_ops"})
-# In place of those two, which go a release later: with all that it takes to know which accounts are on a page.
+# Replaces those two, which the next release drops; has every column needed to select the accounts of a page.
 Index(
     "account_canonical_email_prefix_with_id",
     account.c.canonical_email,
@@ -74,7 +74,7 @@ Index(
     postgresql_include=["id", "status"],
 )
 Index(
-    "account_name_prefix_with_id",  # goes a release later as well
+    "account_name_prefix_with_id",  # the next release drops this one too
     func.lower(account.c.name).label("name"),
     postgresql_ops={"name": "text_pattern_ops"},
     postgresql_include=["name", "id", "status"],
@@ -115,7 +115,7 @@ former_email = Table(
     Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
     Column("email", Text, nullable=False),
     Column("canonical_email", Text, nullable=False, unique=True),
-    Column("token_hash", LargeBinary, unique=True),  # once the mail to it was made
+    Column("token_hash", LargeBinary, unique=True),  # set once the mail was composed
     Column("replaced_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )
@@ -154,10 +154,10 @@ outbox = Table(
     Column("position", BigInteger, nullable=False, server_default=text("nextval('outbox_positions'::regclass)")),
     Column("id", Uuid, primary_key=True),
     Column("type", Text, nullable=False),
-    Column("subject", Uuid, nullable=False),  # the user; events of one are sent in order
+    Column("subject", Uuid, nullable=False),  # the user, whose events are sent in order
     Column("data", JSONB, nullable=False),
     Column("request_id", Text, nullable=False),
-    Column("occurred_at", DateTime(timezone=True), primary_key=True, server_default=_now),  # partitions of a day each
+    Column("occurred_at", DateTime(timezone=True), primary_key=True, server_default=_now),  # one partition per day
     Column("sent_at", DateTime(timezone=True)),
     postgresql_partition_by="RANGE (occurred_at)",
 )
@@ -169,7 +169,7 @@ relayed_topic = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("topic_id", Text, nullable=False),
-    Column("ends", ARRAY(BigInteger), nullable=False, server_default="{}"),  # of its partitions, after what was sent
+    Column("ends", ARRAY(BigInteger), nullable=False, server_default="{}"),  # per partition, after the last send
 )
 
 processed_event = Table(
@@ -185,20 +185,20 @@ Index("processed_event_claimed_at", processed_event.c.claimed_at)
 dead_letter = Table(
     "dead_letter",
     metadata,
-    Column("number", BigInteger, Identity(always=True), primary_key=True),  # what operators call it by
-    Column("function", Text, nullable=False),  # that could not process it
+    Column("number", BigInteger, Identity(always=True), primary_key=True),  # how operators refer to it
+    Column("function", Text, nullable=False),  # the one that could not process it
     Column("source", Text, nullable=False),
     Column("event_id", Text, nullable=False),
     Column("type", Text, nullable=False),
     Column("subject", Text),
-    Column("attributes", JSONB, nullable=False),  # all of the event's own, as text
+    Column("attributes", JSONB, nullable=False),  # all attributes of the event, as text
     Column("data", LargeBinary, nullable=False),
     Column("content_type", Text),
     Column("error", Text, nullable=False),
-    Column("count", Integer, nullable=False, server_default="1"),  # of the times that it was given up
+    Column("count", Integer, nullable=False, server_default="1"),  # how often delivery was given up
     Column("first_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("last_at", DateTime(timezone=True), nullable=False, server_default=_now),
-    Column("retried_at", DateTime(timezone=True)),  # by an operator; none since it was given up again
+    Column("retried_at", DateTime(timezone=True)),  # by an operator; null again if that delivery was given up too
     UniqueConstraint("function", "source", "event_id", name="dead_letter_event"),
 )
 Index("dead_letter_open", dead_letter.c.function, postgresql_where=dead_letter.c.retried_at.is_(None))
@@ -208,10 +208,10 @@ totp = Table(
     "totp",
     metadata,
     Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
-    Column("secret", LargeBinary, nullable=False),  # sealed: it must be read again to check a code
+    Column("secret", LargeBinary, nullable=False),  # encrypted: needed to check codes
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("confirmed_at", DateTime(timezone=True)),
-    Column("last_step", BigInteger, nullable=False, server_default="0"),  # no code of this or an earlier step counts
+    Column("last_step", BigInteger, nullable=False, server_default="0"),  # codes of this or an earlier step are refused
 )
 Index("totp_unconfirmed", totp.c.created_at, postgresql_where=totp.c.confirmed_at.is_(None))
 
@@ -230,7 +230,7 @@ passkey = Table(
     Column("credential_id", LargeBinary, nullable=False, unique=True),
     Column("public_key", LargeBinary, nullable=False),  # COSE
     Column("sign_count", BigInteger, nullable=False),
-    Column("backup_eligible", Boolean),  # unknown of those registered before it was kept
+    Column("backup_eligible", Boolean),  # null for passkeys registered before this column existed
     Column("name", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("last_used_at", DateTime(timezone=True)),
@@ -255,7 +255,7 @@ phone_verification = Table(
     metadata,
     Column("account_id", Uuid, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
     Column("phone", Text, nullable=False),  # E.164
-    Column("code_hash", LargeBinary),  # once the text message was made
+    Column("code_hash", LargeBinary),  # set once the text message was composed
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("requested_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True)),
@@ -274,7 +274,7 @@ business = Table(
     Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("checked_at", DateTime(timezone=True)),
     Column("check_announced_at", DateTime(timezone=True)),
-    Column("holds_number", Boolean, nullable=False, server_default="false"),  # while verified: no other account can be
+    Column("holds_number", Boolean, nullable=False, server_default="false"),  # if verified, no other account can be
 )
 Index(
     "business_held_number",
@@ -288,9 +288,9 @@ Index("business_checked_at", business.c.checked_at)
 stored_answer = Table(
     "stored_answer",
     metadata,
-    Column("id", LargeBinary, primary_key=True),  # made from function, caller and Idempotency-Key
+    Column("id", LargeBinary, primary_key=True),  # derived from function, caller and Idempotency-Key
     Column("fingerprint", LargeBinary, nullable=False),  # of the request
-    Column("answer", LargeBinary),  # sealed; none while the request is under way
+    Column("answer", LargeBinary),  # encrypted; null while the request is in progress
     Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=_now),
 )
 Index("stored_answer_claimed_at", stored_answer.c.claimed_at)
@@ -299,7 +299,7 @@ audit = Table(
     "audit",
     metadata,
     Column("event_id", Uuid, primary_key=True),
-    Column("account_id", Uuid, nullable=False),  # no reference: it outlives the account
+    Column("account_id", Uuid, nullable=False),  # no foreign key: outlives the account
     Column("type", Text, nullable=False),
     Column("occurred_at", DateTime(timezone=True), nullable=False),
     Column("request_id", Text, nullable=False),
@@ -310,7 +310,7 @@ Index("audit_account_id", audit.c.account_id, audit.c.event_id)
 purged_account = Table(
     "purged_account",
     metadata,
-    Column("account_id", Uuid, primary_key=True),  # no reference: it is gone, and stays so when a backup is restored
+    Column("account_id", Uuid, primary_key=True),  # no foreign key: the account is gone, even after a restore
     Column("purged_at", DateTime(timezone=True), nullable=False, server_default=_now),
 )
 

@@ -1,6 +1,6 @@
-"""Transactions on PostgreSQL: every statement runs inside an explicit one.
+"""PostgreSQL transactions. Every statement runs inside an explicit one.
 
-Behind PgBouncer in transaction mode, a statement outside a transaction may be answered with another client's rows.
+Behind PgBouncer in transaction mode, a statement outside a transaction could return another client's rows.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ from shared.redis import cache
 from shared.runtime import deadline, metrics
 from shared.runtime.problems import ServiceUnavailable
 
-# SQLSTATE classes and codes that say "not now": connection lost, out of resources, shutting down, read-only, deadlock;
-# a statement or a transaction that took too long, as what it needs is locked by another.
+# SQLSTATE classes and codes of temporary errors: connection lost, out of resources, shutting down, read-only, deadlock,
+# and a statement or transaction that took too long, for example because it waited for a lock.
 _NOT_NOW = ("08", "53", "57P", "25006", "40", "57014", "55P03", "25P03", "25P04", *PREPARED_OTHERWISE)
 
 
 @contextmanager
 def transaction() -> Iterator[Connection]:
-    """One transaction: committed at the end of the block, rolled back when it raises.
+    """Run the block in one transaction: commit at its end, roll back if it raises.
 
-    What the block puts in the cache is put after the commit, and not at all when the transaction is rolled back.
-    Within `last_transaction_open` the commit waits for the next transaction, or for the end of that block.
+    Cache writes in the block happen after the commit, and not at all after a rollback. Within `last_transaction_open`,
+    the commit waits for the next transaction or the end of that block.
 
     Raises:
-        ServiceUnavailable: the database is away, or has no connection free. Nothing was changed, unless the
+        ServiceUnavailable: the database is unreachable or has no free connection. Nothing was changed, unless the
             connection broke during the commit.
     """
     last = _last_transaction.get()
@@ -51,7 +51,7 @@ def transaction() -> Iterator[Connection]:
 
 @contextmanager
 def snapshot() -> Iterator[None]:
-    """In the block, transactions read only, each from one state of the database."""
+    """Make transactions in the block read-only, each on one snapshot of the database."""
     token = opening.set("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     try:
         yield
@@ -60,25 +60,25 @@ def snapshot() -> Iterator[None]:
 
 
 def together(*changes: Insert | Update) -> Insert | Update:
-    """Changes as one statement, whose result is that of the last; none of them sees the others."""
+    """Combine changes into one statement that returns the result of the last. No change sees the others."""
     *others, last = changes
     return last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others)))
 
 
 class LastTransaction:
-    """The last transaction of a piece of work, not committed yet."""
+    """The last transaction of a block, not yet committed."""
 
     def __init__(self) -> None:
         self._begun = ExitStack()
         self._connection: Connection | None = None
 
     def execute(self, statement: Executable) -> CursorResult[Any]:
-        """Executes a statement in the last transaction, or in a new one where none is open."""
+        """Execute a statement in the last transaction, or in a new one if none is open."""
         with _errors_as_problems():
             return (self._connection or self.begin()).execute(statement)
 
     def begin(self) -> Connection:
-        """Commits the transaction before and begins another."""
+        """Commit the previous transaction and begin another."""
         self.commit()
         self._connection = self._begun.enter_context(begun(engine()))
         return self._connection
@@ -94,13 +94,13 @@ class LastTransaction:
 
 @contextmanager
 def last_transaction_open() -> Iterator[LastTransaction]:
-    """Leaves the last `transaction()` of the block open, so that what came of it can be written in it as well.
+    """Keep the last `transaction()` of the block open, so that the outcome can be written in it as well.
 
-    It is committed at the end of the block, and rolled back when the block raises. What was put in the cache follows
-    the commit, as in `transaction`.
+    It is committed at the end of the block, and rolled back if the block raises. Cache writes follow the commit, as in
+    `transaction`.
 
     Raises:
-        ServiceUnavailable: as `transaction` does.
+        ServiceUnavailable: see `transaction`.
     """
     last = LastTransaction()
     token = _last_transaction.set(last)
@@ -134,23 +134,23 @@ def _errors_as_problems() -> Iterator[None]:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Whether the error says that the database is away or busy, rather than that a statement is wrong."""
+    """Return whether the error means that the database is unreachable or busy, not that a statement is wrong."""
     if not isinstance(error, DBAPIError):
         return True
     return isinstance(error, InterfaceError) or error.connection_invalidated or sqlstate(error).startswith(_NOT_NOW)
 
 
 def is_duplicate(error: DBAPIError) -> bool:
-    """Whether a unique constraint refused the row; pg8000 raises no IntegrityError."""
+    """Return whether a unique constraint refused the row; pg8000 raises no IntegrityError."""
     return sqlstate(error) == "23505"
 
 
 def sqlstate(error: DBAPIError) -> str:
-    """PostgreSQL's code of an error; empty when it did not come from the server."""
+    """Return the SQLSTATE of an error; empty if it did not come from the server."""
     return code_of(error.orig)
 
 
 def check() -> None:
-    """One round trip; raises ServiceUnavailable."""
+    """Make one round trip; raise ServiceUnavailable if it fails."""
     with transaction() as connection:
         connection.execute(sqlalchemy.text("SELECT 1"))

@@ -209,7 +209,7 @@ def test_a_migration_without_a_database_names_it_and_not_the_password() -> None:
     port = free_port()
     url = f"postgresql://aegis:secret-password@{LOOPBACK}:{port}/aegis"
     said = refused(start(ROOT, "-c", WITHOUT_PATIENCE, OWNER_DATABASE_URL=url), status=os.EX_TEMPFAIL)
-    assert said.startswith("the migration gave up: the database is away (")
+    assert said.startswith("the migration gave up: the database is unreachable (")
     assert str(port) in said
     assert "secret" not in said
 

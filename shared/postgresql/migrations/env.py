@@ -1,4 +1,4 @@
-"""Runs the migrations (Alembic): `python -m shared.postgresql.migrate`."""
+"""Alembic's entry point, which `python -m shared.postgresql.migrate` runs."""
 
 from alembic import context
 

@@ -67,7 +67,7 @@ STATEMENTS = (
     """,
     "CREATE INDEX outbox_occurred_at ON outbox USING brin (occurred_at)",
     "CREATE INDEX outbox_unsent ON outbox (position) WHERE sent_at IS NULL",
-    # The relay listens; a trigger, because a NOTIFY of the writer's own would be one more round trip.
+    # Wakes the relay; a trigger, because a separate NOTIFY would cost the writer a round trip.
     """
     CREATE FUNCTION notify_outbox() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_notify('outbox', ''); RETURN NULL; END $$

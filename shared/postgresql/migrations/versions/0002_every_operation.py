@@ -1,4 +1,4 @@
-"""What every user operation needs: second factors, phones, businesses, stored answers, the audit trail."""
+"""Tables of the remaining operations: second factors, phones, businesses, stored answers, the audit trail."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Finds what has expired, and the events of one user, without reading whole tables."""
+"""Indexes that find expired rows, and the events of one user, without reading whole tables."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""What administrators search by."""
+"""Indexes for the administrators' search."""
 
 from alembic import op
 

@@ -1,6 +1,6 @@
-"""The outbox in partitions of a day each, so that old events go by dropping a table; how far the topic was filled.
+"""Partition the outbox by day, so that dropping a table removes old events, and record the end offsets of the topic.
 
-Events of the last day, and those that wait, move over; writers wait for that as long.
+Unsent events and those of the last day are moved, which blocks writers meanwhile.
 """
 
 from alembic import op
@@ -28,7 +28,7 @@ STATEMENTS = (
         PRIMARY KEY (id, occurred_at)
     ) PARTITION BY RANGE (occurred_at)
     """,
-    # Takes what no day's partition takes, so that an insert never fails for want of one.
+    # An insert never fails because a day's partition is missing.
     "CREATE TABLE outbox_other PARTITION OF outbox DEFAULT",
     "CREATE INDEX outbox_unsent ON outbox (position) WHERE sent_at IS NULL",
     "CREATE INDEX outbox_subject ON outbox (subject, position)",

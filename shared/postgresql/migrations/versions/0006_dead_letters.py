@@ -1,4 +1,4 @@
-"""Events that could not be delivered, kept for an operator to decide on."""
+"""Store events that could not be delivered until an operator decides on them."""
 
 from alembic import op
 

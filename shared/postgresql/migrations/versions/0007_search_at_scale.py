@@ -1,4 +1,4 @@
-"""Finds who has a beginning in common without a look at their rows; the indexes without ids go a release later."""
+"""Search by prefix with index-only scans; a later release drops the indexes without ids."""
 
 from alembic import op
 
@@ -10,7 +10,7 @@ STATEMENTS = (
     CREATE INDEX account_canonical_email_prefix_with_id
     ON account (canonical_email text_pattern_ops) INCLUDE (id, status)
     """,
-    # With the name itself: only then does PostgreSQL know that it need not look at the row.
+    # Includes the name, as PostgreSQL uses no index-only scan on the expression otherwise.
     """
     CREATE INDEX account_name_prefix_with_id
     ON account (lower(name) text_pattern_ops) INCLUDE (name, id, status)

@@ -1,4 +1,4 @@
-"""Who was purged, so that a restored backup does not bring them back; and which backups there are, for the metrics."""
+"""Record purged accounts, so that restoring a backup does not bring them back, and backups, for the metrics."""
 
 from alembic import op
 
@@ -7,7 +7,7 @@ down_revision = "0007"
 
 STATEMENTS = (
     "CREATE TABLE purged_account (account_id uuid PRIMARY KEY, purged_at timestamptz NOT NULL DEFAULT now())",
-    # A trigger: whoever deletes accounts, be it the release before or a person, cannot forget it.
+    # A trigger also covers deletions by the previous release or by hand.
     """
     CREATE FUNCTION remember_purged() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO public.purged_account (account_id) SELECT id FROM purged ON CONFLICT DO NOTHING;

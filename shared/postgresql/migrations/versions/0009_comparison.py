@@ -1,6 +1,6 @@
-"""Compares addresses and names after case folding, so that κωστας@ and ΚΩΣΤΑΣ@ are one.
+"""Compare addresses and names after case folding, so that κωστας@ and ΚΩΣΤΑΣ@ are equal.
 
-Addresses that were two and would be one now stay two: the account that was verified first is found by both.
+If two existing addresses become equal, both accounts stay: either spelling finds the account verified first.
 """
 
 import unicodedata
@@ -38,7 +38,7 @@ def upgrade() -> None:
 
 
 def folded(address: str) -> str:
-    """The address, its local part folded; as it is where that has letters that stand for others."""
+    """Fold the local part of an address, unless it contains compatibility characters."""
     local, _, domain = address.rpartition("@")
     if unicodedata.normalize("NFKC", local) != local:
         return address

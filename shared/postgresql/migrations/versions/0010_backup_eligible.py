@@ -1,4 +1,4 @@
-"""Whether a passkey may be synced to other devices, which its authenticator may not say otherwise later."""
+"""Record whether a passkey can be synced to other devices; its authenticator must not change that later."""
 
 from alembic import op
 
@@ -7,5 +7,5 @@ down_revision = "0009"
 
 
 def upgrade() -> None:
-    # Null for passkeys of before: their next log-in says it.
+    # Null for existing passkeys, until their next login.
     op.execute("ALTER TABLE passkey ADD COLUMN backup_eligible boolean")

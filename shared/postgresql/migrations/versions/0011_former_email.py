@@ -1,4 +1,4 @@
-"""The address that a change has replaced: kept for its owner for seven days, who can take the change back."""
+"""Keep the old address for seven days after a change, so that its owner can undo the change."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""What functions may do only through the owner of the tables, as they connect with a role of fewer rights."""
+"""SQL functions that run with the rights of the owner, because the service's functions connect with a limited role."""
 
 from alembic import op
 
@@ -15,7 +15,7 @@ STATEMENTS = (
             day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');
     END $$
     """,
-    # Events that wait to be sent stay, whoever calls it.
+    # Never drops unsent events.
     """
     CREATE FUNCTION drop_outbox_day(day date) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -32,7 +32,7 @@ STATEMENTS = (
         END IF;
     END $$
     """,
-    # With the owner's right to see them (pg_monitor), and nothing else of that right.
+    # Needs pg_monitor, which the owner has and the functions' role must not get.
     """
     CREATE FUNCTION replication_lag() RETURNS TABLE (name text, seconds double precision)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -40,7 +40,7 @@ STATEMENTS = (
         FROM pg_stat_replication WHERE state IS NOT NULL AND state <> 'backup' GROUP BY application_name
     $$
     """,
-    # Else whoever deletes accounts would need the right to say that any account was purged.
+    # Otherwise a role that deletes accounts would need to insert into purged_account.
     "ALTER FUNCTION remember_purged() SECURITY DEFINER SET search_path = pg_catalog, pg_temp",
     "REVOKE EXECUTE ON FUNCTION add_outbox_day(date), drop_outbox_day(date), replication_lag() FROM PUBLIC",
 )

@@ -1,6 +1,6 @@
-"""A business number that is verified on one account can be verified on no other.
+"""Allow a business number to be verified on only one account.
 
-Numbers that are verified on several accounts stay so: the account that submitted one first holds it.
+Numbers already verified on several accounts stay verified; the account that submitted first holds the number.
 """
 
 from alembic import op
@@ -20,7 +20,7 @@ STATEMENTS = (
     ) AS first
     WHERE business.account_id = first.account_id
     """,
-    # Not of all that are verified: the previous release, which does not know of it, goes on verifying.
+    # Not on all verified rows: the previous release does not set holds_number and still verifies numbers.
     "CREATE UNIQUE INDEX business_held_number ON business (number) WHERE status = 'verified' AND holds_number",
 )
 
