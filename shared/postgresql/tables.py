@@ -274,7 +274,7 @@ business = Table(
     Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("checked_at", DateTime(timezone=True)),
     Column("check_announced_at", DateTime(timezone=True)),
-    Column("holds_number", Boolean, nullable=False, server_default="false"),  # if verified, no other account can be
+    Column("holds_number", Boolean, nullable=False, server_default="false"),  # while verified, reserves the number
 )
 Index(
     "business_held_number",

@@ -1,1 +1,1 @@
-"""Redis, which may vanish at any moment: the cache, and the clients of one Redis and of a cluster. Imports runtime."""
+"""Redis: the cache, and the clients of a single server and of a cluster. Imports runtime."""

@@ -1,7 +1,6 @@
-"""Redis, which may vanish at any moment: a read then misses, what changed is put later, and PostgreSQL answers.
+"""The cache in Redis. While Redis is unreachable, reads miss, PostgreSQL answers, and writes are retried later.
 
-Whoever changes something puts the new value; whoever only read it puts it if absent. So a slow reader never
-overwrites what a writer has put since.
+Writers set the new value; readers set a value only if absent. So a slow reader never overwrites a newer value.
 """
 
 import logging
@@ -20,27 +19,27 @@ from shared.runtime.once import once
 from shared.runtime.settings import REDIS_CLUSTER, settings
 
 LATE_SECONDS = 60.0
-"""What could not be put is tried again for so long: then Redis has forgotten by itself what stood there before."""
+"""How long failed writes are retried; after that, the old values in Redis have expired."""
 LATE_PAUSE_SECONDS = 0.25
 
 log = logging.getLogger(__name__)
 
 
 def key(user_id: UUID, name: str) -> str:
-    """The key of something of one user; the braces keep one user's keys in one slot of a Redis cluster.
+    """Return the key of a user's entry. The braces keep all keys of a user in one slot of a Redis cluster.
 
-    Metrics tell the caches apart by the first word of the name.
+    Metrics label the cache by the first word of the name.
     """
     return f"aegis:{{{user_id}}}:{name}"
 
 
 def get(*keys: str) -> list[bytes | None]:
-    """The values of all keys in one round trip; None for what is not there."""
+    """Return the values of all keys in one round trip; None for missing ones."""
     return ask(keys)[0]
 
 
 def ask(keys: Sequence[str], command: Command | None = None) -> tuple[list[bytes | None], Any]:
-    """The values of keys as `get` has them, and the answer to a command, None when Redis is away; in one round trip."""
+    """Like `get`, and run a command in the same round trip; its result is None if Redis is unreachable."""
     commands: list[Command] = [("GET", key) for key in keys]
     if command:
         commands.append(command)
@@ -58,9 +57,9 @@ def _cache_of(name: str) -> str:
 
 
 def put(*names: str, value: bytes | str, seconds: int) -> None:
-    """Sets keys, for those who changed what they tell; as soon as Redis is back, where it is away.
+    """Set keys after their data has changed. If Redis is unreachable, set them as soon as it is back.
 
-    For it may only hang, or be out of reach from here, and the old values stand there for others to read.
+    Redis may be reachable for other processes, which would go on reading the old values.
     """
     puts = {name: _Put(value, seconds) for name in names}
     if puts:
@@ -68,10 +67,10 @@ def put(*names: str, value: bytes | str, seconds: int) -> None:
 
 
 def put_unless_contended(name: str, value: bytes | str, *, seconds: int, apart: int) -> None:
-    """Sets a key as `put` does; empties it for `apart` seconds where it was set so already within as many seconds.
+    """Set a key like `put`, unless it was set this way within the last `apart` seconds; then empty it for that long.
 
-    Two who change one thing may come here in the other order than they committed in: then no value is right. Nor is
-    this one when Redis was away for it.
+    Two concurrent changes may arrive here in a different order than they were committed, so neither value is safe to
+    cache. If Redis is unreachable, the key is emptied later as well.
     """
     command = ("EVAL", _PUT_UNLESS_CONTENDED, 2, name, f"{name}:put", value, seconds, apart)
     _write(_Write([command], {name: _Put("", apart)}))
@@ -85,20 +84,20 @@ return redis.call('SET', KEYS[1], contended and '' or ARGV[1], 'EX', contended a
 
 
 def put_if_absent(name: str, value: bytes | str, *, seconds: int) -> None:
-    """Sets a key unless it is set, for those who read what it tells."""
+    """Set a key unless it exists, after reading its data."""
     attempt(if_absent(name, value, seconds=seconds))
 
 
 def if_absent(name: str, value: bytes | str, *, seconds: int) -> Command:
-    """Sets a key unless it is set, among other commands."""
+    """Return the command that sets a key unless it exists."""
     return "SET", name, value, "EX", seconds, "NX"
 
 
 @contextmanager
 def puts_after_commit() -> Iterator[None]:
-    """Puts at the end of the block what is put in it, in one round trip; nothing when the block raises.
+    """Delay the writes in the block until its end, then do them in one round trip; do none if the block raises.
 
-    For a block that ends with a commit: no reader sees what is not committed.
+    For a block that ends with a commit, so that no reader sees uncommitted data.
     """
     waiting: list[_Write] = []
     token = _waiting.set(waiting)
@@ -112,15 +111,15 @@ def puts_after_commit() -> Iterator[None]:
 
 
 def is_up() -> bool:
-    """Whether Redis answers."""
-    # Of a key, as a node answers PING also while its cluster is down.
+    """Return whether Redis answers."""
+    # Not PING, because a node answers it even while its cluster is down.
     return _try([("EXISTS", "aegis")]) is not None
 
 
 def attempt(*commands: Command) -> list[Any] | None:
-    """The answers to commands, in one round trip for each node that they concern.
+    """Run commands in one round trip per node and return their results.
 
-    None when Redis is away, or was at the last try and it is not time for another: some of them may have been done.
+    Return None if Redis is unreachable or the circuit breaker is open. Some commands may have run.
     """
     return _try(commands) if _breaker.admits() else None
 
@@ -133,7 +132,7 @@ class _Put(NamedTuple):
 class _Write(NamedTuple):
     commands: Sequence[Command]
     late: dict[str, _Put]
-    """What is right to put in its place when it could not be done."""
+    """The values to set later if this write fails."""
 
 
 _waiting: "ContextVar[list[_Write] | None]" = ContextVar("waiting", default=None)
@@ -153,12 +152,12 @@ def _write(write: _Write) -> None:
 
 
 _late: dict[str, tuple[float, _Put]] = {}
-"""Of each key that could not be put: until when it is tried again, and what is put then."""
+"""For each key that could not be set: until when to retry, and the value."""
 _late_lock = threading.Lock()
 
 
 def _put_late() -> None:
-    """Tries to put what is late, until nothing is."""
+    """Retry the failed writes until none is left."""
     while True:
         with _late_lock:
             now = time.monotonic()
@@ -187,19 +186,19 @@ def _try(commands: Sequence[Command]) -> list[Any] | None:
     except OSError as error:
         _breaker.open()
         metrics.REDIS_ERRORS.inc()
-        log.warning("Redis is away; doing without it", extra={"error": type(error).__name__})
+        log.warning("Redis is unreachable; continuing without it", extra={"error": type(error).__name__})
         return None
     _breaker.close()
     return answers
 
 
 _breaker = CircuitBreaker()
-"""So that an absent Redis does not slow every request."""
+"""Keeps an unreachable Redis from slowing down every request."""
 
 
 @once
 def client() -> Redis:
-    """The client of this process; call it within `attempt`."""
+    """Return the client of this process; use it only within `attempt`."""
     url = settings().redis_url
     if url.startswith(REDIS_CLUSTER):
         from shared.redis.cluster import ClusteredRedis

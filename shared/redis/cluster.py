@@ -1,9 +1,9 @@
-"""Redis in cluster mode: redis-py's RedisCluster, every try of which ends in time.
+"""Redis in cluster mode: redis-py's RedisCluster, with a time limit on every try.
 
-By itself it asks one node after the other where the slots are now, and waits for each that hangs.
+Without it, RedisCluster asks one node after another where the slots are, and waits for each one that hangs.
 
-A master does not wait for its replica, and may take with it what it was told in its last moments: whatever stood there
-before holds again, until Redis forgets it.
+Replication is asynchronous, so a master that fails can lose its latest writes. The older values are then served again
+until they expire.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,15 @@ from shared.redis.protocol import Command, RedisRefused
 
 
 class ClusteredRedis:
-    """A cluster of Redis."""
+    """A Redis cluster."""
 
     def __init__(self, url: str) -> None:
         """
         Args:
-            url: of any of its nodes, as redis://[:PASSWORD@]HOST:PORT/0.
+            url: any of its nodes, as redis://[:PASSWORD@]HOST:PORT/0.
 
         Raises:
-            OSError: nobody answers there, or not for a whole cluster.
+            OSError: the node does not answer, or does not know the whole cluster.
         """
         with _errors_as_refusal():
             self.cluster = _connect(url)
@@ -49,7 +49,7 @@ def _errors_as_refusal() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, RedisClusterException, AttributeError) as error:
-        # AttributeError: it is told to ask a node that has just joined the cluster (redis-py's issue 2432).
+        # AttributeError: it was redirected to a node that has just joined the cluster (redis-py issue 2432).
         raise RedisRefused from error
 
 
@@ -58,18 +58,17 @@ def _connect(url: str) -> RedisCluster:
         url,
         connection_class=_Connection,
         socket_timeout=protocol.TIMEOUT_SECONDS,
-        protocol=2,  # in 3 a server may announce its maintenance, for which the client would wait longer
-        retry=Retry(NoBackoff(), 1),  # where a master is gone: one more try asks the replica that took its place
+        protocol=2,  # with 3 a server can announce maintenance, and the client would wait longer
+        retry=Retry(NoBackoff(), 1),  # if a master is gone, the second try reaches the promoted replica
         dynamic_startup_nodes=False,
     )
-    # Who is asked for the slots: the nodes of now, should the one in the URL be away; and that one, a name that finds
-    # others later, should all of these be gone.
+    # Any known node can tell the slots if the one in the URL is down; that one helps if all others were replaced.
     client.nodes_manager.startup_nodes |= client.nodes_manager.nodes_cache
     return client
 
 
 class _Connection(redis.Connection):
-    """Waits for its node no longer than the try in hand has left."""
+    """A connection that waits no longer than the current try has left."""
 
     @property  # type: ignore[misc]
     def socket_connect_timeout(self) -> float:
@@ -88,5 +87,5 @@ class _Connection(redis.Connection):
 def _left() -> float:
     left = protocol.left()
     if left <= 0:
-        raise redis.TimeoutError("the nodes before took all the time")
+        raise redis.TimeoutError("the previous nodes used up the time")
     return left

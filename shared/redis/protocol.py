@@ -1,4 +1,4 @@
-"""What the cache asks of a Redis, or of a cluster, and how long one try may take."""
+"""The interface to a Redis server or cluster, and the time limit of a try."""
 
 import math
 import time
@@ -9,32 +9,32 @@ from typing import Any, Protocol
 
 TIMEOUT_SECONDS = 0.25
 TRY_SECONDS = 2 * TIMEOUT_SECONDS
-"""For all that one try waits for, however many nodes it asks."""
+"""Limit for all waits of one try, however many nodes it asks."""
 LEAST_SECONDS = 0.001
-"""For an answer, even where no time is left: then the connection is closed, and nobody else reads it."""
+"""Minimum wait for an answer. When it passes, the connection is closed, so that no other command reads the answer."""
 
 Command = tuple[Any, ...]
-"""Its name and its arguments, as Redis documents them."""
+"""A command's name and arguments, as Redis documents them."""
 
 
 class Redis(Protocol):
-    """One Redis, or a cluster."""
+    """A Redis server or cluster."""
 
     def run(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to commands, in their order.
+        """Run commands and return their results in order.
 
         Raises:
-            OSError: it does not answer, or refuses one of them; others may have been done.
+            OSError: Redis does not answer, or refused a command; others may have run.
         """
 
 
 class RedisRefused(OSError):
-    """It answered with an error."""
+    """Redis answered with an error."""
 
 
 @contextmanager
 def one_try() -> Iterator[None]:
-    """In the block, all waits for Redis together take no longer than a try may."""
+    """Limit all waits for Redis in the block together to TRY_SECONDS."""
     token = _until.set(time.monotonic() + TRY_SECONDS)
     try:
         yield
@@ -43,7 +43,7 @@ def one_try() -> Iterator[None]:
 
 
 def left() -> float:
-    """How many seconds a wait for Redis may take; none, or fewer, when the try in hand has had its time."""
+    """Return how many seconds a wait for Redis may take; zero or less if the current try has used up its time."""
     return min(TIMEOUT_SECONDS, _until.get() - time.monotonic())
 
 

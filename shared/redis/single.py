@@ -1,4 +1,4 @@
-"""One Redis, by hiredis alone: to import redis-py takes a fifth of a cold start."""
+"""A client of one Redis server, using hiredis only: importing redis-py takes a fifth of a cold start."""
 
 import select
 import socket
@@ -16,7 +16,7 @@ RECEIVED_BYTES = 65536
 
 
 class SingleRedis:
-    """A connection for each thread, opened when it is needed."""
+    """Opens one connection per thread, on demand."""
 
     def __init__(self, url: str) -> None:
         """url: redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], or rediss:// for TLS."""
@@ -28,7 +28,7 @@ class SingleRedis:
         connection: _Connection | None = getattr(self._of_thread, "connection", None)
         if connection is None or connection.is_stale():
             connection = _Connection(self._url)
-        self._of_thread.connection = None  # should it break: what comes of it later is no answer to another
+        self._of_thread.connection = None  # if this fails, a late answer must not reach another command
         answers = connection.run(commands)
         self._of_thread.connection = connection
         return answers
@@ -57,11 +57,11 @@ class _Connection:
             self.run(greeting)
 
     def is_stale(self) -> bool:
-        """Whether Redis has closed it: nobody waits for an answer, so there is nothing else to read."""
+        """Return whether Redis has closed the connection: while idle, there is nothing else to read."""
         return bool(self._poll.poll(0))
 
     def _wait_at_most(self, seconds: float) -> None:
-        if seconds != self._timeout:  # it is a system call
+        if seconds != self._timeout:  # saves a system call
             self._socket.settimeout(seconds)
             self._timeout = seconds
 
@@ -71,7 +71,7 @@ class _Connection:
         answers: list[Any] = []
         while len(answers) < len(commands):
             answer = self._reader.gets()
-            if answer is not False:  # which says that there is none yet
+            if answer is not False:  # False: no complete answer yet
                 answers.append(answer)
                 continue
             self._wait_at_most(_left())
