@@ -1,1 +1,1 @@
-"""What every process needs: settings, logs, metrics, deadlines, problems. Imports no other package of shared."""
+"""Basics of every process: settings, logs, metrics, deadlines, problems. Imports no other package of shared."""

@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL, or of several that follow each other (libpq, "Specifying Multiple Hosts").
+"""The URL of one PostgreSQL server, or of a primary and its replicas (libpq, "Specifying Multiple Hosts").
 
 postgresql://USER:PASSWORD@HOST:PORT,HOST:PORT/DATABASE?target_session_attrs=read-write
 """
@@ -24,11 +24,11 @@ class DatabaseUrl:
     addresses: tuple[Address, ...]
     database: str
     wanted: str
-    """Which of several servers: the one that takes writes, or one that follows it."""
+    """The wanted role among several servers: the primary (read-write) or a replica (standby)."""
 
 
 def with_login_of(url: str, other: str) -> str:
-    """The URL of a database with user and password of another URL."""
+    """Replace the user and password of a database URL by those of another URL."""
     login, at, _ = urlsplit(other).netloc.rpartition("@")
     place = urlsplit(url).netloc.rpartition("@")[2]
     return urlsplit(url)._replace(netloc=f"{login}{at}{place}").geturl()
@@ -38,7 +38,7 @@ def with_login_of(url: str, other: str) -> str:
 def parse(url: str) -> DatabaseUrl:
     """
     Raises:
-        ValueError: with what is wrong, for the end of a sentence that begins with the name of the setting.
+        ValueError: the message completes a sentence that starts with the name of the setting.
     """
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
@@ -49,11 +49,11 @@ def parse(url: str) -> DatabaseUrl:
     except ValueError:
         addresses = ()
     if parts.scheme != "postgresql" or not addresses or not all(map(all, addresses)):
-        raise ValueError("is not a URL with postgresql")
+        raise ValueError("is not a postgresql:// URL")
     parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
     wanted = parameters.pop("target_session_attrs", "any")
     if parameters or wanted not in WANTED:
-        raise ValueError(f"has other parameters than target_session_attrs={'|'.join(WANTED)}: {parts.query}")
+        raise ValueError(f"has parameters other than target_session_attrs={'|'.join(WANTED)}: {parts.query}")
     if len(addresses) > 1 and wanted == "any":
-        raise ValueError("names several servers, and no target_session_attrs=read-write (or standby)")
+        raise ValueError("names several servers without target_session_attrs=read-write (or standby)")
     return DatabaseUrl(unquote(user), unquote(password), addresses, unquote(parts.path[1:]), wanted)

@@ -1,7 +1,7 @@
-"""When a request must have an answer, whatever is away: what it waits for the database ends by then.
+"""The deadline of a request: its waits for the database end by then, even if the database is unreachable.
 
-Callers are told to come again within two seconds. While the database keeps some waiting too long, that counts from
-when they called; else a request that waited for its thread, as the process was busy, has the same time as any other.
+A caller gets an answer within two seconds, in the worst case a 503. While the database is too slow, the time a request
+waited for a thread counts too. Otherwise it does not count, because then only the process was busy.
 """
 
 import time
@@ -12,13 +12,13 @@ from contextvars import ContextVar
 from shared.runtime.problems import ServiceUnavailable
 
 SECONDS = 1.25
-"""For all that a request waits for. The rest of two seconds is for the last wait, and for what else there is to do."""
+"""Limit for all waits of a request. The rest of the two seconds is for the last wait and the other work."""
 LEAST_SECONDS = 0.5
-"""Every wait gets these, however late the request is: the database may be in good health, and this process slow."""
+"""Minimum for every wait, however late the request is: the database may be healthy and only this process slow."""
 STRAIN_SECONDS = 3.0
 
 queued: ContextVar[float] = ContextVar("queued", default=0.0)
-"""The seconds that the request in hand has waited for a thread."""
+"""The seconds that the current request has waited for a thread."""
 
 _NOT_STARTED = 0.0
 _until: ContextVar[float | None] = ContextVar("until", default=None)
@@ -26,20 +26,20 @@ _strained_until = 0.0
 
 
 def missed() -> None:
-    """Notes that the database has kept somebody waiting too long: who is queued behind that is waiting as well."""
+    """Record that a wait for the database took too long, so that the time in the queue counts for a while."""
     global _strained_until  # noqa: PLW0603
     _strained_until = time.monotonic() + STRAIN_SECONDS
 
 
 def refuse_late() -> None:
-    """Raises ServiceUnavailable for a request that has waited already as long as it may."""
+    """Raise ServiceUnavailable if the request has already waited too long."""
     if _waited() > SECONDS:
         raise ServiceUnavailable
 
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Bounds all waits in the block together. The time starts with the first."""
+    """Limit all waits in the block together. The time starts with the first wait."""
     token = _until.set(_NOT_STARTED)
     try:
         yield
@@ -48,7 +48,7 @@ def in_time() -> Iterator[None]:
 
 
 def left(most: float) -> float:
-    """How many seconds a wait may take that would otherwise take at most so many."""
+    """Return how many seconds a wait may take, at most `most`."""
     until = _until.get()
     if until is None:
         return most

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, on standard output, with the ids of its request and its user."""
+"""Logs: one JSON object per line, on standard output, with the ids of the request and the user."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ _encoder = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 class JsonFormatter(logging.Formatter):
-    """Renders a record; what is passed as `extra` becomes members of the object."""
+    """Formats a record as JSON, with the values of `extra` as members."""
 
     def __init__(self, environment: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _without_values(error: BaseException) -> str:
-    """The types and places of an error and its causes; its message may quote a row or a request."""
+    """Describe an error and its causes by type and place only: the message may quote a row or a request."""
     places = [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_tb(error.__traceback__)]
     text = f"{type(error).__module__}.{type(error).__qualname__} at " + " > ".join(places)
     cause = error.__cause__ or error.__context__
@@ -54,7 +54,7 @@ def _without_values(error: BaseException) -> str:
 
 
 def configuration(settings: "Settings") -> dict[str, Any]:
-    """The logging configuration (`logging.config.dictConfig`) of every process."""
+    """Return the logging configuration (`logging.config.dictConfig`) of every process."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -63,7 +63,7 @@ def configuration(settings: "Settings") -> dict[str, Any]:
         "root": {"level": settings.log_level, "handlers": ["stdout"]},
         "loggers": {
             "gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True},
-            # The client logs every attempt to reconnect; what fails for good reaches our own lines.
+            # The client logs every attempt to reconnect; we log permanent failures ourselves.
             "kafka": {"level": "CRITICAL"},
         },
     }

@@ -1,4 +1,4 @@
-"""What the manifests in knative/functions/ say: the functions, the route table, the trigger table, the schedules."""
+"""The contents of the manifests in knative/functions/: functions, routes, triggers and schedules."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from shared.runtime.resource_names import function_name
 
 MANIFESTS = Path(__file__).parents[2] / "knative" / "functions"
 NAMESPACE = "aegis-user-service"
-"""Of the functions, and of all that belongs to them, on a cluster."""
+"""The namespace of the functions and everything that belongs to them on a cluster."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Route:
     path: str
     kind: Literal["Exact", "RegularExpression", "PathPrefix"]
     replaced_by: str
-    """What the function sees in place of the matched prefix; empty where it sees the path as it is."""
+    """The replacement for the matched prefix; empty if the path is passed on unchanged."""
 
     def is_at(self, path: str) -> bool:
-        """Whether the route is for this path in particular."""
+        """Return whether the route matches this whole path, not only a prefix."""
         return (
             self.path == path
             if self.kind == "Exact"
@@ -38,7 +38,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A Trigger (Knative Eventing v1): which events go to which function, and how hard it is tried."""
+    """A Trigger (Knative Eventing v1): which events go to which function, and how delivery is retried."""
 
     name: str
     service: str
@@ -48,25 +48,25 @@ class Trigger:
     backoff_seconds: float
     timeout_seconds: float
     dead_letter_service: str
-    """Takes an event that could not be delivered."""
+    """Receives events that could not be delivered."""
 
     @property
     def function(self) -> str:
         return function_name(self.service)
 
     def matches(self, attributes: dict[str, str]) -> bool:
-        """Whether an event with these attributes passes all filters."""
+        """Return whether an event with these attributes passes all filters."""
         return all(_passes(filter_, attributes) for filter_ in self.filters)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A PingSource (Knative Eventing v1): when an event goes to which function."""
+    """A PingSource (Knative Eventing v1): when a function receives a scheduled event."""
 
     name: str
     service: str
     schedule: str
-    """Five fields, as cron takes them."""
+    """Five fields, as in cron."""
     timezone: str
 
 
@@ -78,7 +78,7 @@ def manifests() -> tuple[dict[str, Any], ...]:
 
 @cache
 def functions() -> tuple[str, ...]:
-    """The names of all functions that have a Knative Service."""
+    """Return the names of all functions that have a Knative Service."""
     return tuple(function_name(document["metadata"]["name"]) for document in _of_kind("Service"))
 
 
@@ -107,14 +107,14 @@ def routes() -> tuple[Route, ...]:
 
 @cache
 def route_timeout_seconds() -> float:
-    """How long the gateway waits for an answer at any route, the start of a pod included."""
+    """Return how long the gateway waits for a response on any route, including the start of a pod."""
     patches = yaml.safe_load((MANIFESTS.parent / "base" / "every_route.yaml").read_text("utf-8"))
     (timeouts,) = [patch["value"] for patch in patches if patch["path"] == "/spec/rules/0/timeouts"]
     return seconds(timeouts["request"])
 
 
 def methods_at(path: str) -> list[str]:
-    """The methods that are routed at this path."""
+    """Return the methods that are routed at this path."""
     return [route.method for route in routes() if route.method and route.is_at(path)]
 
 
@@ -149,7 +149,7 @@ def schedules() -> tuple[Schedule, ...]:
 
 
 def seconds(duration: str) -> float:
-    """Seconds of a duration as Gateway API (30s, 500ms) or ISO 8601 (PT0.5S) writes it."""
+    """Return the seconds of a duration in the format of Gateway API (30s, 500ms) or ISO 8601 (PT0.5S)."""
     if duration.startswith("PT"):
         return float(duration.removeprefix("PT").removesuffix("S"))
     return float(duration.removesuffix("ms")) / 1000 if duration.endswith("ms") else float(duration.removesuffix("s"))

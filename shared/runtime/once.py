@@ -1,6 +1,6 @@
-"""`once`: what a process makes on first use, and its threads share.
+"""`once`: a value that a process creates on first use and shares between threads.
 
-functools.cache does not do: of threads that come first together, each makes one of its own.
+functools.cache does not suffice: threads that call at the same time would each create a value.
 """
 
 import threading
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class once(Generic[T]):  # noqa: N801
-    """Decorates a function without parameters: it runs for the first call, and all get what it returned."""
+    """Decorates a function without parameters: only the first call runs it; all calls return its result."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -26,5 +26,5 @@ class once(Generic[T]):  # noqa: N801
         return self._made[0]
 
     def cache_clear(self) -> None:
-        """Forgets it; the next call makes a new one."""
+        """Discard the value; the next call creates a new one."""
         self._made.clear()

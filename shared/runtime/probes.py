@@ -1,4 +1,4 @@
-"""Health and metrics of a process that serves no requests, as relay and dispatcher: /health/live and /metrics."""
+"""Health and metrics of the relay and the dispatcher, which serve no API: /health/live and /metrics."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ STUCK_SECONDS = 60.0
 
 
 class Heart:
-    """Beats with each turn of the loop that does the work; a process whose heart stands still is to be restarted."""
+    """Tells whether the main loop is running: each iteration calls `beat`. Without beats, the process is restarted."""
 
     def __init__(self) -> None:
         self.beat()
@@ -25,7 +25,7 @@ class Heart:
 
 
 def serve(heart: Heart) -> None:
-    """Answers at PORT (on HOST, or everywhere as a pod must) from now on, where PORT is set."""
+    """Start the server on HOST:PORT if PORT is set. Without HOST, it listens on all addresses, as a pod must."""
     if "PORT" not in os.environ:
         return
 
@@ -45,12 +45,12 @@ def serve(heart: Heart) -> None:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(content)))
-            with contextlib.suppress(OSError):  # who asked did not wait for it
+            with contextlib.suppress(OSError):  # the client has gone
                 self.end_headers()
                 self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Probes are not worth a line."""
+            """Do not log probes."""
 
     server = ThreadingHTTPServer((os.environ.get("HOST", ""), int(os.environ["PORT"])), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Errors that a caller sees, as problem details (RFC 9457)."""
+"""Errors that callers receive, as problem details (RFC 9457)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import ClassVar, Literal, NotRequired
 from typing_extensions import TypedDict
 
 REQUEST_SECONDS = 10
-"""So long the gateway waits for a request to arrive in full."""
+"""How long the gateway waits for a complete request."""
 
 
 ReauthenticationReason = Literal["login-too-old", "second-factor-missing", "passkey-missing"]
-"""What the next log-in must bring: a newer one, a code of the authenticator app, a passkey."""
+"""Why the user must log in again: the login is too old, or lacks a second factor or a passkey."""
 
 
 class FieldError(TypedDict):
-    """One fault in a request: where it is (JSON pointer, RFC 6901, into the body or the query) and what it is.
+    """One error in a request. `pointer` (JSON pointer, RFC 6901) is its place in the body or the query.
 
-    `code` is stable: what a client translates by. `detail` is English, for developers.
+    `code` is stable: translate by it. `detail` is in English, for developers.
     """
 
     pointer: str
@@ -26,7 +26,7 @@ class FieldError(TypedDict):
 
 
 class ProblemExtensions(TypedDict, total=False):
-    """Members that only some kinds of problems have (RFC 9457, 3.2)."""
+    """Members that only some problem types have (RFC 9457, 3.2)."""
 
     errors: list[FieldError]
     challenge: str
@@ -37,9 +37,9 @@ class ProblemExtensions(TypedDict, total=False):
 class ProblemDetails(ProblemExtensions):
     """The body of every error (RFC 9457, 3.1), as application/problem+json.
 
-    Tell errors apart by type. Later versions may have more types: treat one that you do not know by its status.
-    request_id is absent when the router could not read the request's headers. challenge and methods are those of
-    second-factor-required, reason is that of reauthentication-required.
+    Distinguish errors by type. Later versions may add types: handle an unknown type by its status. request_id is absent
+    if the router could not read the request's headers. Only second-factor-required has challenge and methods, and only
+    reauthentication-required has reason.
     """
 
     type: str
@@ -50,13 +50,13 @@ class ProblemDetails(ProblemExtensions):
 
 
 class Problem(Exception):
-    """An error with a name of its own. Subclasses state the status, a title, and what the caller can do."""
+    """A named error. Subclasses set the status, a title, and what the caller can do."""
 
     status: ClassVar[int]
     title: ClassVar[str]
     detail: ClassVar[str]
     authenticate: ClassVar[str] = ""
-    """The challenge in WWW-Authenticate (RFC 9110, 11.6.1), of those that have one."""
+    """The challenge in WWW-Authenticate (RFC 9110, 11.6.1), if any."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Problem(Exception):
         errors: Sequence[FieldError] = (),
         extensions: ProblemExtensions | None = None,
     ) -> None:
-        """extensions: members that this kind of problem has beside the usual ones (RFC 9457, 3.2)."""
+        """extensions: additional members of this problem type (RFC 9457, 3.2)."""
         super().__init__(detail or self.detail)
         self.headers = {**({"WWW-Authenticate": self.authenticate} if self.authenticate else {}), **(headers or {})}
         self.errors = list(errors)
@@ -74,7 +74,7 @@ class Problem(Exception):
 
     @classmethod
     def type_uri(cls) -> str:
-        """The stable identifier that clients tell errors apart by: urn:aegis:problem:invalid-credentials."""
+        """Return the stable identifier of the error, such as urn:aegis:problem:invalid-credentials."""
         return "urn:aegis:problem:" + re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     def body(self, request_id: str) -> ProblemDetails:
@@ -99,17 +99,17 @@ class MalformedRequest(Problem):
 
 class Unauthenticated(Problem):
     status = 401
-    title = "A valid access token is needed"
+    title = "A valid access token is required"
     detail = "Send a current access token as 'Authorization: Bearer ...'; refresh it or log in again."
     authenticate = 'Bearer error="invalid_token"'
 
 
 class ReauthenticationRequired(Problem):
-    """The log-in is too old, or was too weak, for what is asked (RFC 9470)."""
+    """The login is too old or too weak for this operation (RFC 9470)."""
 
     status = 401
-    title = "Log in again for this"
-    detail = "It takes an access token of a log-in in the last ten minutes, with the strongest factor of the account."
+    title = "Log in again to do this"
+    detail = "This requires a login within the last ten minutes, with the strongest factor of the account."
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class ReauthenticationRequired(Problem):
         *,
         max_age: int | None = None,
     ) -> None:
-        """max_age: seconds since the log-in that are allowed, where it was too long ago."""
+        """max_age: the allowed age of the login in seconds, if it was too old."""
         challenge = 'Bearer error="insufficient_user_authentication"'
         if max_age is not None:
             challenge += f', max_age="{max_age}"'
@@ -127,8 +127,8 @@ class ReauthenticationRequired(Problem):
 
 class Forbidden(Problem):
     status = 403
-    title = "This is not allowed to you"
-    detail = "The account does not have the role that is needed."
+    title = "You do not have permission to do this"
+    detail = "The account does not have the required role."
 
 
 class NotFound(Problem):
@@ -140,11 +140,11 @@ class NotFound(Problem):
 class NoSuchItem(Problem):
     status = 404
     title = "There is no such item"
-    detail = "It never was, is gone, or belongs to somebody else."
+    detail = "It does not exist, was deleted, or belongs to somebody else."
 
 
 class RequestTimeout(Problem):
-    """The rest of a request did not come (RFC 9110, 15.5.9)."""
+    """The request did not arrive completely (RFC 9110, 15.5.9)."""
 
     status = 408
     title = "The request did not arrive in time"
@@ -153,14 +153,14 @@ class RequestTimeout(Problem):
 
 class PreconditionFailed(Problem):
     status = 412
-    title = "It has changed since you read it"
+    title = "The resource has changed since you read it"
     detail = "The ETag in If-Match is not the current one. Read it again, then repeat the change."
 
 
 class MethodNotAllowed(Problem):
     status = 405
     title = "The method is not allowed here"
-    detail = "The header Allow lists the methods that are."
+    detail = "The Allow header lists the allowed methods."
 
     def __init__(self, allowed: Sequence[str]) -> None:
         super().__init__(headers={"Allow": ", ".join(allowed)})
@@ -169,13 +169,13 @@ class MethodNotAllowed(Problem):
 class BodyTooLarge(Problem):
     status = 413
     title = "The body is too large"
-    detail = "A body may have 64 KiB."
+    detail = "The request body exceeds the limit of 64 KiB."
 
 
 class UnsupportedMediaType(Problem):
     status = 415
     title = "The content type is not supported"
-    detail = "Send the body as application/json, of a PATCH also as application/merge-patch+json."
+    detail = "Send the body as application/json; a PATCH can also use application/merge-patch+json."
 
 
 class UnsupportedContentEncoding(Problem):
@@ -183,7 +183,7 @@ class UnsupportedContentEncoding(Problem):
 
     status = 415
     title = "The content encoding is not supported"
-    detail = "Send the body uncompressed, without the header Content-Encoding."
+    detail = "Send the body uncompressed, without a Content-Encoding header."
 
     def __init__(self) -> None:
         super().__init__(headers={"Accept-Encoding": "identity"})
@@ -192,7 +192,7 @@ class UnsupportedContentEncoding(Problem):
 class InvalidRequest(Problem):
     status = 422
     title = "Some fields are not valid"
-    detail = "Nothing was changed. 'errors' lists each fault with a pointer to its field."
+    detail = "Nothing was changed. 'errors' lists each error with a pointer to its field."
 
 
 class TooManyRequests(Problem):
@@ -200,14 +200,14 @@ class TooManyRequests(Problem):
 
     status = 429
     title = "Too many requests"
-    detail = "Try again after the seconds in the header Retry-After."
+    detail = "Try again after the number of seconds in the Retry-After header."
 
     def __init__(self, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(headers={"Retry-After": "1", **(headers or {})})
 
 
 class MisdirectedRequest(Problem):
-    """The Host is none of this service (RFC 9110, 15.5.20): a page may have rebound its name to it."""
+    """The Host is not one of this service (RFC 9110, 15.5.20): protects against DNS rebinding."""
 
     status = 421
     title = "The service does not answer under this name"
@@ -217,7 +217,7 @@ class MisdirectedRequest(Problem):
 class HeadersTooLarge(Problem):
     status = 431
     title = "The path, the query or the headers are too large"
-    detail = "All of them together may have 8 KiB."
+    detail = "Together they exceed the limit of 8 KiB."
 
 
 class InternalError(Problem):
@@ -227,7 +227,7 @@ class InternalError(Problem):
 
 
 class UnsupportedTransferCoding(Problem):
-    """The body comes in a transfer coding other than chunked (RFC 9112, 6.1)."""
+    """The body has a transfer coding other than chunked (RFC 9112, 6.1)."""
 
     status = 501
     title = "The transfer coding is not supported"
@@ -235,11 +235,11 @@ class UnsupportedTransferCoding(Problem):
 
 
 class ServiceUnavailable(Problem):
-    """Something that the service needs is away, or it has as much work as it can take."""
+    """The service is overloaded, or something that it needs is unreachable."""
 
     status = 503
     title = "The service is not available right now"
-    detail = "Try again after the seconds in the header Retry-After."
+    detail = "Try again after the number of seconds in the Retry-After header."
 
     def __init__(self, detail: str = "", *, retry_after: int = 1) -> None:
         """retry_after: seconds."""

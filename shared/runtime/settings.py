@@ -1,4 +1,4 @@
-"""The settings of a process: read once from the environment, under the names of the guide's 4.2 and 4.3."""
+"""The settings of a process, read once from the environment under the names of the guide's sections 4.2 and 4.3."""
 
 import base64
 import json
@@ -34,13 +34,13 @@ Dependency = Literal[
 
 P256_BYTES = 32
 REDIS_CLUSTER = "redis+cluster"
-"""The scheme of a URL of Redis in cluster mode."""
+"""The URL scheme for Redis in cluster mode."""
 
 ENVIRONMENTS = ("development", "staging", "production")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 DEFAULT_AUDIENCE = "aegis"
-# A StringOrURI (RFC 7519, 2): what has a colon is a URI. Bounded, as it is in every token.
+# A StringOrURI (RFC 7519, 2): with a colon it must be a URI. Its length is limited because every token contains it.
 _AUDIENCE = re.compile(r"(?=.{1,255}$)([!#-9;-\[\]-~]+|[A-Za-z][A-Za-z0-9+.-]*:[!#-\[\]-~]+)")
 
 REQUIRED_BY: dict[Dependency, tuple[str, ...]] = {
@@ -72,16 +72,16 @@ SECRETS: dict[Dependency, tuple[str, ...]] = {
     "business_registry": ("BUSINESS_REGISTRY_API_KEY",),
     "gateway": ("GATEWAY_KEY",),
 }
-"""The keys of the Secret user-service-secrets that a process is given for what it uses, and no others."""
+"""The keys of the Secret user-service-secrets that a process gets for each dependency; it gets no others."""
 
 
 def secrets_of(uses: Collection[Dependency]) -> set[str]:
-    """The names of the secrets that this takes."""
+    """Return the names of the secrets that these dependencies need."""
     return {name for use in uses for name in SECRETS.get(use, ())}
 
 
 class InvalidSettings(Exception):
-    """Some settings are missing or malformed; `problems` names each, and no value of a secret."""
+    """Some settings are missing or malformed. `problems` names each, and contains no secret values."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -89,7 +89,7 @@ class InvalidSettings(Exception):
 
 
 class PublicKey(NamedTuple):
-    """What verifies the tokens of a `SigningKey`."""
+    """The public key of a `SigningKey`, which verifies its tokens."""
 
     kid: str
     x: str
@@ -108,112 +108,112 @@ class SigningKey(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     environment: str
-    """development, staging or production; every log line has it. In production no http:// URL is accepted."""
+    """development, staging or production; included in every log line. Production rejects http:// URLs."""
     log_level: str
     """DEBUG, INFO, WARNING or ERROR."""
     threads: int
-    """Requests that one process works on at once; also its share of database connections."""
+    """How many requests a process handles at once; also the size of its database pool."""
     database_url: str
-    """A PostgreSQL, or with target_session_attrs=read-write several, of which one takes writes."""
+    """The URL of PostgreSQL, or with target_session_attrs=read-write of several servers, one of them the primary."""
     owner_database_url: str
-    """The same, with the owner of the tables: for migrations, backups and an operator. Functions never have it."""
+    """The same, with the login of the tables' owner: for migrations, backups and operators. Functions never get it."""
     replica_database_url: str
-    """A PostgreSQL that follows the first, for reads that may be seconds old; none when it is empty."""
+    """The URL of a replica for reads that may be seconds old; empty for none."""
     replica_max_lag_seconds: int
-    """A replica that is further behind is not read."""
+    """Do not read from a replica that is further behind."""
     redis_url: str
-    """A Redis, or with the scheme redis+cluster any node of a cluster."""
+    """The URL of Redis, or with the scheme redis+cluster of any node of a cluster."""
     kafka_bootstrap_servers: str
-    """HOST:PORT, separated by commas: for relay and dispatcher. Functions never talk to Kafka."""
+    """HOST:PORT, separated by commas. Only the relay and the dispatcher use Kafka."""
     kafka_fetch_milliseconds: int
-    """How long a broker may wait for events before it answers the dispatcher."""
+    """How long the broker waits for events before it answers the dispatcher."""
     public_url: str
-    """Where people reach the service: the issuer of access tokens, and the start of links in mails."""
+    """The public URL of the service: the issuer of access tokens, and the start of links in mails."""
     signing_keys: tuple[SigningKey, ...]
-    """A JWK Set (RFC 7517) of private keys. The first signs. Only functions that issue tokens have it."""
+    """A JWK Set (RFC 7517) of private keys. The first signs. Only functions that issue tokens get it."""
     public_keys: tuple[PublicKey, ...]
-    """A JWK Set of public keys, all of which verify tokens, so that a key can be replaced without logging anyone out.
-    A process that has JWT_SECRET_KEY takes them from there."""
+    """A JWK Set of public keys. All of them verify tokens, so that replacing a key logs nobody out. A process with
+    JWT_SECRET_KEY derives them from it."""
     audiences: tuple[str, ...]
-    """Who access tokens are for (RFC 7519, 4.1.3): new ones name the first; all are accepted, so that it can change."""
+    """Audiences of access tokens (RFC 7519, 4.1.3). New tokens name the first; all are accepted, to allow a change."""
     refresh_key: bytes
-    """Refresh tokens are hashed under it."""
+    """The key for hashing refresh tokens."""
     encryption_key: bytes
-    """Encrypts second factors and stored answers, keys the hashes of codes, and authenticates cursors."""
+    """Encrypts second factors and stored answers, hashes codes, and authenticates cursors."""
     delivery_key: bytes
-    """Signs the tokens of deliveries: see shared/events/delivery_tokens.py."""
+    """Signs delivery tokens; see shared/events/delivery_tokens.py."""
     delivery_issuer: str
-    """The issuer of the service account tokens that Knative Eventing sends. Without DELIVERY_JWKS none is accepted."""
+    """The issuer of Knative Eventing's service account tokens. They are accepted only if DELIVERY_JWKS is set too."""
     delivery_jwks: str
-    """The cluster's public keys (RFC 7517), which verify these tokens."""
+    """The cluster's public keys (RFC 7517), which verify those tokens."""
     gateway_keys: tuple[bytes, ...]
-    """The gateway sends the first with each request; all are accepted, so that it can change."""
+    """Keys, separated by commas. The gateway sends the first with each request; all are accepted, to allow a change."""
     passkey_domain: str
-    """The relying party of passkeys (WebAuthn, RP ID): the host of PUBLIC_URL, or a domain that it belongs to."""
+    """The relying party of passkeys (WebAuthn RP ID): the host of PUBLIC_URL (the default) or a parent domain."""
     trusted_proxy_hops: int
-    """How many proxies before a function append to X-Forwarded-For; earlier entries are not trusted.
+    """How many proxies in front of a function append to X-Forwarded-For; earlier entries are not trusted.
 
-    Nothing is trusted in a request without one of the gateway's keys. Where there are none (in development), each
-    request counts as the gateway's.
+    The header is ignored in a request without one of the gateway's keys. If GATEWAY_KEY is not set (in development),
+    every request counts as sent by the gateway.
     """
     rate_limit_exempt: "tuple[IPv4Network | IPv6Network, ...]"
-    """Networks that are exempt from limits per address: load generators, servers that call for many users."""
+    """Networks that are exempt from per-address limits: load generators, servers that call for many users."""
     withdrawal_days: int
-    """How many days a withdrawn account can be restored by logging in, before it is purged."""
+    """How many days a withdrawn account can be restored by logging in before it is purged."""
     breached_passwords_url: str
-    """A k-anonymity range API such as https://api.pwnedpasswords.com; none is asked when it is empty."""
+    """A k-anonymity range API such as https://api.pwnedpasswords.com; empty for no check."""
     cors_allowed_origins: frozenset[str]
-    """Origins whose pages may call the API from a browser, as https://app.example.com; none by default."""
+    """Origins whose pages may call the API from a browser, such as https://app.example.com; none by default."""
     email_service_url: str
-    """SendGrid's API, or one of the same shape."""
+    """The URL of SendGrid's API or a compatible one."""
     email_api_key: str
-    """Authenticates there."""
+    """The API key for EMAIL_SERVICE_URL."""
     email_from: str
-    """The address that mails come from."""
+    """The sender address of mails."""
     sms_service_url: str
-    """Twilio's API, or one of the same shape."""
+    """The URL of Twilio's API or a compatible one."""
     sms_api_key: str
     """Account SID and auth token, as SID:TOKEN."""
     sms_from: str
-    """The number that texts come from."""
+    """The sender number of texts."""
     sms_regions: frozenset[str]
-    """Regions whose numbers get texts (ISO 3166-1, two letters). In some, fraudsters earn on each text."""
+    """Regions whose numbers get texts (ISO 3166-1, two letters). In some regions, fraudsters earn on each text."""
     texts_per_hour: int
-    """How many texts the whole service may send."""
+    """How many texts the whole service sends per hour at most."""
     unverified_mails_per_hour: int
-    """How many mails the whole service may send to unverified addresses: what strangers can make it send."""
+    """How many mails the whole service sends per hour to unverified addresses at most; anybody can trigger them."""
     business_registry_api_url: str
-    """The API of the National Tax Service, at odcloud.kr; taken with /api at its end or without."""
+    """The URL of the National Tax Service's API at odcloud.kr, with or without /api at the end."""
     business_registry_api_key: str
-    """Authenticates there."""
+    """The API key for BUSINESS_REGISTRY_API_URL."""
     backup_store: str
-    """A folder, or a bucket as s3://BUCKET/PREFIX."""
+    """Where backups are stored: a folder, or a bucket as s3://BUCKET/PREFIX."""
     backup_recipients: tuple[str, ...]
-    """age recipients (https://age-encryption.org/v1), public keys: each of their owners can open a backup."""
+    """Public keys (age recipients, https://age-encryption.org/v1); the owner of any of them can open a backup."""
     backup_manifest_keys: tuple[bytes, ...]
-    """Keys, separated by commas: the first authenticates manifests of backups, and each verifies them."""
+    """Keys, separated by commas. The first authenticates backup manifests; all verify them."""
     backup_identity: str
-    """An age identity, which opens backups: only where a drill runs by itself."""
+    """An age identity that opens backups. Set it only for automatic restore drills."""
     backup_keep: tuple[int, int, int]
-    """How many backups to keep: of the last days, weeks and months."""
+    """How many daily, weekly and monthly backups to keep."""
 
     @property
     def privileged_database_url(self) -> str:
-        """With the login of the tables' owner, or that of the functions where it is the only one."""
+        """Return the URL with the owner's login, or the functions' URL if there is no other."""
         return self.owner_database_url or self.database_url
 
 
 def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> Settings:
-    """Reads and checks the settings.
+    """Read and check the settings.
+
+    In production, public and provider URLs must be https, because tokens, codes and API keys are sent there.
 
     Args:
         environment: names and values, usually `os.environ`; an empty value counts as missing.
-        uses: what the process will use; the settings that this needs must be there.
-
-    In production the URLs that people and providers are reached by must be https: tokens, codes and API keys go there.
+        uses: the dependencies of the process, whose settings must be present.
 
     Raises:
-        InvalidSettings: with all problems at once.
+        InvalidSettings: lists all problems.
     """
     given = {name: value for name, value in environment.items() if value}
     values = _urls_of_parts(given) | given
@@ -237,11 +237,11 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         except ValueError:
             is_valid = False
         if value and not is_valid:
-            problems.append(f"{name} is not a URL with {' or '.join(schemes)}")
+            problems.append(f"{name} is not a URL with the scheme {' or '.join(schemes)}")
         elif value and (problem := _unsupported(parts)):
             problems.append(f"{name} {problem}")
         elif value and environment_name == "production" and parts.scheme == "http":
-            problems.append(f"{name} is not a URL with https, and ENVIRONMENT is production")
+            problems.append(f"{name} must be an https URL in production")
         return value.rstrip("/") if is_valid else ""
 
     environment_name = _choice("ENVIRONMENT", values.get("ENVIRONMENT", "development"), ENVIRONMENTS, problems)
@@ -320,7 +320,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         sms_regions=_regions("SMS_REGIONS", values.get("SMS_REGIONS", "KR"), problems),
         texts_per_hour=number("TEXTS_PER_HOUR", 1000, 1, 10_000_000),
         unverified_mails_per_hour=number("UNVERIFIED_MAILS_PER_HOUR", 10_000, 1, 10_000_000),
-        # The guide (4.2) writes /api at the end of the host, others leave it out.
+        # The guide (4.2) puts /api after the host; other sources leave it out.
         business_registry_api_url=url("BUSINESS_REGISTRY_API_URL", "http", "https").removesuffix("/api"),
         business_registry_api_key=values.get("BUSINESS_REGISTRY_API_KEY", ""),
         backup_store=values.get("BACKUP_STORE", ""),
@@ -340,23 +340,23 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
 
 @cache
 def settings() -> Settings:
-    """The settings of this process."""
+    """Return the settings of this process."""
     return load(os.environ)
 
 
 def required(key: bytes, name: str) -> bytes:
-    """A key that is used: under an empty one anybody could make what we make.
+    """Return a key that must not be empty: with an empty key, anybody could forge our tokens and hashes.
 
     Raises:
-        RuntimeError: it is not set, as the function does not state that it uses it.
+        RuntimeError: it is empty, because the function does not declare the dependency.
     """
     if not key:
-        raise RuntimeError(f"{name} is not set: a function that needs it has to state what it uses")
+        raise RuntimeError(f"{name} is not set: the function must declare the dependency that needs it")
     return key
 
 
 def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:
-    """The URLs that the guide's settings of single parts make."""
+    """Build URLs from the guide's settings for their parts."""
     urls: dict[str, str] = {}
     functions, owner = ("DB_USER", "DB_PASSWORD"), ("DB_OWNER", "DB_OWNER_PASSWORD")
     place = f"{values.get('DB_PORT', '5432')}/{values.get('DB_NAME', 'aegis_user')}"
@@ -374,7 +374,7 @@ def _urls_of_parts(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _database_url(values: Mapping[str, str], name: str, problems: list[str]) -> str:
-    """The URL under a name; what is wrong with it is added to the problems."""
+    """Return the URL with this name; append any error to the problems."""
     url = values.get(name, "")
     try:
         if url:
@@ -385,26 +385,26 @@ def _database_url(values: Mapping[str, str], name: str, problems: list[str]) -> 
 
 
 def _choice(name: str, value: str, choices: Collection[str], problems: list[str]) -> str:
-    """The value; where it is none of the choices, that is added to the problems."""
+    """Return the value; append to the problems if it is not one of the choices."""
     if value not in choices:
-        problems.append(f"{name} is none of {', '.join(choices)}")
+        problems.append(f"{name} is not one of {', '.join(choices)}")
     return value
 
 
 def _regions(name: str, text: str, problems: list[str]) -> frozenset[str]:
     regions = frozenset(region.strip() for region in text.split(","))
     if not all(re.fullmatch("[A-Z]{2}", region) for region in regions):
-        problems.append(f"{name} is not a list of regions of two letters such as KR,JP")
+        problems.append(f"{name} is not a list of two-letter regions such as KR,JP")
     return regions
 
 
 def _unsupported(url: SplitResult) -> str:
     if url.fragment:
-        return f"has a fragment, and none is supported: {url.fragment}"
+        return f"has a fragment, which is not supported: {url.fragment}"
     if url.query:
-        return f"has parameters, and none is supported: {url.query}"
+        return f"has parameters, which are not supported: {url.query}"
     if url.scheme == REDIS_CLUSTER and url.path not in ("", "/", "/0"):
-        return f"names the database {url.path}, and a cluster has /0 alone"
+        return f"names the database {url.path}, but a cluster has only /0"
     return ""
 
 
@@ -448,7 +448,7 @@ def _networks(text: str) -> "tuple[IPv4Network | IPv6Network, ...]":
 def _signing_and_public_keys(
     values: Mapping[str, str], problems: list[str]
 ) -> tuple[tuple[SigningKey, ...], tuple[PublicKey, ...]]:
-    """The keys of access tokens; what is wrong with them is added to the problems."""
+    """Return the keys of access tokens; append any error to the problems."""
     signing_keys: tuple[SigningKey, ...] = ()
     public_keys: tuple[PublicKey, ...] = ()
     name, kind = ("JWT_SECRET_KEY", "private") if "JWT_SECRET_KEY" in values else ("JWT_PUBLIC_KEYS", "public")
@@ -464,7 +464,7 @@ def _signing_and_public_keys(
 
 
 def _keys(jwk_set: str, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """These fields of each key. Where d is not among them, a key that has one is refused: it is private."""
+    """Return these fields of each key. Reject a private key (with d) if the fields do not include d."""
     keys = json.loads(jwk_set)["keys"]
     if not keys or any((key["kty"], key["crv"]) != ("EC", "P-256") for key in keys):
         raise ValueError

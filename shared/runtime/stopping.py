@@ -1,4 +1,4 @@
-"""How a process that serves no requests is told to end."""
+"""Stopping a process that serves no requests."""
 
 import os
 import select
@@ -7,7 +7,7 @@ import threading
 
 
 class _SignalledEvent(threading.Event):
-    """An event that a signal handler may set: this takes no lock, which the thread it interrupts could be holding."""
+    """An event that a signal handler can set: it takes no lock that the interrupted thread could hold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,13 +23,13 @@ class _SignalledEvent(threading.Event):
             os.write(self._writer, b"\0")
 
     def wait(self, timeout: float | None = None) -> bool:
-        # What is written is never read, so that all threads that wait see it.
+        # The byte is never read, so that every waiting thread sees it.
         select.select([self._reader], [], [], timeout)
         return self._is_set
 
 
 def stopped_by(*numbers: signal.Signals) -> threading.Event:
-    """An event that is set from the first of these signals on. To be called in the main thread, once."""
+    """Return an event that the first of these signals sets. Call this once, in the main thread."""
     stopped = _SignalledEvent()
     for number in numbers:
         signal.signal(number, lambda *_: stopped.set())

@@ -214,7 +214,7 @@ def test_without_a_service_it_says_what_to_start(tmp_path: Path) -> None:
 def test_all_missing_settings_are_listed(tmp_path: Path) -> None:
     done = run("admin", "create", "kim@example.com", DATABASE_URL="mysql://h/x", DATA_DIR=str(tmp_path))
     assert done.returncode == 1
-    assert {"REDIS_URL is not set (cache needs it)", "DATABASE_URL is not a URL with postgresql"} <= set(
+    assert {"REDIS_URL is not set (cache needs it)", "DATABASE_URL is not a postgresql:// URL"} <= set(
         done.stderr.splitlines()
     )
 

@@ -22,10 +22,10 @@ def test_all_problems_are_listed_at_once() -> None:
         "JWT_PUBLIC_KEYS is not set (access_tokens needs it)",
         "PUBLIC_URL is not set (access_tokens needs it)",
         "DATABASE_URL is not set (database needs it)",
-        "LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR",
+        "LOG_LEVEL is not one of DEBUG, INFO, WARNING, ERROR",
         "THREADS is not a number from 1 to 64",
         "JWT_REFRESH_SECRET_KEY has fewer than 32 characters",
-        "REDIS_URL is not a URL with redis or rediss or redis+cluster",
+        "REDIS_URL is not a URL with the scheme redis or rediss or redis+cluster",
     ]
 
 
@@ -36,7 +36,7 @@ def test_a_process_is_of_development_unless_it_is_told_otherwise() -> None:
 
 @pytest.mark.parametrize("environment", ["prod", "Production", "production "])
 def test_an_environment_is_one_of_the_three(environment: str) -> None:
-    assert problems({"ENVIRONMENT": environment}) == ["ENVIRONMENT is none of development, staging, production"]
+    assert problems({"ENVIRONMENT": environment}) == ["ENVIRONMENT is not one of development, staging, production"]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,7 @@ def test_an_environment_is_one_of_the_three(environment: str) -> None:
 )
 def test_production_refuses_to_send_in_plain_text(name: str) -> None:
     plain, encrypted = {name: "http://api.example.com"}, {name: "https://api.example.com"}
-    assert problems({"ENVIRONMENT": "production"} | plain) == [
-        f"{name} is not a URL with https, and ENVIRONMENT is production"
-    ]
+    assert problems({"ENVIRONMENT": "production"} | plain) == [f"{name} must be an https URL in production"]
     assert load({"ENVIRONMENT": "production"} | encrypted)
     assert load({"ENVIRONMENT": "staging"} | plain)
 
@@ -224,4 +222,4 @@ def test_an_issuer_has_neither_query_nor_fragment(rest: str) -> None:
 def test_a_cluster_of_redis_has_one_database() -> None:
     url = "redis+cluster://:secret@redis:6379"
     assert load({"REDIS_URL": f"{url}/0"}).redis_url == f"{url}/0"
-    assert problems({"REDIS_URL": f"{url}/1"}) == ["REDIS_URL names the database /1, and a cluster has /0 alone"]
+    assert problems({"REDIS_URL": f"{url}/1"}) == ["REDIS_URL names the database /1, but a cluster has only /0"]
