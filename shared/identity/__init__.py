@@ -1,1 +1,1 @@
-"""Who somebody is: credentials, factors, tokens, sessions. Imports events and below."""
+"""Identity: credentials, factors, tokens, sessions. Imports events and below."""

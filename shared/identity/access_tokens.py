@@ -1,4 +1,4 @@
-"""Access tokens: signed JWTs for ten minutes (RFC 9068, ES256)."""
+"""Access tokens: signed JWTs that are valid for ten minutes (RFC 9068, ES256)."""
 
 import base64
 import json
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 LIFETIME_SECONDS = 600
 CLOCK_SKEW_SECONDS = 30
 CLIENT_ID = "aegis"
-"""Users log in with our own API alone, so it is the client of every token (RFC 9068, 2.2)."""
+"""Users log in only through our API, so it is the client of every token (RFC 9068, 2.2)."""
 ALGORITHM = "ES256"
 TYPE = "at+jwt"
 CLAIMS = frozenset({"iss", "aud", "sub", "client_id", "sid", "roles", "amr", "auth_time", "iat", "exp", "jti"})
 _NUMBER_BYTES = 32
 _MAX_LENGTH = 4096
 _MAX_REMEMBERED = 2048
-"""Of verified tokens, which their callers send again and again: about two megabytes."""
+"""Number of verified tokens to cache, because callers send the same token repeatedly: about two megabytes."""
 
 
 class InvalidAccessToken(Exception):
-    """Not one of our access tokens, or not any more."""
+    """The access token is not ours, or is no longer valid."""
 
 
 MULTI_FACTOR = "mfa"
@@ -39,7 +39,7 @@ PASSKEY = "pop"
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who calls: a user in one of their sessions, and how they proved who they are."""
+    """The user who calls, their session, and how they proved who they are."""
 
     user_id: UUID
     session_id: UUID
@@ -51,7 +51,7 @@ class Caller:
 
 
 def issue(caller: Caller) -> str:
-    """A new access token for the caller."""
+    """Issue an access token for the caller."""
     import jwt
 
     now = int(time.time())
@@ -72,7 +72,7 @@ def issue(caller: Caller) -> str:
 
 
 def verify(token: str) -> Caller:
-    """The caller whom a token names, after all checks of RFC 9068, 4; the session may have ended since.
+    """Return the caller that a token names, after all checks of RFC 9068, 4. The session may have ended since.
 
     Raises:
         InvalidAccessToken
@@ -87,9 +87,9 @@ def verify(token: str) -> Caller:
 
 @lru_cache(maxsize=_MAX_REMEMBERED)
 def _verified(token: str) -> tuple[Caller, int]:
-    """The caller, and when the token expires, in seconds since the epoch: `verify` asks whether it has.
+    """Return the caller, and when the token expires in seconds since the epoch, which `verify` checks.
 
-    A refusal is not remembered.
+    Invalid tokens are not cached.
     """
     try:
         claims = _signed_claims(token)
@@ -115,9 +115,9 @@ def _verified(token: str) -> tuple[Caller, int]:
 
 
 def _signed_claims(token: str) -> dict[str, Any]:
-    """The claims of a JWS in compact form with one of our signatures (RFC 7515, 5.2; RFC 7518, 3.4).
+    """Return the claims of a compact JWS with one of our signatures (RFC 7515, 5.2; RFC 7518, 3.4).
 
-    Here and not by PyJWT, whose import, for much else that it does, takes a tenth of a cold start.
+    Without PyJWT, because importing it takes a tenth of a cold start.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -126,7 +126,7 @@ def _signed_claims(token: str) -> dict[str, Any]:
     header_part, _, payload_part = signed.partition(".")
     header: dict[str, Any] = json.loads(_decoded(header_part))
     key = _public_keys().get(header.get("kid", ""))
-    # A header that must be understood ("crit"), we do not understand.
+    # "crit" lists extensions that must be understood; we support none.
     if key is None or header.get("alg") != ALGORITHM or header.get("typ") != TYPE or "crit" in header:
         raise InvalidAccessToken
     numbers = _decoded(signature)
@@ -142,14 +142,14 @@ def _signed_claims(token: str) -> dict[str, Any]:
 
 
 def _decoded(part: str) -> bytes:
-    """The octets behind base64url without padding (RFC 7515, 2)."""
+    """Decode base64url without padding (RFC 7515, 2)."""
     if "=" in part:
         raise ValueError
     return base64.b64decode(part + "=" * (-len(part) % 4), b"-_", validate=True)
 
 
 def _number(coordinate: str) -> int:
-    # Less strict than `_decoded`: a key that the settings have let pass is a good one.
+    # Less strict than `_decoded`, because the settings have validated the key.
     return int.from_bytes(base64.urlsafe_b64decode(coordinate + "="), "big")
 
 

@@ -1,4 +1,4 @@
-"""Keeps at least one administrator who can log in with a second factor."""
+"""Ensures that at least one administrator can log in with a second factor."""
 
 from typing import Literal
 from uuid import UUID
@@ -12,20 +12,20 @@ from shared.runtime.problems import Problem
 ADMIN: Literal["admin"] = "admin"
 
 _LEAVING = 7_105_141_302
-"""PostgreSQL's advisory lock of an administrator who leaves; taken after that of their account."""
+"""PostgreSQL advisory lock for removing an administrator; taken after the lock of their account."""
 
 
 class LastAdministrator(Problem):
     status = 409
     title = "This is the last administrator"
-    detail = "Nothing was changed. Make another administrator first, who has set up a second factor."
+    detail = "Nothing was changed. There must first be another administrator with a second factor."
 
 
 def require_another(connection: Connection, user_id: UUID) -> None:
-    """Makes sure that there is an active administrator with a second factor beside this one, who is about to leave.
+    """Ensure that there is another active administrator with a second factor before this one leaves.
 
-    Administrators who leave take turns. One who suspends or disarms another stays: both accounts are locked for that.
-    Call it with the account locked.
+    Administrators leave one at a time. When one suspends another or removes their factors, both accounts are locked, so
+    the first one stays. Call this with the account locked.
 
     Raises:
         LastAdministrator
@@ -33,7 +33,7 @@ def require_another(connection: Connection, user_id: UUID) -> None:
     another = exists().where(
         account.c.id != user_id,
         account.c.status == "active",
-        # The partial index account_with_roles has the few accounts that there are with any.
+        # Use the partial index account_with_roles, which has only the few accounts with roles.
         account.c.roles != text("'{}'"),
         literal(ADMIN) == account.c.roles.any_(),
         has_any(account.c.id),

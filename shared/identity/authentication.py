@@ -1,4 +1,4 @@
-"""Who calls: the access token, and the session behind it, which may have ended since the token was issued."""
+"""Authentication of callers: the access token, and its session, which may have ended since the token was issued."""
 
 from contextvars import ContextVar
 from uuid import UUID
@@ -18,14 +18,14 @@ _ENDED = b"ended"
 _ENDED_SECONDS = access_tokens.LIFETIME_SECONDS + access_tokens.CLOCK_SKEW_SECONDS
 
 takes_strongest_factor: ContextVar[bool] = ContextVar("takes_strongest_factor", default=False)
-"""Whether the request in hand takes the strongest factor of the account: `changes.change` then asks for it."""
+"""Whether the current request requires the strongest factor of the account, which `changes.change` then checks."""
 
 
 def caller_of(authorization: str) -> Caller:
-    """The caller named by an Authorization header; whether their session goes on is asked by `has_session`.
+    """Return the caller named by an Authorization header. `has_session` checks their session.
 
     Raises:
-        Unauthenticated: no token, or not a valid one.
+        Unauthenticated: the token is missing or invalid.
     """
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer":
@@ -37,15 +37,15 @@ def caller_of(authorization: str) -> Caller:
 
 
 def state_key(user_id: UUID, session_id: UUID) -> str:
-    """The key of the cache under which the state of a session stands."""
+    """Return the cache key of a session's state."""
     return cache.key(user_id, f"session:{session_id}")
 
 
 def has_session(caller: Caller, state: bytes | None) -> bool:
-    """Whether the caller's session goes on.
+    """Return whether the caller's session is active.
 
     Args:
-        state: what the cache has under `state_key`; the database is asked where that is nothing.
+        state: the cached value of `state_key`; if None, the database decides.
     """
     if state is None and _is_active_in_database(caller):
         state_put = cache.if_absent(state_key(caller.user_id, caller.session_id), _ACTIVE, seconds=_ACTIVE_SECONDS)
@@ -55,12 +55,12 @@ def has_session(caller: Caller, state: bytes | None) -> bool:
 
 
 def _is_active_in_database(caller: Caller) -> bool:
-    # Imported on a miss: a warm read never meets the database.
+    # Imported only on a miss: a cached read does not need the database.
     from shared.identity.live_sessions import is_active
 
     return is_active(caller)
 
 
 def refuse_tokens_of(user_id: UUID, *session_ids: UUID) -> None:
-    """Refuses the access tokens of sessions for as long as they would live; `sessions` calls it for those it ends."""
+    """Reject the access tokens of sessions until they expire. `sessions` calls this for each session it ends."""
     cache.put(*(state_key(user_id, session_id) for session_id in session_ids), value=_ENDED, seconds=_ENDED_SECONDS)

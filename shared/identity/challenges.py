@@ -1,6 +1,6 @@
-"""Challenges: tokens of 256 bits that tie the second half of a log-in or of a registration to its first half.
+"""Challenges: 256-bit tokens that tie the second step of a login or passkey registration to the first.
 
-Stored hashed, for five minutes, for one purpose; bound to an account where that is known.
+They are stored hashed, for five minutes and one purpose, and bound to an account if it is known.
 """
 
 from datetime import timedelta
@@ -19,7 +19,7 @@ LIFETIME = timedelta(minutes=5)
 
 
 def create(connection: Connection, purpose: str, account_id: UUID | None = None) -> str:
-    """A new challenge: base64url text, which is what WebAuthn's JSON forms have too."""
+    """Create a challenge. It is base64url text, as in WebAuthn's JSON."""
     token = new_token()
     connection.execute(
         insert(challenge).values(
@@ -30,20 +30,20 @@ def create(connection: Connection, purpose: str, account_id: UUID | None = None)
 
 
 def is_live(token: str, purpose: str) -> ColumnElement[bool]:
-    """The condition that a row is this challenge, neither spent nor expired."""
+    """Return the condition that a row is this challenge, neither spent nor expired."""
     return and_(
         challenge.c.token_hash == hash_token(token), challenge.c.purpose == purpose, challenge.c.expires_at > func.now()
     )
 
 
 def spend(connection: Connection, token: str, purpose: str, account_id: UUID | None = None) -> bool:
-    """Whether the challenge was live and bound to exactly this account (None: to none); it is then spent."""
+    """Spend a challenge. Return whether it was live and bound to exactly this account (None: to no account)."""
     spent = connection.execute(delete(challenge).where(is_live(token, purpose), challenge.c.account_id == account_id))
     return spent.rowcount > 0
 
 
 def count_try(connection: Connection, token: str, purpose: str, *, most: int) -> bool:
-    """Counts one try to answer a challenge, whatever comes of it; False for a challenge that has no try left."""
+    """Count an attempt to answer a challenge, successful or not; return False if no attempts are left."""
     tried = connection.execute(
         update(challenge).where(is_live(token, purpose), challenge.c.tries < most).values(tries=challenge.c.tries + 1)
     )

@@ -1,4 +1,4 @@
-"""A change that a session makes: one transaction, under the lock of the account that changes."""
+"""Changes made by a session: one transaction that locks the account."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,19 @@ from shared.postgresql.tables import account, session
 from shared.postgresql.transactions import transaction
 from shared.runtime.problems import Unauthenticated
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because building a statement takes longer than executing it.
 _GOES_ON = prepared(active().with_for_update(of=[account, session], key_share=True))
 
 
 @contextmanager
 def change(caller: Caller, *others: UUID) -> Iterator[Connection]:
-    """A transaction that locks the caller's account, and makes sure that their session may still change it.
+    """Open a transaction that locks the caller's account, and check that their session may still change it.
 
     Since the request came in, the owner may have set another password or added a factor, or an administrator may have
     ended the session.
 
     Args:
-        others: accounts to lock as well, always in the same order, so that two changes never wait for each other.
+        others: more accounts to lock. Locks are always taken in the same order, so that changes cannot deadlock.
 
     Raises:
         Unauthenticated: the session has ended, or the account is no longer active.
@@ -42,6 +42,6 @@ def change(caller: Caller, *others: UUID) -> Iterator[Connection]:
         if connection.execute(_GOES_ON, parameters).first() is None:
             raise Unauthenticated
         if authentication.takes_strongest_factor.get():
-            # A statement of its own: the one that waits for the lock does not see what was committed meanwhile.
+            # A separate statement: the one that waited for the lock does not see what was committed meanwhile.
             factors.require_strongest(connection, caller)
         yield connection

@@ -1,4 +1,4 @@
-"""A user's password: asked for again before what a stolen session must not do, and replaced."""
+"""A user's password: checking it before actions that a stolen session must not perform, and replacing it."""
 
 from typing import Any
 from uuid import UUID
@@ -23,34 +23,34 @@ GUESSES = {
     "device": "10/minute;20/hour",
     "account": "10/minute;20/hour",
 }
-"""Wrong passwords for one account, wherever it is asked for.
+"""Limits on wrong passwords for one account, in all operations together.
 
-A stranger at the log-in is stopped soon from one address, and from many before NIST's 100 (SP 800-63B-4, 3.2.2) in an
-hour. Each known device has an allowance of its own, and so have all who hold a session or a link of the account: what
-strangers spend does not keep out its owner.
+At login, a stranger is stopped early if they use one address, and before NIST's 100 attempts (SP 800-63B-4, 3.2.2) in
+an hour if they use many. Each known device has a separate limit, and so do the holders of a session or link of the
+account, so that strangers cannot lock out the owner.
 """
 
 
 class WrongPassword(Problem):
-    """Whoever asks is known by a token, but may not do this without the password (RFC 9110, 15.5.4)."""
+    """The token identifies the caller, but this also requires the password (RFC 9110, 15.5.4)."""
 
     status = 403
     title = "The password is wrong"
-    detail = "Nothing was changed. This takes the account's current password."
+    detail = "Nothing was changed. This requires the account's current password."
 
 
 def require_password(user_id: UUID, password: SecretStr) -> Row[Any]:
-    """Checks a user's current password, outside of any transaction, as it takes some 35 ms.
+    """Check a user's current password, outside of any transaction because it takes about 35 ms.
 
-    Wrong ones count, until a right one comes.
+    Wrong passwords count towards the limit until a correct one resets it.
 
-    Returns password_hash, which it was checked against, for `replace_password`; email and name, which the next
-    password must not be made of.
+    Returns password_hash, the hash it was checked against, for `replace_password`, and email and name, which the next
+    password must not contain.
 
     Raises:
-        WrongPassword: also for an account that has no password yet.
-        TooManyRequests: too many were wrong; this one was not looked at.
-        ServiceUnavailable: too many passwords are being checked or hashed already.
+        WrongPassword: also if the account has no password yet.
+        TooManyRequests: too many were wrong; this one was not checked.
+        ServiceUnavailable: too many passwords are being checked or hashed.
     """
     logs.user_id.set(str(user_id))
     counted = ("password", GUESSES, {"account": str(user_id)})
@@ -64,7 +64,7 @@ def require_password(user_id: UUID, password: SecretStr) -> Row[Any]:
             ).first()
         is_right = verify_password(found.password_hash if found else None, password.get_secret_value())
     except ServiceUnavailable:
-        rate_limits.take_back(*counted)  # nobody looked at it
+        rate_limits.take_back(*counted)  # it was not checked
         raise
     if not is_right or found is None:
         raise WrongPassword
@@ -80,20 +80,20 @@ def replace_password(
     instead_of: str | None = None,
     but: UUID | None = None,
 ) -> None:
-    """Puts a new password in force, and shuts out whoever came in by the old one.
+    """Set a new password, and revoke all access gained with the old one.
 
-    Sessions end, a log-in that waits for its second factor starts again, and a waiting change of address, which
-    may be a thief's, is cancelled. The account may have had no password.
+    This ends sessions, cancels logins that wait for a second factor, and cancels a pending change of address, because a
+    thief may have requested it. The account need not have had a password.
 
     Args:
         password_hash: from `hash_password`, made before the transaction.
-        instead_of: the hash that must still be the stored one; any when it is not given.
-        but: a session that goes on.
+        instead_of: the hash that must still be stored; by default any.
+        but: a session that stays active.
 
     Raises:
-        WrongPassword: another password has come into force since.
+        WrongPassword: the password was changed in the meantime.
     """
-    # Locks the account, as everybody does first who changes what belongs to it.
+    # Locks the account, as every change to its data does first.
     connection.execute(update(account).where(account.c.id == user_id).values(new_email=None, new_canonical_email=None))
     row = {"password_hash": password_hash, "changed_at": func.now()}
     stored = connection.execute(

@@ -8,7 +8,7 @@ from shared.runtime.settings import settings
 
 JWKS_PATH = "/.well-known/jwks.json"
 CACHE_CONTROL = "public, max-age=300"
-"""Also of the public keys: a new key should be published for longer than this before it signs."""
+"""The same for the public keys: publish a new key for longer than this before it signs."""
 
 
 class Metadata(TypedDict):
@@ -22,17 +22,17 @@ class Metadata(TypedDict):
 
 
 def metadata() -> Reply[Metadata]:
-    """The same document at both well-known paths."""
+    """Return the document that both well-known paths serve."""
     issuer = settings().public_url
     document = Metadata(
         issuer=issuer,
         jwks_uri=issuer + JWKS_PATH,
-        # A required member. Users log in through our API, so there is no authorization endpoint to ask for a response.
+        # Required. Users log in through our API, so there is no authorization endpoint.
         response_types_supported=["none"],
-        # Left out, it would promise authorization_code and implicit (RFC 8414, 2).
+        # Without this member, the default would be authorization_code and implicit (RFC 8414, 2).
         grant_types_supported=[],
         subject_types_supported=["public"],
-        # Required. We issue no ID tokens; clients take from here which algorithm verifies an access token.
+        # Required. We issue no ID tokens; clients read the algorithm of access tokens here.
         id_token_signing_alg_values_supported=[ALGORITHM],
         claims_supported=sorted(CLAIMS),
     )

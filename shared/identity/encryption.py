@@ -1,4 +1,4 @@
-"""Secrets that must be read again, sealed (AES-256-GCM) under keys derived from ENCRYPTION_KEY."""
+"""Encryption of secrets that must be read again (AES-256-GCM), and hashing of short ones, with ENCRYPTION_KEY."""
 
 import hashlib
 import hmac
@@ -10,11 +10,11 @@ _NONCE_BYTES = 12
 
 
 def seal(purpose: str, content: bytes, owner: bytes) -> bytes:
-    """Seals content, so that only `unseal` with the same purpose and owner opens it.
+    """Encrypt content so that only `unseal` with the same purpose and owner decrypts it.
 
     Args:
-        purpose: what it is for; each purpose has a key of its own.
-        owner: whose it is, or which row's; a sealed value that was moved to another does not open.
+        purpose: what it is for; each purpose has a separate key.
+        owner: the user or row it belongs to; a value copied to another owner cannot be decrypted.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -23,10 +23,10 @@ def seal(purpose: str, content: bytes, owner: bytes) -> bytes:
 
 
 def unseal(purpose: str, sealed: bytes, owner: bytes) -> bytes:
-    """What was sealed.
+    """Decrypt sealed content.
 
     Raises:
-        cryptography.exceptions.InvalidTag: under another key, for another purpose or owner, or altered since.
+        cryptography.exceptions.InvalidTag: the key, purpose or owner differs, or the content was altered.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -34,11 +34,11 @@ def unseal(purpose: str, sealed: bytes, owner: bytes) -> bytes:
 
 
 def keyed_hash(purpose: str, content: bytes) -> bytes:
-    """HMAC-SHA-256: stored of a short secret, such as a code of six digits, which a plain hash would give away."""
+    """Return the HMAC-SHA-256 of a short secret, such as a six-digit code, whose plain hash could be reversed."""
     return hmac.digest(_key("hash", purpose), content, hashlib.sha256)
 
 
 def _key(use: str, purpose: str) -> bytes:
-    """The 256-bit key of a purpose; no two uses share one (NIST SP 800-57, 5.2)."""
+    """Derive the 256-bit key of a purpose; no two uses share a key (NIST SP 800-57, 5.2)."""
     key = required(settings().encryption_key, "ENCRYPTION_KEY")
     return hmac.digest(key, f"{use} {purpose}".encode(), hashlib.sha256)

@@ -1,7 +1,7 @@
-"""The code with which a holder of a role binds their first factor: the password alone is not enough for that.
+"""The code that an account with a role needs to set up its first factor, in addition to the password.
 
-A password is set by whoever reads the mail. The code goes another way: from the operator or administrator who has made
-sure of the person (NIST SP 800-63B-4, 4.1; ASVS 5.0, 6.4.1 and 6.4.4).
+Anyone who can read the mail can set the password. The code takes another channel: it comes from the operator or
+administrator who has verified the person (NIST SP 800-63B-4, 4.1; ASVS 5.0, 6.4.1 and 6.4.4).
 """
 
 from datetime import timedelta
@@ -33,20 +33,20 @@ FirstFactorCode = Annotated[
 
 
 class FirstFactorCodeRequired(Problem):
-    """Whoever asks is known by a token, but may not do this without the code (RFC 9110, 15.5.4)."""
+    """The token identifies the caller, but this also requires the code (RFC 9110, 15.5.4)."""
 
     status = 403
-    title = "The first factor of this account takes a code"
+    title = "The first factor of this account requires a code"
     detail = (
-        "Nothing was changed. The account has a role: send first_factor_code, a code of the last "
-        f"{LIFETIME // timedelta(hours=1)} hours from an administrator or operator. It is missing, wrong or over."
+        "Nothing was changed. The account has a role: send a first_factor_code issued in the last "
+        f"{LIFETIME // timedelta(hours=1)} hours by an administrator or operator. It is missing, wrong or expired."
     )
 
 
 def issue_code(connection: Connection, account_id: UUID) -> str:
-    """A new code for an account, in place of an earlier one; it ends after 24 hours, or with the factor that it binds.
+    """Issue a code for an account, replacing any earlier one. It is valid once, for 24 hours.
 
-    It goes on when a password is set meanwhile, as a new administrator does.
+    Setting a password does not void it, because a new administrator does that first.
     """
     code = new_code()
     verifications.create(connection, account_id, verifications.FIRST_FACTOR, LIFETIME, token=read_code(code))
@@ -54,12 +54,12 @@ def issue_code(connection: Connection, account_id: UUID) -> str:
 
 
 def require_code(connection: Connection, caller: Caller, given: SecretStr | None) -> None:
-    """Spends the code of a caller who holds a role and is about to bind a first factor; asks nobody else for one.
+    """Spend the code of a caller who has a role and is about to set up a first factor; others need no code.
 
-    Call it within `changes.change`, which lets a session without a factor pass only where the account has none.
+    Call this within `changes.change`, which accepts a session without a factor only if the account has none.
 
     Raises:
-        FirstFactorCodeRequired: the code is missing, wrong or over.
+        FirstFactorCodeRequired: the code is missing, wrong or expired.
     """
     # The roles in the token are current: a change of roles ends all sessions.
     if not caller.roles or MULTI_FACTOR in caller.amr:

@@ -1,4 +1,4 @@
-"""Addresses that a change has replaced: kept for their account for seven days, in which the change can be undone."""
+"""Replaced addresses, which are reserved for their account for seven days so that the change can be undone."""
 
 from datetime import timedelta
 from typing import NamedTuple
@@ -15,14 +15,14 @@ KEPT = timedelta(days=7)
 
 
 class Undo(NamedTuple):
-    """Where the mail that offers to undo a change goes, and the token in its link."""
+    """The recipient of the mail that offers to undo a change, and the token in its link."""
 
     address: str
     token: str
 
 
 def is_kept_for_another(connection: Connection, address: str, user_id: UUID | None = None) -> bool:
-    """Whether an address, in the form that is compared, is kept for an account other than this one."""
+    """Return whether a canonical address is kept for an account other than this one."""
     kept = select(former_email.c.account_id).where(
         former_email.c.canonical_email == address, former_email.c.expires_at > func.now()
     )
@@ -31,7 +31,7 @@ def is_kept_for_another(connection: Connection, address: str, user_id: UUID | No
 
 
 def keep(connection: Connection, user_id: UUID) -> UUID:
-    """Keeps the present address of an account, which is locked and about to get another; returns its id."""
+    """Keep the current address of a locked account that is about to get another; return its id."""
     present = connection.execute(select(*account.c["email", "canonical_email"]).where(account.c.id == user_id)).one()
     row = {
         "id": uuid7(),
@@ -42,21 +42,21 @@ def keep(connection: Connection, user_id: UUID) -> UUID:
         "expires_at": func.now() + KEPT,
     }
     kept = insert(former_email).values(canonical_email=present.canonical_email, **row)
-    # One that is there has expired: the address has been this account's since.
+    # A row that exists already has expired, because the address has since become this account's.
     kept = kept.on_conflict_do_update(index_elements=["canonical_email"], set_=row)
     id_: UUID = connection.execute(kept.returning(former_email.c.id)).scalar_one()
     return id_
 
 
 def forget(connection: Connection, user_id: UUID, address: str) -> None:
-    """Stops keeping an address for an account that uses it again."""
+    """Stop keeping an address for an account that uses it again."""
     connection.execute(
         delete(former_email).where(former_email.c.account_id == user_id, former_email.c.canonical_email == address)
     )
 
 
 def offer_undo(connection: Connection, former_id: UUID) -> Undo | None:
-    """A new token to undo a change, which replaces any earlier one; None if the change can no longer be undone."""
+    """Create a token to undo a change, replacing any earlier one; None if the change can no longer be undone."""
     token = new_token()
     offered = (
         update(former_email)

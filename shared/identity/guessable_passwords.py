@@ -12,7 +12,7 @@ SERVICE_WORDS = (
     *("root", "system", "server", "staging", "production", "manager", "employee", "company", "관리자", "회사"),
     *("knative", "kubernetes", "postgres", "redis", "kafka"),
 )
-PHRASES = (  # in lists of breached passwords, as each is quoted everywhere
+PHRASES = (  # widely quoted, so they are in lists of breached passwords
     *("correcthorsebatterystaple", "thequickbrownfoxjumpsoverthelazydog", "loremipsumdolorsitamet"),
     *("maytheforcebewithyou", "allyourbasearebelongtous", "tobeornottobethatisthequestion", "ihaveadream"),
     *("supercalifragilisticexpialidocious", "iloveyousomuch", "iloveyouforever", "opensesame", "whatisthepassword"),
@@ -30,7 +30,7 @@ _KEYBOARD = (
     ),
     *("가나다라마바사아자차카타파하", "11223344556677889900", "aabbccddeeffgghhiijjkkllmmnnooppqqrrssttuuvvwwxxyyzz"),
 )
-# The keys of the letters of a syllable, in the order of Unicode: first consonants, vowels, last consonants.
+# The keys for the letters of a Hangul syllable, in Unicode order: initial consonants, vowels, final consonants.
 _KOREAN_KEYS = (
     (0x1100, "r r s e e f a q q t t d w w c z x v g"),
     (0x1161, "k o i o j p u p h hk ho hl y n nj np nl b m ml l"),
@@ -39,19 +39,19 @@ _KOREAN_KEYS = (
 _KEYS_OF_LETTERS = {first + place: key for first, keys in _KOREAN_KEYS for place, key in enumerate(keys.split())}
 _WALK_LENGTH = 4
 _COMMON_PASSWORDS = 1000
-"""The most common ones of zxcvbn's list. Rarer ones are words, which zxcvbn weighs."""
+"""How many of zxcvbn's most common passwords to remove. Rarer ones are words, which zxcvbn judges itself."""
 _COMMON_LENGTH = 5
 _FEW_SYMBOLS = 2
-"""So many kinds of symbols are separators and padding; more are part of a random password."""
+"""Up to this many different symbols count as separators and padding; more are part of a random password."""
 _LEET = tuple(str.maketrans("0134578@$!", f"o{one}eastb" + f"as{one}") for one in "il")
 _DULL = re.compile(r"(.)\1{2,}|(?:19|20)[0-9]{2}")
 
 
 def remainder(password: str, *known: str | None) -> str:
-    """Returns a password without the parts that attackers guess first. What remains must be strong by itself.
+    """Return a password without the parts that attackers guess first. The rest must be strong by itself.
 
-    Removes words of the service, the most common passwords, keyboard walks, sequences, repeated characters, years, and
-    what is `known` about the user, whatever their case, and also in leetspeak or with separators in between.
+    This removes words of the service, the most common passwords, keyboard walks, sequences, repeated characters, years,
+    and what is `known` about the user, in any case, in leetspeak, or with separators in between.
     """
     text = password.casefold()
     words = [*_common_words(), *_words_of(known)]
@@ -67,18 +67,18 @@ def remainder(password: str, *known: str | None) -> str:
 
 
 def _words_of(known: tuple[str | None, ...]) -> Iterator[str]:
-    """The parts of addresses and names, forwards and backwards; an address without its top-level domain."""
+    """Yield the parts of addresses and names, forwards and backwards, without top-level domains."""
     for text in filter(None, known):
         local, _, domain = text.casefold().rpartition("@") if "@" in text else (text.casefold(), "", "")
         for part in (local, *re.split(r"[\W\d_]+", local), *domain.split(".")[:-1]):
             word = re.sub(r"[\W_]", "", part)
-            # A syllable of Hangul says as much as two letters.
+            # A Hangul syllable counts as two letters.
             if len(word) >= (3 if word.isascii() else 2):
                 yield from (word, word[::-1], *_typed_in_latin(word))
 
 
 def _typed_in_latin(word: str) -> Iterator[str]:
-    """The keys that write a word of Hangul (KS X 5002): Koreans type 비밀번호 as qlalfqjsgh."""
+    """Yield the keys that type a Hangul word (KS X 5002): Koreans type 비밀번호 as qlalfqjsgh."""
     keys = unicodedata.normalize("NFD", word).translate(_KEYS_OF_LETTERS)
     if keys.isascii() and not word.isascii():
         yield keys
@@ -93,7 +93,7 @@ def _occurrences(text: str, words: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _walks(text: str) -> Iterator[tuple[int, int]]:
-    """Where keys that lie side by side, or letters and digits in their order, follow each other."""
+    """Yield where adjacent keys, or consecutive letters or digits, follow each other."""
     pieces = _pieces_of_walks()
     for start in range(len(text) - _WALK_LENGTH + 1):
         if text[start : start + _WALK_LENGTH] in pieces:

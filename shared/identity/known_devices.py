@@ -1,4 +1,4 @@
-"""Known devices: a device that has logged in before has rate limits of its own, which strangers cannot use up.
+"""Known devices: a device that has logged in before has separate rate limits, which strangers cannot use up.
 
 These are OWASP's device cookies (Slow Down Online Guessing Attacks with Device Cookies), as a token that any client can
 keep. A token is not a factor: it only decides which limit a guess counts against. The service stores none of them. A
@@ -19,7 +19,7 @@ from shared.postgresql.tables import account, credential
 from shared.postgresql.transactions import transaction
 
 LIFETIME = timedelta(days=90)
-"""Each log-in and each refresh gives a new one."""
+"""Each login and each refresh returns a new token."""
 
 _PURPOSE = "known device"
 _ID_BYTES, _TIME_BYTES, _HASH_BYTES = 16, 8, 32
@@ -31,11 +31,11 @@ _PASSWORD_HASH = prepared(
 
 
 def new_token(email: str, password_hash: str | None) -> str:
-    """A token for the device that has just proved to be its owner's.
+    """Create a token for the device that the account's owner has just logged in with.
 
     Args:
-        email: the account's address as `canonical_email` has it.
-        password_hash: the stored one; None for an account without a password.
+        email: the account's canonical address.
+        password_hash: the stored hash; None for an account without a password.
     """
     expires_at = int(time.time() + LIFETIME.total_seconds())
     device = secrets.token_bytes(_ID_BYTES) + expires_at.to_bytes(_TIME_BYTES, "big") + _revocation(password_hash)
@@ -43,9 +43,9 @@ def new_token(email: str, password_hash: str | None) -> str:
 
 
 def recognize(token: str, email: str) -> str | None:
-    """The id of the device that a token stands for; None unless it is of this account, in time and not revoked.
+    """Return the device id in a token; None if it is for another account, expired or revoked.
 
-    The database is asked only about a token that was made here for this address.
+    The database is queried only for a token with our signature for this address.
     """
     if len(token) != _LENGTH:
         return None
@@ -69,5 +69,5 @@ def _signature(device: bytes, email: str) -> bytes:
 
 
 def _revocation(password_hash: str | None) -> bytes:
-    """Differs once the account has another password, which revokes its tokens."""
+    """Return a value that changes with the password, which revokes the account's tokens."""
     return keyed_hash(f"password of a {_PURPOSE}", (password_hash or "").encode())

@@ -1,4 +1,4 @@
-"""Which sessions go on."""
+"""Queries for live sessions."""
 
 import functools
 from datetime import timedelta
@@ -12,11 +12,11 @@ from shared.postgresql.tables import account, session
 from shared.postgresql.transactions import transaction
 
 IDLE_LIFETIME = timedelta(days=14)
-"""From the last refresh: a session that nobody uses ends before."""
+"""Counted from the last refresh."""
 
 
 def is_live() -> ColumnElement[bool]:
-    """The condition that a session goes on: not ended, not expired, not idle for too long."""
+    """Return the condition that a session has not ended, expired or been idle for too long."""
     return and_(
         session.c.ended_at.is_(None),
         session.c.expires_at > func.now(),
@@ -25,7 +25,7 @@ def is_live() -> ColumnElement[bool]:
 
 
 def active() -> Select[tuple[UUID]]:
-    """The session `session_id` of `user_id`, if it goes on and their account is active."""
+    """Select the session `session_id` of `user_id` if it is live and the account is active."""
     return (
         select(session.c.id)
         .join(account)
@@ -39,7 +39,7 @@ def active() -> Select[tuple[UUID]]:
 
 
 def is_active(caller: Caller) -> bool:
-    """Whether the caller's session goes on and their account is active, by the database."""
+    """Ask the database whether the caller's session is live and their account is active."""
     with transaction() as connection:
         parameters = {"session_id": caller.session_id, "user_id": caller.user_id}
         return connection.execute(_prepared(), parameters).first() is not None

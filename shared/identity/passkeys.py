@@ -1,4 +1,4 @@
-"""Passkeys: what registering one and logging in with one have in common (WebAuthn Level 3)."""
+"""Passkeys: the code that registration and login share (WebAuthn Level 3)."""
 
 import json
 import logging
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from webauthn.registration.verify_registration_response import VerifiedRegistration
 
 MAX_PASSKEYS = 20
-"""Of one account."""
+"""Per account."""
 TIMEOUT_MILLISECONDS = int(challenges.LIFETIME.total_seconds() * 1000)
 ALGORITHMS = (-7, -8, -257)
-"""ES256, EdDSA, RS256 (COSE): what authenticators have, the shortest first."""
+"""ES256, EdDSA, RS256 (COSE): the algorithms that authenticators support, shortest first."""
 
 log = logging.getLogger(__name__)
 
 
 class TooManyPasskeys(Problem):
     status = 409
-    title = "The account has as many passkeys as it may have"
-    detail = f"It may have {MAX_PASSKEYS}. Remove one that is not used any more."
+    title = "The account has reached the limit of passkeys"
+    detail = f"The limit is {MAX_PASSKEYS}. Remove one that is no longer used."
 
 
 def _decodable(text: str) -> str:
@@ -47,20 +47,20 @@ _WHOLE_BYTES = AfterValidator(_decodable)
 _DESCRIPTION = Field(description="base64url without padding")
 
 CredentialId = Annotated[str, StringConstraints(pattern=_ALPHABET, max_length=1364), _WHOLE_BYTES, _DESCRIPTION]
-"""1023 bytes at most (WebAuthn, 7.1)."""
+"""At most 1023 bytes (WebAuthn, 7.1)."""
 ShortBytes = Annotated[str, StringConstraints(pattern=_ALPHABET, max_length=4096), _WHOLE_BYTES, _DESCRIPTION]
 LongBytes = Annotated[str, StringConstraints(pattern=_ALPHABET, max_length=16384), _WHOLE_BYTES, _DESCRIPTION]
 
 
 class WebAuthnObject(RequestBody):
-    """An object of WebAuthn's JSON forms, with their names."""
+    """An object of WebAuthn's JSON, with WebAuthn's member names."""
 
     # Browsers may add members.
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore")
 
 
 class PublicKeyCredential(WebAuthnObject):
-    """What `toJSON()` of a browser's PublicKeyCredential holds beside the authenticator's response."""
+    """The result of `toJSON()` of a browser's PublicKeyCredential, without the authenticator's response."""
 
     id: CredentialId
     raw_id: CredentialId
@@ -76,13 +76,13 @@ class CredentialDescriptor(TypedDict):
 
 
 def origins() -> list[str]:
-    """The origins whose pages may use a passkey: where people meet the service, and those that may call the API."""
+    """Return the origins whose pages may use a passkey: PUBLIC_URL, and those that may call the API."""
     public = urlsplit(settings().public_url)
     return [f"{public.scheme}://{public.netloc}", *settings().cors_allowed_origins]
 
 
 def challenge_in(client_data: bytes) -> bytes:
-    """The challenge that clientDataJSON says it answers; it must be verified, and spent, to mean anything.
+    """Return the challenge named in clientDataJSON. The caller must verify and spend it.
 
     Raises:
         ValueError: the page was in a frame of another site, which webauthn does not check (WebAuthn Level 3, 7.1 and
@@ -97,13 +97,13 @@ def challenge_in(client_data: bytes) -> bytes:
 
 
 def is_backup_eligible(verified: "VerifiedRegistration | VerifiedAuthentication") -> bool:
-    """Whether a passkey may be synced to other devices: the flag BE, which never changes (WebAuthn Level 3, 6.1.3)."""
+    """Return whether a passkey can be synced to other devices: the BE flag, which never changes (WebAuthn 3, 6.1.3)."""
     return verified.credential_device_type == "multi_device"
 
 
 @contextmanager
 def refused_as(problem: type[Problem]) -> Iterator[None]:
-    """Makes of whatever is raised this problem: webauthn, and the parsers under it, raise anything on garbage."""
+    """Raise this problem instead of any error: on invalid input, webauthn and its parsers can raise anything."""
     try:
         yield
     except Exception as error:

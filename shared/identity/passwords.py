@@ -1,4 +1,4 @@
-"""Passwords: argon2id at OWASP's parameters, the rules of NIST SP 800-63B-4, and a bound on hashing at once."""
+"""Passwords: argon2id with OWASP's parameters, the rules of NIST SP 800-63B-4, and a limit on concurrent hashing."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import urllib3
 
 MIN_LENGTH = 15
-"""Unicode characters; a password is the only factor (NIST SP 800-63B-4, 3.1.1.2)."""
+"""In Unicode characters, for a password that is the only factor (NIST SP 800-63B-4, 3.1.1.2)."""
 
 # OWASP Password Storage Cheat Sheet: 19 MiB, two passes, one lane; about 35 ms of one core.
 _MEMORY_KIB, _PASSES, _LANES = 19456, 2, 1
@@ -37,7 +37,7 @@ _slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)) if hasattr(os, 
 
 _MIN_STRENGTH = 2
 _WINDOW = 32
-"""Characters that zxcvbn judges at once: its time grows with the square of their number, and more."""
+"""Characters that zxcvbn judges at once: its time grows at least with the square of their number."""
 _REPEATED = re.compile(rf"(.{{1,{_WINDOW}}}?)\1+", re.DOTALL)
 _JUDGED_LENGTH = 256
 """The longest password that a request may contain. Normalization can turn one character into eighteen."""
@@ -51,23 +51,23 @@ log = logging.getLogger(__name__)
 
 
 def check_acceptable(password: str, *known: str | None, pointer: str = "/password") -> None:
-    """Refuses a new password that is short, common, breached, or made of what is known about the user.
+    """Refuse a new password that is short, common, breached, or made of what is known about the user.
 
-    Whether it was breached is asked where BREACHED_PASSWORDS_URL is set; call it outside of any transaction.
+    The check for breached passwords requires BREACHED_PASSWORDS_URL. Call this outside of any transaction.
 
     Args:
         known: address and name of the user.
-        pointer: where in the request the password stands.
+        pointer: the place of the password in the request.
 
     Raises:
-        InvalidRequest: with a fault at `pointer`.
-        ServiceUnavailable: too many passwords are being checked or hashed already.
+        InvalidRequest: with an error at `pointer`.
+        ServiceUnavailable: too many passwords are being checked or hashed.
     """
     length = len(password)
     password = _normalized(password)
-    if min(length, len(password)) < MIN_LENGTH:  # one character may become eighteen
+    if min(length, len(password)) < MIN_LENGTH:  # normalization can lengthen it
         raise InvalidRequest(
-            errors=[_fault(pointer, "password_too_short", f"A password has at least {MIN_LENGTH} characters.")]
+            errors=[_fault(pointer, "password_too_short", f"A password must have at least {MIN_LENGTH} characters.")]
         )
 
     with _slot():
@@ -78,45 +78,43 @@ def check_acceptable(password: str, *known: str | None, pointer: str = "/passwor
                 _fault(
                     pointer,
                     "password_common",
-                    "This password is common, or follows a pattern that is tried first. Choose another.",
+                    "This password is common or follows a pattern that is easy to guess. Choose another.",
                 )
             ]
         )
     if _is_breached(password):
         raise InvalidRequest(
-            errors=[
-                _fault(pointer, "password_breached", "This password stands in a list of stolen ones. Choose another.")
-            ]
+            errors=[_fault(pointer, "password_breached", "This password is in a list of stolen ones. Choose another.")]
         )
 
 
 def _is_strong(password: str) -> bool:
-    """Whether any part of a password is hard to guess: then the whole is, whatever stands before and after it."""
+    """Return whether any part of a password is hard to guess, because then the whole password is."""
     from zxcvbn import zxcvbn
 
-    # A window that begins inside of a repeated pattern would hide the pattern from zxcvbn.
+    # zxcvbn would miss a repeated pattern if a window started inside of it.
     password = _REPEATED.sub(lambda found: found[1] if len(found[0]) > _WINDOW // 2 else found[0], password)
     last = max(0, len(password) - _WINDOW)
-    # They overlap, as a part that is hard to guess may lie across a border.
+    # Windows overlap, because a part that is hard to guess can cross a border.
     windows = dict.fromkeys(password[start : start + _WINDOW] for start in [*range(0, last, _WINDOW // 2), last])
     return any(zxcvbn(window, max_length=_WINDOW)["score"] >= _MIN_STRENGTH for window in windows if window)
 
 
 def hash_password(password: str) -> str:
-    """The argon2id hash to store.
+    """Return the argon2id hash to store.
 
     Raises:
-        ServiceUnavailable: too many passwords are being hashed already.
+        ServiceUnavailable: too many passwords are being hashed.
     """
     with _slot():
         return _hasher.hash(_normalized(password))
 
 
 def verify_password(password_hash: str | None, password: str) -> bool:
-    """Whether the password is the one that was hashed. Without a hash it is not, at the same cost.
+    """Return whether the password matches the hash. Without a hash, return False at the same cost.
 
     Raises:
-        ServiceUnavailable: too many passwords are being hashed already.
+        ServiceUnavailable: too many passwords are being hashed.
     """
     with _slot():
         try:
@@ -126,34 +124,34 @@ def verify_password(password_hash: str | None, password: str) -> bool:
 
 
 def _is_breached(password: str) -> bool:
-    """Whether a password stands in the breached ones of BREACHED_PASSWORDS_URL; not when that cannot tell.
+    """Return whether BREACHED_PASSWORDS_URL lists a password; False if it does not answer.
 
-    k-anonymity: only five digits of the SHA-1 leave, which some hundred breached passwords share, and the padding
-    hides from the size of the answer which five. It fails open: nobody is kept out because another service is away,
-    and the rules before this one have held.
+    k-anonymity: we send only five digits of the SHA-1, which hundreds of breached passwords share, and padding keeps
+    the response size from revealing them. The check fails open: the service works without the list, and the password
+    has passed the other rules.
     """
     if not settings().breached_passwords_url:
         return False
     digest = hashlib.sha1(password.encode(), usedforsecurity=False).hexdigest().upper()
     prefix, suffix = digest[:_PREFIX_LENGTH], digest[_PREFIX_LENGTH:]
-    # In a thread: only so the bound holds for all of it, names to look up and bytes that trickle included.
+    # In a thread, so that the limit also covers DNS lookups and slow responses.
     answer = _askers().submit(_breached_with, prefix)
     try:
         outcome = "breached" if suffix in answer.result(_BREACHED_SECONDS) else "clean"
     except Exception as error:
         answer.cancel()
         outcome = "unavailable"
-        log.warning("breached passwords cannot be asked for; doing without", extra={"error": type(error).__name__})
+        log.warning("cannot look up breached passwords; skipping the check", extra={"error": type(error).__name__})
     metrics.BREACHED_CHECKS.inc(outcome)
     return outcome == "breached"
 
 
 def _breached_with(prefix: str) -> set[str]:
-    """The rest of the SHA-1 of each breached password that begins so; padding, which counts 0, left out.
+    """Return the rest of the SHA-1 of each breached password with this prefix, without padding, whose count is 0.
 
     Raises:
-        ValueError: the answer is not one of a range API.
-        urllib3.exceptions.HTTPError: there is none.
+        ValueError: the response is not that of a range API.
+        urllib3.exceptions.HTTPError: there is no response.
     """
     response = _range_api().request(
         "GET",
@@ -185,12 +183,12 @@ def _range_api() -> "urllib3.PoolManager":
 
 
 def _normalized(password: str) -> str:
-    # Two keyboards may send one character in different code points (NIST SP 800-63B-4, 3.1.1.2).
+    # Keyboards can send the same character as different code points (NIST SP 800-63B-4, 3.1.1.2).
     return unicodedata.normalize("NFKC", password)
 
 
 def _unknown_hash() -> str:
-    """A well-formed hash of nobody's password."""
+    """Return a well-formed hash that no password matches."""
     salt, digest = (base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (16, 32))
     return f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${salt}${digest}"
 

@@ -16,26 +16,26 @@ from shared.text.normalisation import plain
 SECRET_BYTES = 20
 """160 bits (RFC 4226, 4, R6)."""
 METHODS = ("otp", "mfa")
-"""What a code adds to a session's methods (RFC 8176)."""
+"""The methods that a code adds to a session (RFC 8176)."""
 RECOVERY_CODES = 10
 
 _PURPOSE = "totp"
 _DRIFT = 1
-"""Steps of 30 seconds by which a clock may be off, either way (RFC 6238, 5.2)."""
+"""Allowed clock drift in 30-second steps, in both directions (RFC 6238, 5.2)."""
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MISREAD = str.maketrans("OIL", "011", " -")
 _CODE_LENGTH = 24
-"""Characters of 5 bits each: 120 bits, so that a plain keyed hash of them will do (ASVS 5.0, 6.5.2)."""
+"""Characters of 5 bits each: 120 bits, so a plain keyed hash is enough (ASVS 5.0, 6.5.2)."""
 
 
 def seal_secret(user_id: UUID, secret: bytes) -> bytes:
-    """What is stored of the secret that an authenticator app makes its codes from."""
+    """Encrypt the secret of an authenticator app, for storage."""
     return seal(_PURPOSE, secret, user_id.bytes)
 
 
 def step_of(user_id: UUID, sealed_secret: bytes, code: str) -> int | None:
-    """The time step (RFC 6238, 4.2) that a code of six digits is for; None for one of no step near now."""
+    """Return the time step (RFC 6238, 4.2) of a six-digit code; None if it matches no step near now."""
     import base64
 
     import pyotp
@@ -50,7 +50,7 @@ def step_of(user_id: UUID, sealed_secret: bytes, code: str) -> int | None:
 
 
 def use_step(connection: Connection, user_id: UUID, step: int) -> bool:
-    """Whether the code of this step is good: none of it or of a later step was used before (RFC 6238, 5.2)."""
+    """Use the code of this step. Return False if a code of this or a later step was used before (RFC 6238, 5.2)."""
     used = connection.execute(
         update(totp)
         .where(totp.c.account_id == user_id, totp.c.confirmed_at.is_not(None), totp.c.last_step < step)
@@ -64,7 +64,7 @@ class NewRecoveryCodes(TypedDict):
 
 
 def replace_recovery_codes(connection: Connection, user_id: UUID) -> NewRecoveryCodes:
-    """Gives a user new recovery codes; those from before are void. Only their hashes are stored."""
+    """Give a user new recovery codes, and void the old ones. Only hashes are stored."""
     codes = new_recovery_codes()
     rows = [{"account_id": user_id, "code_hash": recovery_code_hash(user_id, code)} for code in codes]
     connection.execute(delete(recovery_code).where(recovery_code.c.account_id == user_id))
@@ -73,23 +73,23 @@ def replace_recovery_codes(connection: Connection, user_id: UUID) -> NewRecovery
 
 
 def new_recovery_codes() -> list[str]:
-    """Ten codes as users read them."""
+    """Return ten codes in the form that users see."""
     return [new_code() for _ in range(RECOVERY_CODES)]
 
 
 def recovery_code_hash(user_id: UUID, code: str) -> bytes | None:
-    """The hash to store for a recovery code; None if it cannot be a code."""
+    """Return the hash to store for a recovery code; None if it cannot be a code."""
     read = read_code(code)
     return keyed_hash("recovery code", user_id.bytes + read.encode()) if read else None
 
 
 def new_code() -> str:
-    """A code for people to type: 7K3M-QP0X-..., in Crockford's base 32, which leaves out what looks alike."""
+    """Return a code for people to type: 7K3M-QP0X-..., in Crockford's base 32, without characters that look alike."""
     return "-".join("".join(secrets.choice(_CROCKFORD) for _ in range(4)) for _ in range(_CODE_LENGTH // 4))
 
 
 def read_code(text: str) -> str | None:
-    """The characters of a code as somebody typed it: spaces, dashes, case and O for 0 do not matter.
+    """Normalize a code that somebody typed: spaces, dashes, case and O for 0 do not matter.
 
     None if it cannot be a code.
     """
@@ -98,7 +98,7 @@ def read_code(text: str) -> str | None:
 
 
 def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -> bool:
-    """Whether the code is one of the user's that was not used before."""
+    """Use a recovery code. Return False if it is not one of the user's unused codes."""
     used = connection.execute(
         delete(recovery_code).where(recovery_code.c.account_id == user_id, recovery_code.c.code_hash == code_hash)
     )
@@ -106,7 +106,7 @@ def use_recovery_code(connection: Connection, user_id: UUID, code_hash: bytes) -
 
 
 def remove(connection: Connection, user_id: UUID) -> bool:
-    """Removes the authenticator app, confirmed or not, and the recovery codes of a user; False when there is none."""
+    """Remove a user's authenticator app, confirmed or not, and recovery codes; return False if there was no app."""
     removed = connection.execute(delete(totp).where(totp.c.account_id == user_id)).rowcount > 0
     connection.execute(delete(recovery_code).where(recovery_code.c.account_id == user_id))
     return removed

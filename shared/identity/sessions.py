@@ -1,4 +1,4 @@
-"""Sessions: each log-in starts one, refresh tokens carry it on, and it ends for good at once."""
+"""Sessions: a login starts one, refresh tokens continue it, and ending it takes effect immediately."""
 
 import hashlib
 import hmac
@@ -25,13 +25,13 @@ from shared.postgresql.transactions import together
 from shared.runtime.settings import required, settings
 
 LIFETIME = timedelta(days=30)
-"""From log-in; a refresh does not extend it."""
+"""Counted from the login; a refresh does not extend it."""
 MAX_SESSIONS = 50
 MAY_LOG_IN = ("active", "withdrawn")
-"""The states of an account that may start a session."""
+"""The states in which an account may start a session."""
 
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because building a statement takes longer than executing it.
 _MAY_LOG_IN: Select[Any] = prepared(
     select(*account.c["id", "status", "roles", "canonical_email"], credential.c.password_hash)
     .outerjoin(credential)
@@ -39,7 +39,7 @@ _MAY_LOG_IN: Select[Any] = prepared(
     .with_for_update(of=account, key_share=True)
 )
 NEW_REFRESH_TOKEN = insert(refresh_token).values(token_hash=bindparam("new_hash"), session_id=bindparam("of_session"))
-"""Its parameters: `refresh_token_of`."""
+"""For its parameters see `refresh_token_of`."""
 _SURPLUS = (
     select(session.c.id)
     .where(session.c.account_id == bindparam("user_id"), is_live())
@@ -59,7 +59,7 @@ _STARTED = prepared(
         ),
         NEW_REFRESH_TOKEN,
         ANNOUNCEMENT,
-        # Its rows are the sessions that made room for this one.
+        # Returns the sessions that were ended to make room for this one.
         update(session).where(session.c.id.in_(_SURPLUS)).values(ended_at=func.now()).returning(session.c.id),
     )
 )
@@ -73,11 +73,11 @@ class TokenPair(TypedDict):
     token_type: str
     expires_in: int
     device_token: str
-    """For the header Device-Token of later log-ins from this device; see `known_devices`."""
+    """For the Device-Token header of later logins from this device; see `known_devices`."""
 
 
 def token_pair(caller: Caller, refresh: str, found: Row[Any]) -> TokenPair:
-    """The answer to who logs in or refreshes.
+    """Return the response to a login or refresh.
 
     Args:
         found: the account's canonical_email and password_hash.
@@ -92,21 +92,21 @@ def token_pair(caller: Caller, refresh: str, found: Row[Any]) -> TokenPair:
 
 
 def log_in(connection: Connection, user_id: UUID, amr: Sequence[str], client: Client) -> TokenPair | None:
-    """Starts a session for a user who has proved who they are; None for an account that may have none.
+    """Start a session for a user who has proved who they are; None for an account that may not have one.
 
-    An account that was withdrawn is restored, unless its days are over. Of more than 50 live sessions the one used
-    least lately ends.
+    This restores a withdrawn account, unless its withdrawal period is over. If there are more than 50 live sessions,
+    the least recently used one ends.
 
     Args:
-        amr: how they proved it (RFC 8176).
-        client: what the session shows of the program that logs in.
+        amr: how they proved who they are (RFC 8176).
+        client: the device and address to show for the session.
     """
     found = lock_account(connection, user_id)
     return found and start(connection, found, amr, client)
 
 
 def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: Client) -> TokenPair:
-    """As `log_in`, for an account that `lock_account` has found."""
+    """Like `log_in`, for an account that `lock_account` returned."""
     user_id, now = found.id, int(time.time())
     if found.status == "withdrawn":
         connection.execute(update(account).where(account.c.id == user_id).values(status="active", withdrawn_at=None))
@@ -128,16 +128,16 @@ def start(connection: Connection, found: Row[Any], amr: Sequence[str], client: C
 
 
 def lock_account(connection: Connection, user_id: UUID) -> Row[Any] | None:
-    """An account that may log in, locked, with what `start` takes of it; None for one that may not.
+    """Lock an account that may log in, and return the columns that `start` needs; None if it may not log in.
 
-    Whoever suspends the account at this moment, or changes how its user logs in, waits, and then ends the session
-    that is about to start as well.
+    A concurrent suspension, or change of the password or factors, waits for the lock and then also ends the session
+    that is about to start.
     """
     return connection.execute(_MAY_LOG_IN, {"user_id": user_id}).first()
 
 
 def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
-    """Ends a session; False where it is not a live one of this user. Its access tokens are refused after the commit."""
+    """End a session; False if it is not a live session of this user. Its access tokens are refused after the commit."""
     this = (session.c.id == session_id, session.c.account_id == user_id, is_live())
     if not connection.execute(update(session).where(*this).values(ended_at=func.now())).rowcount:
         return False
@@ -146,9 +146,9 @@ def end(connection: Connection, user_id: UUID, session_id: UUID) -> bool:
 
 
 def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -> Sequence[UUID]:
-    """Ends a user's sessions, all or all but one. Their access tokens are refused after the commit.
+    """End all sessions of a user, or all but one. Their access tokens are refused after the commit.
 
-    Call it with the account locked: a session that is about to start is then waited for, and ends as well.
+    Call this with the account locked, so that it also ends a session that is about to start.
     """
     these = [session.c.account_id == user_id, session.c.ended_at.is_(None)]
     if but:
@@ -159,17 +159,17 @@ def end_all(connection: Connection, user_id: UUID, *, but: UUID | None = None) -
 
 
 def refresh_token_of(session_id: UUID, token: str) -> dict[str, Any]:
-    """The parameters of `NEW_REFRESH_TOKEN`."""
+    """Return the parameters of `NEW_REFRESH_TOKEN`."""
     return {"new_hash": hash_refresh_token(token), "of_session": session_id}
 
 
 def hash_refresh_token(token: str) -> bytes:
-    """What is stored of a refresh token: its HMAC-SHA-256 under JWT_REFRESH_SECRET_KEY."""
+    """Return the hash to store for a refresh token: its HMAC-SHA-256 under JWT_REFRESH_SECRET_KEY."""
     return hmac.digest(_key(), b"stored:" + token.encode(), hashlib.sha256)
 
 
 def successor(token: str) -> str:
-    """The refresh token that follows this one: the same one each time, known only to who holds this one and our key."""
+    """Return the refresh token that follows this one. It is always the same; deriving it requires our key."""
     return encode(hmac.digest(_key(), b"successor:" + token.encode(), hashlib.sha256))
 
 

@@ -12,19 +12,19 @@ def new_token() -> str:
 
 
 def hash_token(token: str) -> bytes:
-    """What is stored of a token: 256 random bits need no slow hash."""
+    """Return the hash to store for a token: 256 random bits need no slow hash."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def encode(content: bytes) -> str:
-    """The base64url text of bytes, without padding (RFC 4648, 5)."""
+    """Encode bytes as base64url without padding (RFC 4648, 5)."""
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def decode(text: str) -> bytes:
-    """The bytes of a base64url text without padding.
+    """Decode base64url without padding.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not base64url.
     """
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

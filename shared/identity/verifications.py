@@ -1,6 +1,6 @@
-"""Single-use tokens that prove control of an address, or the right to bind a first factor.
+"""Single-use tokens that prove control of an address, or the right to set up a first factor.
 
-Stored hashed, one live for each account and purpose.
+They are stored hashed, one per account and purpose.
 """
 
 from datetime import timedelta
@@ -23,16 +23,16 @@ FIRST_FACTOR = "first_factor"
 class InvalidLink(Problem):
     status = 400
     title = "The link is not valid"
-    detail = "It has been used, has expired, or a newer one was sent. Ask for a new one."
+    detail = "It was used already, has expired, or a newer one was sent. Request a new one."
 
 
 def create(
     connection: Connection, account_id: UUID, purpose: str, lifetime: timedelta, *, token: str | None = None
 ) -> str:
-    """A new token; it replaces an earlier one for the same purpose.
+    """Create a token, replacing an earlier one for the same purpose.
 
     Args:
-        token: by default one of 256 bits.
+        token: by default, a new one of 256 bits.
     """
     token = token or new_token()
     row = {"token_hash": hash_token(token), "created_at": func.now(), "expires_at": func.now() + lifetime}
@@ -45,28 +45,28 @@ def create(
 
 
 def find(connection: Connection, token: str, *purposes: str, lock: bool = False) -> Row[Any] | None:
-    """Account id and purpose of a token for one of these purposes, without spending it; None for one that is not live.
+    """Return the account id and purpose of a token for one of these purposes; None if it is not live. Do not spend it.
 
     Args:
-        lock: whether the account must not change before the transaction ends.
+        lock: lock the account until the transaction ends.
     """
     query = select(*verification.c["account_id", "purpose"]).join(account).where(_is_live(token, *purposes))
     return connection.execute(query.with_for_update(of=account, key_share=True) if lock else query).first()
 
 
 def spend(connection: Connection, token: str, purpose: str) -> UUID | None:
-    """The account that a token is for, which can then be spent no more; None for a token that is not live.
+    """Spend a token and return its account id; None if the token is not live.
 
-    Nor is one live that is older than the account's password: a link never brings a later password into force.
+    A token that is older than the account's password is not live, so an old link cannot replace a newer password.
     """
-    # The account is locked first: a password that is being changed at this moment counts as well.
+    # Lock the account first, so that a concurrent change of the password counts too.
     if find(connection, token, purpose, lock=True) is None:
         return None
     return connection.scalar(delete(verification).where(_is_live(token, purpose)).returning(verification.c.account_id))
 
 
 def void(connection: Connection, account_id: UUID, *purposes: str) -> None:
-    """Makes the tokens of an account for these purposes worthless; call it with the account locked."""
+    """Void the tokens of an account for these purposes; call this with the account locked."""
     connection.execute(
         delete(verification).where(verification.c.account_id == account_id, verification.c.purpose.in_(purposes))
     )

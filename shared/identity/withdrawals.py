@@ -1,4 +1,4 @@
-"""Withdrawal: the account of a user who left is kept for some days, in which logging in restores it."""
+"""Withdrawal: the account of a user who left is kept for some days, during which logging in restores it."""
 
 from datetime import timedelta
 
@@ -9,6 +9,6 @@ from shared.runtime.settings import settings
 
 
 def is_over() -> ColumnElement[bool]:
-    """The condition that those days of an account are over, so that it is purged and never restored."""
+    """Return the condition that those days are over, so that the account is purged and can no longer be restored."""
     days = bindparam("withdrawal_days", callable_=lambda: timedelta(days=settings().withdrawal_days), type_=Interval)
     return and_(account.c.withdrawn_at.is_not(None), account.c.withdrawn_at <= func.now() - days)

@@ -249,7 +249,7 @@ def test_a_list_that_cannot_be_read_keeps_nobody_out(
     assert checks("unavailable") == before + 1
     assert len(range_api.asked) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "breached passwords cannot be asked for; doing without"
+        "cannot look up breached passwords; skipping the check"
     ]
 
 
