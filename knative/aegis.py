@@ -1,6 +1,6 @@
-"""The command of operators: `python -m knative.aegis --help`.
+"""The `aegis` command line for operators: `python -m knative.aegis --help`.
 
-Only click is imported here and in knative/commands; what a command works with is imported when it runs.
+This module and knative/commands import only click. Each command imports what else it needs when it runs.
 """
 
 import json
@@ -27,7 +27,7 @@ _ADVICE = {
     "28000": "Check the user and the password in DATABASE_URL.",
     "3D000": "Check the name of the database in DATABASE_URL.",
 }
-"""By SQLSTATE."""
+"""Advice by SQLSTATE."""
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,7 +51,7 @@ def _print(result: Result) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; the exit codes are in its help."""
+    """Run one command. Its help lists the exit codes."""
     try:
         aegis.main(arguments, prog_name="aegis", standalone_mode=False)
     except Refused as error:
@@ -60,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:
-        print("Ended by Ctrl-C.", file=sys.stderr)
+        print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         sys.exit(_explained(error))
 
 
 def _explained(error: Exception) -> str:
-    """The message for an error that the command did not expect, with what to do about it."""
+    """Return the message for an unexpected error, with advice."""
     from sqlalchemy.exc import DBAPIError
 
     from shared.runtime.problems import ServiceUnavailable
@@ -79,7 +79,7 @@ def _explained(error: Exception) -> str:
         case ServiceUnavailable():
             return (
                 f"The database at {_database()} cannot be reached, or accepts no more connections.\n"
-                "Check DATABASE_URL and that the server runs, then repeat the command. Repeating it is safe."
+                "Check DATABASE_URL and that the server is running, then repeat the command. Repeating it is safe."
             )
         case DBAPIError():
             return _of_database(error)
@@ -98,12 +98,12 @@ def _explained(error: Exception) -> str:
 def _of_database(error: "DBAPIError") -> str:
     details = error.orig.args[0] if error.orig and error.orig.args else {}
     code, text = (details.get("C", ""), details.get("M", "")) if isinstance(details, dict) else ("", str(details))
-    advice = _ADVICE.get(code, "The log of PostgreSQL has more.")
-    return f"The database at {_database()} refused a statement: {text} ({code}).\n{advice}"
+    advice = _ADVICE.get(code, "See the PostgreSQL log for details.")
+    return f"The database at {_database()} rejected a statement: {text} ({code}).\n{advice}"
 
 
 def _database() -> str:
-    """Where the database is, without the password."""
+    """Return the address of the database, without the password."""
     from shared.runtime.settings import settings
 
     return settings().database_url.rpartition("@")[2]

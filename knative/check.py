@@ -1,6 +1,6 @@
-"""Renders every overlay as `kubectl apply -k` does, and validates what comes out: `make check`.
+"""Render every overlay as `kubectl apply -k` does and validate the result: `make check`.
 
-Kubernetes' own kinds against their schemas; of the others, what a schema could not tell.
+Built-in Kubernetes kinds are checked against their schemas. Further checks cover what a schema cannot express.
 """
 
 import json
@@ -29,7 +29,7 @@ OVERLAYS = KNATIVE / "overlays"
 ACCESS = KNATIVE / "base" / "access"
 
 DELIVERIES = ("dispatcher", "eventing")
-"""The components that deliver events. An overlay names one of them, in one line."""
+"""The components that deliver events. An overlay names one of them, on one line."""
 
 _CHOICE = re.compile(rf"(?<=/components/)({'|'.join(DELIVERIES)})$", re.MULTILINE)
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def renderings() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Every overlay by name, and its objects: with each of the components that deliver events, where it names one."""
+    """Yield each overlay's name and objects. One that names a delivery component is rendered with each of them."""
     yield "access", render(ACCESS)
     for file in sorted(OVERLAYS.rglob("kustomization.yaml")):
         name = str(file.parent.relative_to(OVERLAYS))
@@ -55,9 +55,9 @@ def renderings() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def render(overlay: Path, delivery: str | None = None) -> list[dict[str, Any]]:
-    """The objects of an overlay, as it stands or with the given component to deliver events.
+    """Return the objects of an overlay, as it is or with the given delivery component.
 
-    Ends with kubectl's words when it cannot be rendered.
+    Exit with kubectl's message if the overlay cannot be rendered.
     """
     for environment in ("development", "staging"):
         write_secrets(OVERLAYS / environment / "data" / "secrets.env")
@@ -74,7 +74,7 @@ def render(overlay: Path, delivery: str | None = None) -> list[dict[str, Any]]:
 
 
 def problems_of(objects: list[dict[str, Any]]) -> Iterator[str]:
-    """Everything that is wrong with a rendered overlay."""
+    """Yield all problems of a rendered overlay."""
     for item in objects:
         name = f"{item['kind']} {item['metadata']['name']}"
         if "." not in item["apiVersion"].partition("/")[0] or item["apiVersion"].split("/")[0].endswith(".k8s.io"):
@@ -89,13 +89,13 @@ def _against_schema(item: dict[str, Any]) -> Iterator[str]:
     try:
         kubernetes_validate.validate(item, KUBERNETES, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
-        return  # of the Gateway API
+        return  # a kind of the Gateway API
     except kubernetes_validate.ValidationError as error:
         yield f"{'/'.join(str(part) for part in error.path)}: {error.message}"
 
 
 def _against_restricted(pod: dict[str, Any]) -> Iterator[str]:
-    """What the restricted Pod Security Standard, and a read-only root, would refuse."""
+    """Yield violations of the restricted Pod Security Standard and of a read-only root file system."""
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         own = pod.get("securityContext", {}) | container.get("securityContext", {})
         wanted = {
@@ -111,17 +111,17 @@ def _against_restricted(pod: dict[str, Any]) -> Iterator[str]:
         if "memory" not in container.get("resources", {}).get("limits", {}):
             yield f"container {container['name']} has no memory limit"
     if pod.get("automountServiceAccountToken") is not False:
-        yield "the pod is given a token of its service account"
+        yield "the pod mounts a service account token"
 
 
 def _secrets(services: list[dict[str, Any]]) -> Iterator[str]:
-    """Where a function is given another secret than what it uses takes."""
+    """Yield functions whose secrets differ from those that they use."""
     load_all()
     for service in services:
         name = service["metadata"]["name"]
         (container,) = service["spec"]["template"]["spec"]["containers"]
         if any("secretRef" in source for source in container.get("envFrom", ())):
-            yield f"Service {name}: it is given a whole Secret"
+            yield f"Service {name}: gets a whole Secret"
         references = {
             variable["name"]: variable["valueFrom"]["secretKeyRef"]
             for variable in container["env"]
@@ -129,12 +129,12 @@ def _secrets(services: list[dict[str, Any]]) -> Iterator[str]:
         }
         wanted = secrets_of(uses(function_name(name)))
         for secret in sorted(wanted - references.keys()):
-            yield f"Service {name}: it is not given {secret}, which it uses"
+            yield f"Service {name}: does not get {secret}, which it uses"
         for secret in sorted(references.keys() - wanted):
-            yield f"Service {name}: it is given {secret}, which it does not use"
+            yield f"Service {name}: gets {secret}, which it does not use"
         for secret, reference in references.items():
             if reference != {"name": "user-service-secrets", "key": secret}:
-                yield f"Service {name}: {secret} is not that of user-service-secrets"
+                yield f"Service {name}: {secret} does not come from user-service-secrets"
 
 
 def _routes(routes: list[dict[str, Any]]) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _routes(routes: list[dict[str, Any]]) -> Iterator[str]:
     for route in routes:
         for rule in route["spec"]["rules"]:
             if rule.get("backendRefs") and not rule.get("timeouts"):
-                yield f"HTTPRoute {route['metadata']['name']} states no timeout: the gateway's is 15 s"
+                yield f"HTTPRoute {route['metadata']['name']} states no timeout: the gateway's default is 15 s"
             for parent in route["spec"].get("parentRefs", ()):
                 listener = parent.get("sectionName", "any listener")
                 matches.update(f"{json.dumps(match, sort_keys=True)} at {listener}" for match in rule["matches"])
@@ -150,7 +150,7 @@ def _routes(routes: list[dict[str, Any]]) -> Iterator[str]:
             yield f"HTTPRoute {route['metadata']['name']} belongs to no gateway"
     for match, count in matches.items():
         if count > 1:
-            yield f"{count} routes match {match}: the gateway takes the oldest, silently"
+            yield f"{count} routes match {match}; the gateway silently uses the oldest"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Secrets of an environment without a store for them, under the names of the guide's 4.3: `make secrets`.
+"""Create the secrets of an environment without a secret store, named as in the guide's 4.3: `make secrets`.
 
 python -m knative.keys FILE...
 """
@@ -17,7 +17,7 @@ OWNER = "aegis"
 
 
 def new_signing_keys() -> str:
-    """A JWK Set (RFC 7517) with one new private P-256 key."""
+    """Return a JWK Set (RFC 7517) with one new private P-256 key."""
     private = ec.generate_private_key(ec.SECP256R1()).private_numbers()
     numbers = {"x": private.public_numbers.x, "y": private.public_numbers.y, "d": private.private_value}
     key = {name: base64url(number.to_bytes(32, "big")) for name, number in numbers.items()}
@@ -25,13 +25,13 @@ def new_signing_keys() -> str:
 
 
 def public_keys(signing_keys: str) -> str:
-    """The JWK Set with which others verify what these sign: without the private parts."""
+    """Return the JWK Set with which others verify tokens: the same keys without their private parts."""
     keys = json.loads(signing_keys)["keys"]
     return json.dumps({"keys": [{name: key[name] for name in ("kty", "crv", "kid", "x", "y")} for key in keys]})
 
 
 def new_sms_key() -> str:
-    """An account SID and an auth token, as Twilio makes them."""
+    """Return an account SID and an auth token in Twilio's format."""
     return f"AC{secrets.token_hex(16)}:{secrets.token_hex(16)}"
 
 
@@ -40,24 +40,24 @@ def base64url(content: bytes) -> str:
 
 
 def new_backup_key() -> str:
-    """An age identity."""
+    """Return a new age identity."""
     return str(pyrage.x25519.Identity.generate())
 
 
 def recipient_of(identity: str) -> str:
-    """The public half of an age identity."""
+    """Return the public half of an age identity."""
     return str(pyrage.x25519.Identity.from_str(identity).to_public())
 
 
 def write_secrets(file: Path) -> list[str]:
-    """Adds the secrets that a file lacks, which may be all of them. Returns their names.
+    """Add the secrets that a file lacks, and create the file if needed. Return the names of the new secrets.
 
-    Those that no function needs are in files beside it: of the owner of the tables in owner.env, and of the backups.
-    gateway.env has what the gateway sends, which is always the first of GATEWAY_KEY.
+    Secrets that no function needs go to files beside it: owner.env for the owner of the tables, backup.env,
+    backup-identity.txt and drill.env for backups. gateway.env has what the gateway sends: the first of GATEWAY_KEY.
     """
     given = _given(file)
     owner = {"username": OWNER, "password": secrets.token_hex(16)}
-    if given.get("DB_USER") == OWNER:  # from before functions had a role of their own
+    if given.get("DB_USER") == OWNER:  # written before functions had their own role
         owner["password"] = given["DB_PASSWORD"]
         others = [line for line in file.read_text().splitlines() if not line.startswith(("DB_USER=", "DB_PASSWORD="))]
         _add(file.with_name("owner.env"), owner)
@@ -94,10 +94,10 @@ def _put_in_gateway(file: Path, key: str) -> list[str]:
 
 
 def _write_secrets_of_backups(folder: Path) -> list[str]:
-    """Adds what is missing of backup.env, which takes backups, and of drill.env where the environment has drills.
+    """Add what is missing in backup.env, needed to take backups, and in drill.env if the environment has drills.
 
-    What opens them is added to backup-identity.txt, once: operators keep it elsewhere, and it belongs in no cluster.
-    An earlier release had it in backup.env as BACKUP_KEY; from there it is moved.
+    The identity that opens backups is added once to backup-identity.txt. Operators keep it elsewhere, never in a
+    cluster. An earlier release stored it in backup.env as BACKUP_KEY; it is moved from there.
     """
     file, own, of_the_drill = (folder / name for name in ("backup.env", "backup-identity.txt", "drill.env"))
     kustomization = folder / "kustomization.yaml"
@@ -136,9 +136,9 @@ def _add(file: Path, values: dict[str, str]) -> list[str]:
 def main() -> None:
     for file in map(Path, sys.argv[1:]):
         if made := write_secrets(file):
-            print(f"the secrets in {file.parent} now have {', '.join(made)}")
+            print(f"added to the secrets in {file.parent}: {', '.join(made)}")
         else:
-            print(f"{file} has all secrets already; delete it for new ones")
+            print(f"{file} already has all secrets; delete it to create new ones")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Sends a function the event of its schedule, where Knative Eventing and its PingSources are not: a CronJob's work.
+"""Send a function its scheduled event. CronJobs run this where there is no Knative Eventing with PingSources.
 
     FUNCTION_URL=http://{service}.aegis-user-service.svc.cluster.local python -m knative.ping purge-withdrawn
 
-Ends with 1, and the reason, when the function did not take it.
+Exits with 1 and the reason if the function did not accept the event.
 """
 
 import os
@@ -16,11 +16,11 @@ from shared.runtime.settings import InvalidSettings, load
 
 TYPE = "dev.knative.sources.ping"
 TIMEOUT_SECONDS = 60.0
-"""Of a function's revision, which may have to start first."""
+"""Long enough for a revision to start first."""
 
 
 def ping(service: str, function_url: str) -> str | None:
-    """POSTs the event, as a binary CloudEvent. Returns None when the function took it, else the reason."""
+    """POST the event as a binary CloudEvent. Return None if the function accepted it, else the reason."""
     headers = {
         "Content-Type": "application/json",
         "ce-specversion": "1.0",
@@ -31,7 +31,7 @@ def ping(service: str, function_url: str) -> str | None:
     }
     url = function_url.format(service=service)
     try:
-        request = urllib.request.Request(url, b"{}", headers, method="POST")  # noqa: S310  # set by who deploys it
+        request = urllib.request.Request(url, b"{}", headers, method="POST")  # noqa: S310  # set by the deployment
         urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:
         with error:
@@ -45,7 +45,7 @@ def main() -> None:
     try:
         load(os.environ, ["deliveries"])
     except InvalidSettings as error:
-        sys.exit("\n".join(["the schedule cannot be sent with these settings:", *error.problems]))
+        sys.exit("\n".join(["The scheduled event was not sent. Settings are missing or invalid:", *error.problems]))
     if reason := ping(sys.argv[1], os.environ["FUNCTION_URL"]):
         sys.exit(reason)
 

@@ -1,4 +1,4 @@
-"""What the commands of operators print: refusals, progress, tables."""
+"""Output of operator commands: refusals, progress, tables."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, TextIO
 
 _CLEAR = "\r\x1b[K"
 PLAIN_SECONDS = 10.0
-"""Between two lines of what is waited for, where there is no terminal."""
+"""Between two lines about the same wait, if the output is not a terminal."""
 
 
 class Refused(Exception):
-    """A command was not carried out; the message says what happened, why, and what to do."""
+    """The command was not carried out. The message says what happened, why, and what to do."""
 
 
 class Result(NamedTuple):
@@ -20,11 +20,11 @@ class Result(NamedTuple):
 
     text: str
     data: Any
-    """The same for --json."""
+    """The same result for --json."""
 
 
 class Progress:
-    """Lines with the seconds since the start, on standard error, so that standard output holds the result alone."""
+    """Progress lines with the elapsed seconds, on standard error: standard output has only the result."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -33,12 +33,12 @@ class Progress:
         self._last, self._next_at = "", 0.0
 
     def say(self, line: str) -> None:
-        """Tells what is done."""
+        """Print a step that is done."""
         clear = _CLEAR if self._is_live else ""
         write(self._stream, f"{clear}{self.seconds:5.0f} s  {line}\n")
 
     def wait(self, line: str) -> None:
-        """Tells what is waited for: over the last such line in a terminal, else when it has changed, now and then."""
+        """Show what is being waited for: a terminal overwrites the line; otherwise print changes, not too often."""
         if self._is_live:
             write(self._stream, f"{_CLEAR}{self.seconds:5.0f} s  {line} ...")
         elif line != self._last and self.seconds >= self._next_at:
@@ -51,20 +51,20 @@ class Progress:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Writes at once. If nobody reads any more, as behind `| head`, the text is dropped and the command goes on."""
+    """Write and flush. If the reader is gone, as with `| head`, drop the text and go on."""
     try:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        # Otherwise Python reports the same error when it closes the stream.
+        # Otherwise Python reports the same error again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def aligned(lines: Sequence[Sequence[str]], sides: str = "") -> list[str]:
-    """Lines of cells, each column as wide as its widest cell. The last cell of a line is as long as it is.
+    """Return lines of cells, each column padded to its widest cell. The last cell of a line is not padded.
 
     Args:
-        sides: where the cells of each column stand: ">" at the right; "<", or nothing said, at the left.
+        sides: alignment of each column: ">" for right, "<" or nothing for left.
     """
     widths: dict[int, int] = {}
     for line in lines:

@@ -1,1 +1,1 @@
-"""The commands of `aegis`, a module for each group: from the command line to the result."""
+"""The commands of `aegis`, one module per group: from the command line to the result."""

@@ -12,7 +12,7 @@ def add_to(aegis: click.Group) -> None:
 
 @click.group(cls=Group)
 def admin() -> None:
-    """Create administrators."""
+    """Create administrators and codes for their first second factor."""
 
 
 @admin.command(
@@ -25,20 +25,20 @@ def admin() -> None:
 def create(email: str, locale: str) -> Result:
     """Create the first administrator.
 
-    Further administrators are made with PATCH /api/v1/users/{user_id}.
+    To make further administrators, call PATCH /api/v1/users/{user_id}.
 
     A new account has no password: its owner receives a mail with a link to set one, then logs in and sets up a
-    second factor, which every administrator operation requires. An existing account receives the role, and its
+    second factor, which every administrator operation requires. An existing account gets the role, and its
     sessions end.
 
-    If the account has no second factor, the command prints a code that is needed to set up the first one. It
-    works once, within 24 hours. Hand it over in person or by phone, not by mail: anyone who can read the owner's
-    mail can set the password.
+    If the account has no second factor, the command prints a code that is needed to set up the first one. The
+    code works once, within 24 hours. Hand it over in person or by phone, not by mail: anyone who can read the
+    owner's mail can set the password.
 
-    Repeating the command is safe. An owner without a password receives a new link, and one without a second
-    factor a new code.
+    Repeating the command is safe: it sends a new link if the owner has no password, and prints a new code if the
+    owner has no second factor.
 
-    The settings come from the environment (DATABASE_URL, REDIS_URL). Without DATABASE_URL, they are those of the
+    Settings come from the environment (DATABASE_URL, REDIS_URL). Without DATABASE_URL, the command uses the
     service that make up runs on DATA_DIR (.local).
     """
     use_settings("database", "cache")
@@ -52,10 +52,11 @@ def create(email: str, locale: str) -> Result:
 def code(email: str) -> Result:
     """Print a new code for an administrator's first second factor.
 
-    It works once, within 24 hours, and replaces any earlier code. Hand it over in person or by phone, not by mail.
+    The code works once, within 24 hours, and replaces any earlier code. Hand it over in person or by phone, not
+    by mail.
 
-    Nothing else changes. An administrator who still has a factor gets no code: first another administrator calls
-    DELETE /api/v1/users/{user_id}/factors, which also answers with a code.
+    Nothing else changes. An administrator who still has a factor gets no code. If that factor is lost, another
+    administrator calls DELETE /api/v1/users/{user_id}/factors, which removes it and returns a code.
     """
     use_settings("database", "cache")
     from knative.operations import administrators

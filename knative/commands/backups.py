@@ -1,4 +1,4 @@
-"""The commands on backups."""
+"""`aegis backup`, `aegis backups`, `aegis restore`, `aegis drill`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ def add_to(aegis: click.Group) -> None:
 
 
 def _where(command: Callable[..., Result]) -> Callable[..., Result]:
-    there = click.option("--in-cluster", is_flag=True, help="Run it in the cluster, in a pod like the CronJob's.")
+    there = click.option("--in-cluster", is_flag=True, help="Run it in the cluster, in a pod like that of the CronJob.")
     context = click.option(
-        "--context", metavar="CTX", help="The kube context of --in-cluster (default: the current one)."
+        "--context", metavar="CTX", help="The kube context for --in-cluster (default: the current one)."
     )
     return there(context(command))
 
@@ -36,12 +36,15 @@ _identity = click.option(
 def backup(in_cluster: bool, context: str | None) -> Result:
     """Take a backup of the database.
 
-    It holds the whole database as it is at one moment, and goes to BACKUP_STORE: a folder, or a bucket named
-    s3://BUCKET/PREFIX. It is encrypted on the way (age, to BACKUP_RECIPIENTS) and read back before it counts. An
-    incomplete backup does not count, and the next run deletes it. Afterwards, backups that BACKUP_KEEP_DAILY,
-    BACKUP_KEEP_WEEKLY and BACKUP_KEEP_MONTHLY do not keep are deleted. The service keeps running meanwhile.
+    A backup is a consistent snapshot of the whole database. It is written to BACKUP_STORE: a folder, or a bucket
+    named s3://BUCKET/PREFIX. The data is encrypted with age to BACKUP_RECIPIENTS before it is written. The
+    manifest (sizes, row counts, versions) is authenticated but not encrypted.
 
-    docs/backup.md has more.
+    The command reads the backup back and checks it. If that fails, there is no new backup. Leftovers of a killed
+    run are deleted by the next one. After a success, the command deletes backups that BACKUP_KEEP_DAILY,
+    BACKUP_KEEP_WEEKLY and BACKUP_KEEP_MONTHLY do not keep. The service keeps running meanwhile.
+
+    See docs/backup.md.
     """
     if in_cluster:
         return _in_cluster(context, "backup")
@@ -61,9 +64,9 @@ def backup(in_cluster: bool, context: str | None) -> Result:
 def backups(accept: tuple[str, ...], in_cluster: bool, context: str | None) -> Result:
     """List the backups, newest first.
 
-    Each with its age, its size in bytes (encrypted), its number of accounts, its schema and the version of its
-    server; or why it is not verified. An unverified backup is neither restored nor deleted until you vouch for it
-    with --accept NAME: its objects are then compared with its manifest, and the manifest is authenticated under
+    The columns are age, size in bytes (encrypted), number of accounts, schema and PostgreSQL version, or the
+    reason why a backup is not verified. An unverified backup is neither restored nor deleted until you vouch for
+    it with --accept NAME. That compares its objects with its manifest and authenticates the manifest with
     BACKUP_MANIFEST_KEY.
     """
     if in_cluster:
@@ -86,8 +89,8 @@ def backups(accept: tuple[str, ...], in_cluster: bool, context: str | None) -> R
 )
 @click.argument("name", metavar="NAME")
 @click.option("--force", is_flag=True, help="Replace what the database holds.")
-@click.option("--older", is_flag=True, help="Restore it although a newer backup is known.")
-@click.option("--into", "url", metavar="URL", default="", help="Another database than DATABASE_URL.")
+@click.option("--older", is_flag=True, help="Restore it even if a newer backup is known.")
+@click.option("--into", "url", metavar="URL", default="", help="Restore into this database instead of DATABASE_URL.")
 @_identity
 @_where
 def restore(
@@ -95,17 +98,17 @@ def restore(
 ) -> Result:
     """Restore the database from a backup.
 
-    NAME is as aegis backups lists it, or latest.
+    NAME is a name from aegis backups, or latest.
 
-    The whole backup is read first: checksum, key, schema. It is then restored in one transaction, the rows of each
-    table are compared with the manifest, and users who were purged since are deleted again, as far as the newest
-    backup in the store and the database itself know them. If anything goes wrong before that transaction ends,
-    the database is unchanged. Finally the schema is migrated to that of this program. All sessions end, and links
-    and codes that were sent are void: users log in again.
+    The command first reads the whole backup and checks its checksum, key and schema. It then restores it in one
+    transaction, compares the number of rows in each table with the manifest, and deletes users again who were
+    purged after the backup, if the newest backup in the store or the database itself lists them. If anything
+    fails before that transaction commits, the database is unchanged. Finally it migrates the schema to that of
+    this program. All sessions end, and links and codes sent earlier are void: users must log in again.
 
-    --force is needed if the database holds accounts, or anything that does not belong to this service. --older is
-    needed if a newer backup is known, because an older one brings back suspended accounts, removed roles and old
-    passwords. docs/backup.md has more.
+    Use --force if the database has accounts, or anything that does not belong to this service. Use --older if a
+    newer backup is known: an older one reactivates suspended accounts and brings back removed roles and old
+    passwords. See docs/backup.md.
     """
     if in_cluster:
         _refuse_url(url, "--into")
@@ -118,7 +121,7 @@ def restore(
     of = settings().database_url
     restored = restore.restore(vault, name, database, progress, of=of, force=force, older=older)
     told = {"name": restored.name, "taken_at": restored.taken_at.isoformat(), "rows": sum(restored.rows.values())}
-    return Result(f"{restored.name} is restored. All users log in again; take a new backup: aegis backup", told)
+    return Result(f"Restored {restored.name}. All users must log in again. Take a new backup now: aegis backup", told)
 
 
 @click.command(
@@ -128,15 +131,15 @@ def restore(
         "aegis drill --identity backup-identity.txt --on postgresql://user:password@host/name",
     ),
 )
-@click.option("--on", "url", metavar="URL", default="", help="A database on another server than that of DATABASE_URL.")
+@click.option("--on", "url", metavar="URL", default="", help="Use this database's server, not DATABASE_URL's.")
 @_identity
 @_where
 def drill(url: str, identity: str, in_cluster: bool, context: str | None) -> Result:
     """Test the latest backup.
 
-    It is restored into a scratch database on the same server and compared with its manifest. Functions are called
-    on it (log-in, profile, search and others), the time of all this is printed, and the scratch database is
-    dropped. The service and its database are not touched. The command exits with 1 if anything is wrong.
+    The command restores it into a scratch database on the same server, compares it with its manifest, calls
+    functions on it (log-in, profile, search and others), and drops the scratch database. It prints how long the
+    restore took. The service and its database are not touched. The exit code is 1 if anything is wrong.
     """
     if in_cluster:
         _refuse_url(url, "--on")
@@ -148,12 +151,12 @@ def drill(url: str, identity: str, in_cluster: bool, context: str | None) -> Res
 
 
 def _refuse_url(url: str, option: str) -> None:
-    if url:  # its password would stand in the Job
+    if url:  # its password would be visible in the Job
         raise click.UsageError(f"{option} is not allowed with --in-cluster.")
 
 
 def _in_cluster(context: str | None, command: str, arguments: Sequence[str] = (), identity: str = "") -> Result:
-    """Runs a command of this module in a pod, and has what it printed there."""
+    """Run a command of this module in a pod and return what it printed."""
     from knative.operations.backup import in_cluster
     from knative.operations.backup.identity import read
 
@@ -164,11 +167,11 @@ def _in_cluster(context: str | None, command: str, arguments: Sequence[str] = ()
 
 
 def document(log: str) -> object:
-    """The JSON document at the end of a log, which has lines of progress before it."""
+    """Return the JSON document at the end of a log, after lines of progress."""
     lines = log.splitlines()
     starts = [number for number, line in enumerate(lines) if line in ("{", "[", "{}", "[]")]
     if not starts:
-        raise Refused(f"The command has ended, but its log has no JSON document:\n{log}")
+        raise Refused(f"The command ended, but its log has no JSON document:\n{log}")
     document: object = json.loads("\n".join(lines[starts[-1] :]))
     return document
 
@@ -176,12 +179,12 @@ def document(log: str) -> object:
 def _opened(
     url: str = "", identity: str = "", *, opens: bool = False, connects: bool = True
 ) -> tuple[str, "Vault", Progress]:
-    """The database and the store of backups, from the settings.
+    """Return the database and the backup store from the settings.
 
     Args:
-        url: another database than the settings name.
-        opens: with the identities that decrypt backups.
-        connects: waits until the database answers.
+        url: replaces the database of the settings.
+        opens: require the identities that decrypt backups.
+        connects: wait until the database answers.
     """
     use_settings("database", "backups")
     import pyrage
@@ -200,7 +203,8 @@ def _opened(
             progress.say(identities_of.TAKEN)
         if not identities:
             raise Refused(
-                "Nothing was changed. Opening a backup takes its age identity: --identity FILE (- for standard input)."
+                "Nothing was changed. A backup can only be opened with its age identity: "
+                "pass --identity FILE (- for standard input)."
             )
     try:
         for one in own.backup_recipients:
@@ -208,13 +212,17 @@ def _opened(
         for one in identities:
             pyrage.x25519.Identity.from_str(one)
     except (pyrage.RecipientError, pyrage.IdentityError):
-        raise Refused("Nothing was changed. A key of the backups is mistyped: its checksum is wrong.") from None
+        raise Refused(
+            "Nothing was changed. An age recipient or identity has a wrong checksum: check it for typing errors."
+        ) from None
     vault = Vault(opened(own.backup_store), own.backup_manifest_keys, own.backup_recipients, identities)
     try:
         if url:
             database_url.parse(url)
     except ValueError as error:
-        raise Refused(f"Nothing was changed. The URL {error}. One is postgresql://user:password@host/name.") from None
+        raise Refused(
+            f"Nothing was changed. The URL {error}. A valid URL looks like postgresql://user:password@host/name."
+        ) from None
     database = url or own.privileged_database_url
     if connects:
         postgresql.wait_for(database, progress)

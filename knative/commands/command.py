@@ -1,4 +1,4 @@
-"""What all commands share: --json, examples and exit codes in the help, and how they find the service's settings."""
+"""What all commands share: --json, examples and exit codes in the help, and loading the settings."""
 
 import json
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shared.runtime.settings import Dependency
 
 AS_JSON = "aegis.json"
-"""In the context's `meta`: print the result as JSON."""
+"""Key in the context's `meta`: print the result as JSON."""
 
 OVERLAYS = Path(__file__).parents[1] / "overlays"
 
@@ -42,7 +42,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands, with exit codes in its help and its commands in the order in which they were added."""
+    """A group whose help has exit codes and lists commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -78,10 +78,10 @@ context_option = click.option("--context", metavar="CTX", help="The kube context
 
 
 def use_settings(*uses: "Dependency") -> None:
-    """Loads the settings from the environment; without a database there, those of the local service that runs.
+    """Load the settings from the environment, or from the running local service if no database is set there.
 
     Raises:
-        Refused: there are neither.
+        Refused: neither is available.
         InvalidSettings
     """
     from shared.runtime import logs
@@ -95,7 +95,7 @@ def use_settings(*uses: "Dependency") -> None:
         except FileNotFoundError:
             names = " and ".join(name for use in uses for name in REQUIRED_BY[use])
             raise Refused(
-                f"Nothing was changed. DATABASE_URL is not set, and no service runs on {data}.\n"
+                f"Nothing was changed. DATABASE_URL is not set, and no local service is running on {data}.\n"
                 f"Start it with make up (DATA_DIR names another folder), or set {names}."
             ) from None
         os.environ.update({name: value for name, value in local.items() if not os.environ.get(name)})

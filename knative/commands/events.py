@@ -18,21 +18,21 @@ def add_to(aegis: click.Group) -> None:
 
 @click.group(cls=Group)
 def events() -> None:
-    """Handle undelivered events."""
+    """Retry or drop events that a function could not process, and replay events."""
 
 
 @events.group(cls=Group)
 def dead() -> None:
     """Handle dead letters: events that a function could not process.
 
-    The function refused the event, or failed at every attempt. A dead letter is kept until you retry or drop it.
-    Find the cause first: the error says what the function answered.
+    The function rejected the event, or failed at every attempt. A dead letter is kept until you retry or drop it.
+    Find the cause first: the error shows what the function answered.
 
-    A retry delivers the event again to every function that subscribes to it; those that have processed it ignore
-    it. If it fails again, it is listed again. docs/events.md has more.
+    A retry delivers the event again to every function that subscribes to it. Functions that have already
+    processed it ignore it. If it fails again, it is listed again. See docs/events.md.
 
-    The settings come from the environment (DATABASE_URL). Without it, they are those of the service that make up
-    runs on DATA_DIR (.local).
+    Settings come from the environment (DATABASE_URL). Without it, the command uses the service that make up runs
+    on DATA_DIR (.local).
     """
 
 
@@ -50,13 +50,13 @@ class _Number(click.ParamType[int]):
 
 def _filters(command: Callable[..., Result]) -> Callable[..., Result]:
     of_type = click.option("--type", "type_", metavar="T", help="Only events of this type, such as registered.v1.")
-    by = click.option("--function", metavar="F", help="Only those that this function failed on, such as send_email.")
+    by = click.option("--function", metavar="F", help="Only events that this function failed on, such as send_email.")
     return by(of_type(command))
 
 
 def _which(command: Callable[..., Result]) -> Callable[..., Result]:
     numbers = click.argument("numbers", metavar="[N]...", nargs=-1, type=_Number())
-    return numbers(click.option("--all", "is_all", is_flag=True, help="All that the list shows.")(_filters(command)))
+    return numbers(click.option("--all", "is_all", is_flag=True, help="All that match the filters.")(_filters(command)))
 
 
 def _chosen(numbers: tuple[int, ...], is_all: bool, function: str | None, type_: str | None) -> "Chosen":
@@ -65,7 +65,7 @@ def _chosen(numbers: tuple[int, ...], is_all: bool, function: str | None, type_:
     if numbers and is_all:
         raise click.UsageError("--all is not allowed with numbers.")
     if not numbers and not is_all:
-        raise click.UsageError("Name the numbers of dead letters, or --all.")
+        raise click.UsageError("Give the numbers of dead letters, or --all.")
     return Chosen(numbers, function, type_)
 
 
@@ -82,7 +82,7 @@ def list_(function: str | None, type_: str | None) -> Result:
 @dead.command(cls=Command, examples=("aegis events dead show 12", "aegis events dead show 12 --json"))
 @click.argument("number", metavar="N", type=_Number())
 def show(number: int) -> Result:
-    """Show everything that is kept of one dead letter."""
+    """Show one dead letter in full."""
     use_settings("database")
     from knative.operations import dead_letters
 
@@ -118,16 +118,16 @@ def drop(numbers: tuple[int, ...], is_all: bool, function: str | None, type_: st
 )
 @click.option("--since", metavar="TIME", required=True, help="A time such as 2026-01-31T09:30Z, or an age such as 2h.")
 def replay(since: str) -> Result:
-    """Send events again that a broker may have lost.
+    """Send events again that Kafka may have lost.
 
-    The relay sends all events again that have occurred since a time, in order, after those that are waiting. Use
-    it when a broker has silently lost part of its topic. The relay itself notices when a broker comes back
-    without the topic, or with fewer events in it.
+    The relay sends all events since the given time again, in order, after those that are waiting. Use this when
+    Kafka has silently lost part of the topic. You do not need it when Kafka comes back without the topic or with
+    fewer events: the relay detects that itself.
 
-    Repeating events is safe: functions ignore what they have processed. The outbox keeps events for 8 days.
+    Sending events again is safe: functions ignore what they have processed. The outbox keeps events for 8 days.
 
-    The settings come from the environment (DATABASE_URL). Without it, they are those of the service that make up
-    runs on DATA_DIR (.local).
+    Settings come from the environment (DATABASE_URL). Without it, the command uses the service that make up runs
+    on DATA_DIR (.local).
     """
     use_settings("database")
     from knative.operations import replay

@@ -15,13 +15,14 @@ def add_to(aegis: click.Group) -> None:
 def failover() -> Result:
     """Make the replica of make up REPLICA=1 the primary.
 
-    First the old primary is fenced: whether it runs, hangs or is dead, it never takes writes again. When it comes
-    back, it follows the new primary. Then the replica is promoted. Functions and relay switch by themselves.
+    The command first fences the old primary, so that it never accepts writes again, whether it is running,
+    hanging or dead. If it comes back, it follows the new primary. The command then promotes the replica.
+    Functions and the relay switch to it by themselves.
 
-    A primary that runs is shut down in order, and nothing is lost. If it is dead, the last transactions that it
-    had not sent to the replica are lost; the next make up REPLICA=1 puts a new copy in its place.
+    A running primary is shut down cleanly, and nothing is lost. If it is dead, the last transactions that it had
+    not sent to the replica are lost, and the next make up REPLICA=1 replaces it with a new copy.
 
-    This is for make up alone. In a cluster see docs/failover.md.
+    This is only for make up. For a cluster, see docs/failover.md.
     """
     from knative.local import failover
 

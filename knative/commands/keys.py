@@ -26,44 +26,44 @@ def keys() -> None:
     "--file", metavar="FILE", help="A secrets.env, or the secrets.json of a data folder (default: that of DATA_DIR)."
 )
 @click.option(
-    "--cluster", metavar="FILE", help="What kubectl prints about the Secret and the pods; - for standard input."
+    "--cluster", metavar="FILE", help="kubectl's output for the Secret and the pods (see above); - for standard input."
 )
 @click.option(
     "--restarted",
     is_flag=True,
-    help="Vouch that every process was restarted since the last step, where neither make up nor kubectl can tell.",
+    help="Confirm that every process was restarted after the last step, if neither make up nor kubectl can show it.",
 )
 def rotate(file: str | None, cluster: str | None, restarted: bool) -> Result:
     """Replace the key that signs access tokens, step by step.
 
-    Nobody is logged out. Each call takes the next safe step and says what comes after it. A step that is not safe
-    yet is refused and changes nothing:
+    Nobody is logged out. Each call takes the next step and says what to do next. If that step is not safe yet,
+    the command refuses and changes nothing. The steps are:
 
     \b
-      1. create a new key, with which all processes verify once they are restarted
-      2. when all were restarted: let the new key sign, while the old one still verifies
-      3. when all were restarted again, and the last token of the old key has expired (after ten
-         and a half minutes): drop the old key
+      1. create a new key; all processes accept its tokens once they are restarted
+      2. after all processes were restarted: sign with the new key; the old one still verifies
+      3. after all processes were restarted again and the last token of the old key has expired
+         (ten and a half minutes later): drop the old key
 
-    With make up: run the command, restart make up, and repeat. It knows which keys make up has read.
+    With make up: run the command, restart make up, and repeat. The command knows which keys make up has read.
 
-    In a cluster, use the file that make secrets has written:
+    In a cluster, use the file that make secrets wrote:
 
     \b
       F=knative/overlays/development/data/secrets.env
       aegis keys rotate --file $F
       aegis deploy TAG --environment development
 
-    TAG is the live release (aegis releases): deploying it again makes new pods, which read the Secret anew. The
-    pods of the release before, kept for a rollback, must restart too: docs/operations.md has the command. Then
-    take the next step. It is refused while the Secret has other keys than the file, or a pod is older than the
-    last change of the Secret:
+    TAG is the live release (see aegis releases): deploying it again creates new pods, which read the new Secret.
+    The pods of the previous release, kept for a rollback, must restart too: see docs/operations.md. Then take the
+    next step. It is refused if the keys in the Secret differ from the file, or if a pod is older than the last
+    change of the Secret:
 
     \b
       kubectl -n aegis-user-service get secrets,pods -o json --show-managed-fields |
         aegis keys rotate --file $F --cluster -
 
-    If you do not have the file, write it from the Secret first. Apply the file to the Secret after each step:
+    If you do not have the file, first write it from the Secret. After each step, apply the file to the Secret:
 
     \b
       kubectl -n aegis-user-service get secret user-service-secrets -o go-template='

@@ -1,4 +1,4 @@
-"""The commands on the releases of a cluster."""
+"""The commands for releases of a cluster."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from knative.release.records import Release
 
 UNRELEASED = "none"
-"""The tag of an environment of which no pod is started."""
+"""The tag for rendering an environment whose pods are not started."""
 
 
 def add_to(aegis: click.Group) -> None:
@@ -41,14 +41,14 @@ def _cluster(context: str | None) -> Iterator["Cluster"]:
 @environment_option
 @context_option
 def prepare(environment: str, context: str | None) -> Result:
-    """Apply what no release may change, as a cluster administrator.
+    """Apply what releases are not allowed to change. Requires a cluster administrator.
 
-    That is the namespace and its pod security level, network policies, service accounts, the permissions of the
-    group aegis-release, and the secrets, volumes, monitors and operator-run servers of the environment. Run it
-    before the first release, and again when aegis deploy says so. In a namespace that is in use, it replaces the
-    secrets by those of your files.
+    This applies the namespace and its pod security level, network policies, service accounts, the permissions of
+    the group aegis-release, and the secrets, volumes, monitors and operator-managed servers of the environment.
+    Run it before the first release, and again when aegis deploy asks for it. If the namespace is already in use,
+    its secrets are replaced with those of your files.
 
-    docs/release.md lists what a release may and may not do afterwards.
+    See docs/release.md for what a release may and may not do afterwards.
     """
     with _cluster(context) as cluster:
         from knative.kubernetes import overlays
@@ -68,24 +68,24 @@ def prepare(environment: str, context: str | None) -> Result:
 @click.argument("tag", metavar="TAG")
 @environment_option
 @click.option(
-    "--hold", metavar="SECONDS", type=int, default=60, show_default=True, help="Time between two shares of the traffic."
+    "--hold", metavar="SECONDS", type=int, default=60, show_default=True, help="Time to watch each share of traffic."
 )
-@click.option("--no-gate", is_flag=True, help="Without Prometheus: watch no alerts, and move all traffic at once.")
+@click.option("--no-gate", is_flag=True, help="Do without Prometheus: check no alerts and move all traffic at once.")
 @context_option
 def deploy(tag: str, environment: str, hold: int, no_gate: bool, context: str | None) -> Result:
     """Deploy a release to a cluster, step by step.
 
     TAG is the tag of the image, or its digest (sha256:...).
 
-    The command first runs checks, and changes nothing if one fails. Then it migrates the database, starts the new
-    revision of each function without traffic, and calls each one. It moves 10, 50 and 100 % of the traffic, and
-    checks production's alert rules in between. Relay, dispatcher and routes come last. If an alert fires, a
-    revision fails, or you press Ctrl-C, the traffic goes back at once and the command exits with 1. With
-    --no-gate no alerts are watched, so all traffic moves at once.
+    The command first runs checks and changes nothing if one fails. It then migrates the database, starts the new
+    revision of each function without traffic, and calls each one. It moves 10, 50 and 100 % of the traffic and
+    checks production's alert rules after each step. Relay, dispatcher and routes come last. If an alert fires, a
+    revision fails, or you press Ctrl-C, the traffic moves back at once and the command exits with 1. With
+    --no-gate it checks no alerts and moves all traffic at once.
 
-    PROMETHEUS_URL says where to read the alerts. GATEWAY_URL says how to reach the gateway, if not at the address
-    in its status. If the command is killed, the traffic stays where it is, and the next deploy or rollback puts
-    it back first. docs/release.md has more.
+    PROMETHEUS_URL is the Prometheus with the alerts. Set GATEWAY_URL if the gateway cannot be reached at the
+    address in its status. If the command is killed, the traffic stays where it is, and the next deploy or
+    rollback first moves it back. See docs/release.md.
     """
     with _cluster(context) as cluster:
         from knative.kubernetes import overlays
@@ -97,7 +97,7 @@ def deploy(tag: str, environment: str, hold: int, no_gate: bool, context: str | 
         if not (url or no_gate):
             raise Refused(
                 "Nothing was changed. PROMETHEUS_URL is not set, so no alert could stop a bad release.\n"
-                "Set it, or say --no-gate."
+                "Set it, or pass --no-gate."
             )
         gate = None if no_gate else Gate(url, wanted.objects)
         return _told(deploy(cluster, wanted, tag, gate=gate, hold=hold, progress=Progress()))
@@ -109,12 +109,12 @@ def deploy(tag: str, environment: str, hold: int, no_gate: bool, context: str | 
 def rollback(release: str | None, context: str | None) -> Result:
     """Roll back to an earlier release.
 
-    RELEASE is a number or a tag that aegis releases lists; without it, the release before the live one. Running
-    the command again then goes back one more. Naming the release that is live already keeps it.
+    RELEASE is a number or tag from aegis releases. The default is the release before the live one, so running the
+    command twice goes back two releases. Naming the live release keeps it.
 
-    All functions move back together: first all of the traffic goes to the revisions of the earlier release, then
-    its relay, dispatcher, routes and settings come back. The database stays as it is: an earlier release runs on
-    the newer schema.
+    All functions move together: first all traffic moves to the revisions of the earlier release, then its relay,
+    dispatcher, routes and settings are restored. The database is not changed: an earlier release works on the
+    newer schema.
     """
     with _cluster(context) as cluster:
         from knative.release.rollback import rollback
@@ -125,7 +125,7 @@ def rollback(release: str | None, context: str | None) -> Result:
 @click.command(cls=Command, examples=("aegis releases", "aegis releases --json | jq -r '.[0].tag'"))
 @context_option
 def releases(context: str | None) -> Result:
-    """List what ran when, and which release has the traffic now."""
+    """List the releases, when they ran, and which one has the traffic now."""
     with _cluster(context) as cluster:
         from knative.release import report
 
@@ -139,7 +139,7 @@ def releases(context: str | None) -> Result:
 )
 @context_option
 def status(context: str | None) -> Result:
-    """Show revision, traffic, pods and address of each function."""
+    """Show each function's revisions, traffic, pods and address."""
     with _cluster(context) as cluster:
         from knative.release import report
 
@@ -157,7 +157,7 @@ def status(context: str | None) -> Result:
 def diff(tag: str | None, environment: str, context: str | None) -> Result:
     """Show what a deployment would change (a server-side dry run).
 
-    TAG is the tag of the image; without it, that of the live release.
+    TAG is the tag of the image. The default is the tag of the live release.
     """
     with _cluster(context) as cluster:
         from knative.kubernetes import overlays
@@ -167,7 +167,7 @@ def diff(tag: str | None, environment: str, context: str | None) -> Result:
         live = None if tag else live_one(records.releases(cluster))
         tag = tag or (live.tag if live else "")
         if not tag:
-            raise Refused("No release is live in this cluster: name a TAG.")
+            raise Refused("No release is live in this cluster. Pass a TAG.")
         changes = report.diff(cluster, overlays.environment(environment, tag))
     return Result("\n".join(f"{name}\n{text}" for name, text in changes.items()) or "Nothing would change.", changes)
 

@@ -183,7 +183,7 @@ def test_restore() -> None:
     (block,) = PAGE["Restore"]
     said = run(re.sub(r"(?m)^NAME=.*$", f"NAME={chosen}", block))
     RAN.add(block)
-    assert f"{chosen} is restored" in said
+    assert f"Restored {chosen}." in said
     assert call("POST", f"{USERS}/login", newcomer)[0] == 401
     wait_for(lambda: call("GET", f"{USERS}/me", Authorization=f"Bearer {token}")[0] == 401, seconds=90)
     assert call("POST", f"{USERS}/login", credentials)[0] == 200

@@ -396,7 +396,7 @@ def test_ctrl_c_ends_a_backup_in_a_line_and_leaves_nothing(database: str, vault:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert said.endswith("Ended by Ctrl-C.\n")
+    assert said.endswith("Stopped by Ctrl-C.\n")
     assert "Traceback" not in said
     assert vault.store.names() == []
 
@@ -619,7 +619,7 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
     assert f"{ACCOUNTS:,}" in run("backups")
     (listed,) = json.loads(run("backups", "--json"))
     assert (listed["name"], listed["accounts"], listed["problem"]) == (name, ACCOUNTS, None)
-    assert f"{name} is restored" in run("restore", name, "--force")
+    assert f"Restored {name}." in run("restore", name, "--force")
     process = command("restore", name, database=database, vault=vault)
     _, said = process.communicate(timeout=300)
     assert (process.returncode, "--force" in said) == (1, True)

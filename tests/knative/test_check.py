@@ -64,7 +64,7 @@ def test_a_redirect_of_one_listener_is_no_second_match_of_a_route_at_another(
 
 def test_a_route_without_a_timeout_is_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     del objects["HTTPRoute", "login"]["spec"]["rules"][0]["timeouts"]
-    assert problems(objects) == ["HTTPRoute login states no timeout: the gateway's is 15 s"]
+    assert problems(objects) == ["HTTPRoute login states no timeout: the gateway's default is 15 s"]
 
 
 def test_knative_eventing_reads_the_topic_of_the_relay_by_the_same_triggers(

@@ -149,7 +149,7 @@ def test_an_image_tells_what_its_settings_lack(
 
 def test_without_prometheus_a_deployment_must_say_so() -> None:
     done = aegis("deploy", "v1", "--environment", "production", KUBECONFIG=str(kubeconfig()))
-    assert (done.returncode, "say --no-gate" in done.stderr) == (1, True)
+    assert (done.returncode, "pass --no-gate" in done.stderr) == (1, True)
 
 
 def test_without_a_cluster_the_command_says_what_to_do() -> None:

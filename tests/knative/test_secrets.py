@@ -117,9 +117,9 @@ def test_a_secret_that_a_function_does_not_use_is_found() -> None:
         variable for variable in container(by_name["send-sms"])["env"] if variable["name"] != "SMS_API_KEY"
     ]
     assert sorted(check.problems_of(objects)) == [
-        "Service jwks: it is given DB_PASSWORD, which it does not use",
-        "Service logout: it is given a whole Secret",
-        "Service send-sms: it is not given SMS_API_KEY, which it uses",
+        "Service jwks: gets DB_PASSWORD, which it does not use",
+        "Service logout: gets a whole Secret",
+        "Service send-sms: does not get SMS_API_KEY, which it uses",
     ]
 
 
