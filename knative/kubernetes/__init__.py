@@ -1,1 +1,1 @@
-"""A cluster: its API server, Jobs that run to their end, and the rendered manifests of an environment."""
+"""The API server of a cluster, Jobs in it, and the rendered manifests of an environment."""

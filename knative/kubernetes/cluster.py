@@ -1,7 +1,7 @@
-"""The cluster, as the release command needs it: any object by its manifest, through the `kubernetes` client.
+"""Access to a cluster by manifest, through the `kubernetes` client.
 
-Everything is written with one field manager, by server-side apply: what another one has set in the same place is
-overruled, what nobody here ever set is left alone. Only traffic is moved by itself.
+Objects are written by server-side apply with one field manager: fields in a manifest override those of other managers,
+and all other fields stay. `set` patches single fields instead.
 """
 
 import json
@@ -21,10 +21,10 @@ from shared.runtime.manifests import NAMESPACE
 FIELD_MANAGER = "aegis"
 TIMEOUT_SECONDS = 30.0
 AT_ONCE = 8
-"""Requests: 49 functions are changed in a second, and the API server's webhooks are not swamped."""
+"""Concurrent requests: enough to change 49 functions in a second without overloading the API server's webhooks."""
 TRIES = 5
 RETRIED = frozenset({0, 409, 429, 500, 502, 503, 504})
-"""0 is a connection that broke. A webhook that restarts is a 500."""
+"""0 is a broken connection. A restarting webhook causes a 500."""
 
 Object = dict[str, Any]
 Key = tuple[str, str, str]
@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 
 class Rejected(Exception):
-    """The API server's no; the message is its own."""
+    """The API server refused a request or could not be reached. The message is its own."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class Rejected(Exception):
 
 
 class Cluster:
-    """A kube context, and the namespace of the service in it."""
+    """A kube context and the namespace of the service in it."""
 
     def __init__(self, context: str | None) -> None:
         """
@@ -57,21 +57,21 @@ class Cluster:
             self.context: str = context or current["name"]
             if self.context not in {one["name"] for one in contexts}:
                 known = ", ".join(one["name"] for one in contexts)
-                raise Refused(f"Nothing was changed. There is no context {self.context}; there are: {known}.")
+                raise Refused(f"Nothing was changed. There is no context {self.context}. Available: {known}.")
             self._api = config.new_client_from_config(context=self.context)
         except (ConfigException, OSError) as error:
             raise Refused(
-                f"Nothing was changed. No kube context can be read: {error}\nSet KUBECONFIG, or name a --context."
+                f"Nothing was changed. Cannot read a kube context: {error}\nSet KUBECONFIG, or pass --context."
             ) from error
         self._kinds: dict[str, dict[str, Object]] = {}
 
     def request(
         self, method: str, path: str, body: Object | None = None, content_type: str = "application/json", **query: str
     ) -> Any:
-        """What the API server answers, as JSON; tried again where that may help.
+        """Return the API server's answer as JSON. Retries errors that may be temporary.
 
         Raises:
-            Rejected: with its status, 0 when it could not be reached.
+            Rejected: with the status, or 0 if the server could not be reached.
         """
         return json.loads(self._text(method, path, body, query, content_type))
 
@@ -80,7 +80,7 @@ class Cluster:
             try:
                 return self._send(method, path, body, query, content_type)
             except Rejected as error:
-                # Whoever changes what has changed meanwhile (409) must look again; an apply need not.
+                # After a conflict (409) the caller must read the object again, except for a patch.
                 is_final = error.status not in RETRIED or (error.status == 409 and method != "PATCH")
                 if is_final or attempt == TRIES - 1:
                     raise
@@ -89,7 +89,7 @@ class Cluster:
 
     def _send(self, method: str, path: str, body: Object | None, query: dict[str, str], content_type: str) -> str:
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        # The credentials of the context, which the client renews.
+        # Adds the credentials of the context, which the client renews.
         self._api.update_params_for_auth(headers, [], ["BearerToken"], "", method, None)
         try:
             response = self._api.rest_client.pool_manager.request(
@@ -101,7 +101,7 @@ class Cluster:
                 retries=False,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise Rejected(0, f"the API server cannot be reached: {error}") from error
+            raise Rejected(0, f"cannot reach the API server: {error}") from error
         text: str = response.data.decode("utf-8", "replace")
         if response.status >= 400:
             try:
@@ -112,10 +112,10 @@ class Cluster:
         return text
 
     def path(self, api_version: str, kind: str, name: str = "", namespace: str = NAMESPACE) -> str:
-        """Where an object, or all of a kind, is.
+        """Return the path of an object, or of all objects of a kind.
 
         Raises:
-            Rejected: 404, the cluster does not know the kind.
+            Rejected: 404 if the cluster does not know the kind.
         """
         base = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         if api_version not in self._kinds:
@@ -133,11 +133,11 @@ class Cluster:
         return f"{base}{scope}/{resource['name']}" + (f"/{quote(name)}" if name else "")
 
     def plural(self, api_version: str, kind: str) -> str:
-        """The name of a kind in a rule of RBAC: services for Service."""
+        """Return the name of a kind in RBAC rules: services for Service."""
         return self.path(api_version, kind).rpartition("/")[2]
 
     def apply(self, manifest: Object, *, dry_run: bool = False) -> Object:
-        """Makes an object what the manifest says; returns it as it is then."""
+        """Apply a manifest and return the resulting object."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
         applied: Object = self.request(
             "PATCH", self._path_of(manifest), manifest, "application/apply-patch+yaml", **query
@@ -145,12 +145,12 @@ class Cluster:
         return applied
 
     def set(self, manifest: Object, changes: Object) -> None:
-        """Changes these fields of an object alone (a JSON merge patch, RFC 7396)."""
+        """Change only these fields of an object (JSON merge patch, RFC 7396)."""
         path = self._path_of(manifest)
         self.request("PATCH", path, changes, "application/merge-patch+json", fieldManager=FIELD_MANAGER)
 
     def get(self, api_version: str, kind: str, name: str, namespace: str = NAMESPACE) -> Object | None:
-        """An object; None when there is none."""
+        """Return an object, or None if it does not exist."""
         try:
             found: Object = self.request("GET", self.path(api_version, kind, name, namespace))
         except Rejected as error:
@@ -160,17 +160,17 @@ class Cluster:
         return found
 
     def live(self, manifest: Object) -> Object | None:
-        """The object that a manifest is about."""
+        """Return the live object of a manifest, or None."""
         api_version, kind, name = key(manifest)
         return self.get(api_version, kind, name, manifest["metadata"].get("namespace", NAMESPACE))
 
     def list(self, api_version: str, kind: str, labels: str = "") -> list[Object]:
-        """All objects of a kind in the namespace, or those with these labels (a label selector)."""
+        """Return the objects of a kind in the namespace that match a label selector."""
         found: list[Object] = self.request("GET", self.path(api_version, kind), labelSelector=labels)["items"]
         return found
 
     def delete(self, manifest: Object) -> None:
-        """Deletes an object, and what it owns; one that is not there is no error."""
+        """Delete an object and what it owns, if it exists."""
         try:
             self.request("DELETE", self._path_of(manifest), propagationPolicy="Background")
         except Rejected as error:
@@ -178,7 +178,7 @@ class Cluster:
                 raise
 
     def logs(self, pod: str, container: str, lines: int, *, previous: bool = False) -> str:
-        """The last lines that a container has written; those of its previous start on request."""
+        """Return the last lines of a container's log, or of the log before its last restart."""
         query = {"container": container, "tailLines": str(lines), "previous": json.dumps(previous)}
         return self._text("GET", self.path("v1", "Pod", pod) + "/log", None, query, "application/json")
 
@@ -192,18 +192,18 @@ def key(manifest: Object) -> Key:
 
 
 def named(manifest: Object) -> str:
-    """Kind and name, as an operator reads them."""
+    """Return kind and name, for messages."""
     return f"{manifest['kind']} {manifest['metadata']['name']}"
 
 
 def in_parallel(work: Callable[[T], R], over: Iterable[T]) -> list[R]:
-    """What `work` gives for each, some at once; raises the first error when all have ended."""
+    """Return the results of `work` for each item, run several at a time. Raise the first error after all have ended."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(work, over))
 
 
 def condition(manifest: Object, type_: str = "Ready") -> Object:
-    """A condition in the status, of this generation; empty while there is none."""
+    """Return a condition of the object's current generation, or an empty one."""
     status, generation = manifest.get("status", {}), manifest.get("metadata", {}).get("generation")
     if status.get("observedGeneration", generation) != generation:
         return {}

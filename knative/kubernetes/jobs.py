@@ -1,4 +1,4 @@
-"""Jobs that a release runs in the cluster, in its own image."""
+"""Jobs that run in the cluster in the image of a release."""
 
 import contextlib
 import copy
@@ -9,15 +9,15 @@ from knative.kubernetes.cluster import Cluster, Object, Rejected
 from knative.terminal import Progress, Refused
 
 SECONDS = 300
-"""For all but a migration, whose manifest says how long it may take."""
+"""Time limit of all Jobs but the migration, whose manifest has its own."""
 POLL_SECONDS = 1.0
 LOG_LINES = 40
-"""Of a Job that failed; of one that has a result, all that anybody would read."""
+"""Lines of log shown if a Job failed. RESULT_LINES applies if it succeeded."""
 RESULT_LINES = 1000
 _LOG_SECONDS = 10.0
-"""Before Kubernetes ends a Job that takes too long, and deletes its pod with the log."""
+"""Read the log this long before Kubernetes ends an overdue Job and deletes its pod with the log."""
 STUCK_SECONDS = 20.0
-"""An image may be refused once and pulled a moment later."""
+"""An image pull can fail once and succeed a moment later."""
 
 _STUCK = {
     "ErrImagePull": "its image cannot be pulled",
@@ -30,11 +30,11 @@ _STUCK = {
 
 
 class JobFailed(Refused):
-    """The message says why, with the end of the log."""
+    """A Job failed. The message has the reason and the end of the log."""
 
 
 def derived(migration: Object, name: str, command: list[str], **variables: str) -> Object:
-    """A Job like that of the migration, with the same image, settings and secrets, but for the owner of the tables."""
+    """Return a Job with the image, settings and secrets of the migration, but without the owner's database login."""
     job = copy.deepcopy(migration)
     job["metadata"]["name"] = name
     job["spec"]["backoffLimit"] = 0
@@ -49,13 +49,13 @@ def derived(migration: Object, name: str, command: list[str], **variables: str) 
 
 
 def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], None]) -> str:
-    """Runs a Job to its end; returns its log.
+    """Run a Job to its end and return its log.
 
     Args:
-        check: is called all the while, and may raise.
+        check: called repeatedly while the Job runs; can raise.
 
     Raises:
-        JobFailed: it failed, or cannot start.
+        JobFailed: the Job failed or cannot start.
     """
     name = job["metadata"]["name"]
     cluster.apply(job)
@@ -66,7 +66,7 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         check()
         live = cluster.live(job)
         if live is None:
-            raise JobFailed(f"The Job {name} has no result: it was deleted while it ran.")
+            raise JobFailed(f"The Job {name} has no result: it was deleted while it was running.")
         status = live.get("status", {})
         pods = cluster.list("v1", "Pod", f"job-name={name}")
         if status.get("succeeded"):
@@ -75,9 +75,9 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
         stuck_since = (stuck_since or time.monotonic()) if reason else 0.0
         failed = any(one["type"] == "Failed" and one["status"] == "True" for one in status.get("conditions", ()))
         if failed or time.monotonic() > deadline or (reason and time.monotonic() - stuck_since > STUCK_SECONDS):
-            why = reason or ("it failed" if failed else f"it has not ended after {seconds} s")
+            why = reason or ("it failed" if failed else f"it did not end within {seconds} s")
             log = _log(cluster, pods)
-            # Its pod must not go on when nobody waits for it any more.
+            # Its pod must not run on when nobody waits for it any more.
             cluster.delete(job)
             raise JobFailed(f"The Job {name} has no result: {why}." + (f" Its log ends with:\n{log}" if log else ""))
         progress.wait(
@@ -87,7 +87,7 @@ def run(cluster: Cluster, job: Object, progress: Progress, check: Callable[[], N
 
 
 def stuck(pods: list[Object]) -> str:
-    """Why a container of these pods cannot start, where waiting alone does not help; empty when nothing is wrong."""
+    """Return why a container of these pods cannot start if waiting does not help, or an empty string."""
     for pod in pods:
         for container in pod.get("status", {}).get("containerStatuses", ()):
             waiting = container["state"].get("waiting", {})
@@ -97,7 +97,7 @@ def stuck(pods: list[Object]) -> str:
 
 
 def _newest_line(cluster: Cluster, pods: list[Object]) -> str:
-    """Of its log, while it runs; nothing when that cannot be read just now."""
+    """Return the last line of a running Job's log, or an empty string if the log cannot be read now."""
     with contextlib.suppress(Rejected):
         return _log(cluster, pods, 1)
     return ""

@@ -1,4 +1,4 @@
-"""What an environment consists of: its overlay, rendered by kubectl, in the version that is released."""
+"""The objects of an environment: its overlay, rendered by kubectl, with the image that is released."""
 
 import re
 import subprocess
@@ -22,8 +22,8 @@ PREPARED = frozenset(
         *("PodMonitor", "ServiceMonitor"),
     }
 )
-"""Kinds that an administrator applies (`aegis prepare`) and a release only reads: the walls, the secrets, and what an
-operator turns into pods or requests with a Secret of its choice."""
+"""Kinds that an administrator applies (`aegis prepare`) and a release only reads: isolation, secrets, and custom
+resources that operators turn into pods or requests, possibly with any Secret."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -34,12 +34,12 @@ class Environment:
     """The objects of an environment.
 
     Attributes:
-        prepared: what an administrator applies before the release: see `PREPARED`. Secrets are among it, with values.
-        foundation: what a release applies first: settings, servers. A roll-back leaves it alone.
-        migration: the Job that brings the database to the schema of this image.
+        prepared: what an administrator applies before the release: see `PREPARED`. Includes Secrets with their values.
+        foundation: what a release applies first: settings and servers. A rollback does not change it.
+        migration: the Job that migrates the database to the schema of this image.
         functions: the Knative Services.
         rest: what comes after the functions: the relay, the dispatcher, routes, triggers, policies.
-        image: of all these, with the tag or digest.
+        image: the image of all these, with its tag or digest.
     """
 
     name: str
@@ -52,25 +52,25 @@ class Environment:
 
     @property
     def objects(self) -> list[Object]:
-        """What a release applies."""
+        """All objects that a release applies."""
         return [*self.foundation, *self.functions, *self.rest]
 
 
 def environment(name: str, tag: str) -> Environment:
-    """Renders an environment with this tag or digest.
+    """Render an environment with this tag or digest.
 
     Args:
-        name: a folder in knative/overlays, or the path of one that is laid out like those.
+        name: a folder in knative/overlays, or the path of a folder with the same layout.
 
     Raises:
-        Refused: there is none, it cannot be rendered, or the tag is none.
+        Refused: the environment does not exist or cannot be rendered, or the tag is malformed.
     """
     folder = Path(name) if "/" in name else OVERLAYS / name
     if not (folder / "migration" / "kustomization.yaml").is_file():
         known = ", ".join(sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml")))
-        raise Refused(f"Nothing was changed. There is no environment {name}; there are: {known}.")
+        raise Refused(f"Nothing was changed. There is no environment {name}. Available: {known}.")
     if not (_TAG.fullmatch(tag) or _DIGEST.fullmatch(tag)):
-        raise Refused(f"Nothing was changed. {tag} is neither the tag of an image nor a digest such as sha256:...")
+        raise Refused(f"Nothing was changed. {tag} is neither an image tag nor a digest such as sha256:...")
     foundation = render(folder / "migration")
     everything = render(folder)
     repository = _repository(everything)
@@ -95,10 +95,10 @@ def environment(name: str, tag: str) -> Environment:
 
 
 def render(folder: Path) -> list[Object]:
-    """The objects of a kustomization, in the order in which they can be applied.
+    """Return the objects of a kustomization in the order in which they can be applied.
 
     Raises:
-        Refused: with kubectl's words.
+        Refused: with kubectl's message.
     """
     done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -111,7 +111,7 @@ def is_function(manifest: Object) -> bool:
 
 
 def pods(manifest: Object) -> list[Object]:
-    """The pod specifications in an object."""
+    """Return the pod specifications in an object."""
     spec = manifest.get("spec", {})
     if manifest["kind"] == "CronJob":
         spec = spec["jobTemplate"]["spec"]
@@ -121,7 +121,7 @@ def pods(manifest: Object) -> list[Object]:
 
 
 def revision(function: Object, number: int) -> str:
-    """The name of a function's revision in a release."""
+    """Return the name of a function's revision in a release."""
     return f"{function['metadata']['name']}-r{number}"
 
 

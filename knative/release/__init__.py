@@ -1,1 +1,1 @@
-"""Releases: checked, deployed in steps, rolled back, listed."""
+"""Check, deploy, roll back and list releases."""

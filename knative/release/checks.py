@@ -1,4 +1,4 @@
-"""All that stands against a release, before anything is changed."""
+"""Checks before a release. They change nothing."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ FLAGS = {
     "tolerations": "kubernetes.podspec-tolerations",
     "topologySpreadConstraints": "kubernetes.podspec-topologyspreadconstraints",
 }
-"""What Knative takes in a pod only where its ConfigMap config-features allows it."""
+"""Pod fields that Knative accepts only if its ConfigMap config-features enables them."""
 
 OF_THE_COMMAND = (
     ("", "configmaps", ("list", "delete")),
@@ -48,7 +48,7 @@ OF_THE_COMMAND = (
 
 
 def problems(cluster: Cluster, environment: Environment, gate: Gate | None, progress: Progress) -> list[str]:
-    """Everything that is wrong, and nothing is changed to find out but a Job that is deleted again."""
+    """Return all problems. The only object created to find them is a Job, which is deleted again."""
     progress.wait(f"checking the cluster {cluster.context}")
     try:
         version = cluster.request("GET", "/version")["gitVersion"]
@@ -72,12 +72,12 @@ def _knative(cluster: Cluster, environment: Environment) -> Iterator[str]:
         controller = cluster.get("apps/v1", "Deployment", "controller", SERVING)
         features = cluster.get("v1", "ConfigMap", "config-features", SERVING) or {}
     except Rejected as error:
-        yield f"the version and the flags of Knative Serving cannot be read: {error}"
+        yield f"cannot read the version and feature flags of Knative Serving: {error}"
         return
     version = ((controller or {}).get("metadata", {}).get("labels", {})).get("app.kubernetes.io/version", "")
     if not controller:
         yield "Knative Serving is not installed"
-    # One that was built from its source has no version, as "devel".
+    # A build from source has no version number, only "devel".
     elif (numbers := tuple(map(int, re.findall(r"\d+", version)[:2]))) and numbers < KNATIVE:
         yield f"Knative Serving is {version}; {KNATIVE[0]}.{KNATIVE[1]} or newer is needed"
     used = {field for one in environment.functions for field in FLAGS if field in one["spec"]["template"]["spec"]}
@@ -97,7 +97,7 @@ def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
             unknown.add(str(error))
             continue
         verbs: tuple[str, ...] = ("get", "create", "patch")
-        # What is pruned: never what holds data.
+        # Pruning deletes objects, but never those that hold data.
         if one not in environment.foundation:
             verbs += ("delete",)
         wanted |= {(group, plural, verb) for verb in verbs}
@@ -114,22 +114,24 @@ def _permissions(cluster: Cluster, environment: Environment) -> list[str]:
         }
         answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         return (
-            None if answer["status"]["allowed"] else f"you may not {verb} {name}{group and '.' + group} in {NAMESPACE}"
+            None
+            if answer["status"]["allowed"]
+            else f"you do not have permission to {verb} {name}{group and '.' + group} in {NAMESPACE}"
         )
 
     return [*sorted(unknown), *filter(None, in_parallel(refused, sorted(wanted)))]
 
 
 def _prepared(cluster: Cluster, environment: Environment) -> Iterator[str]:
-    """What an administrator has yet to apply. Of Secrets a release reads nothing: the Job that reads settings does."""
+    """Yield what an administrator must still apply. Secrets are left to the Job that checks the settings."""
 
     def problem(stated: Object) -> str | None:
         try:
             live = cluster.live(stated)
         except Rejected as error:
-            return f"{named(stated)} cannot be read: {error}"
+            return f"cannot read {named(stated)}: {error}"
         if live is None:
-            return f"{named(stated)} is not in the cluster"
+            return f"{named(stated)} does not exist in the cluster"
         return None if holds(live, stated) else f"{named(stated)} differs from the environment"
 
     found = in_parallel(problem, [one for one in environment.prepared if one["kind"] != "Secret"])
@@ -139,7 +141,7 @@ def _prepared(cluster: Cluster, environment: Environment) -> Iterator[str]:
 
 
 def holds(live: Any, stated: Any) -> bool:
-    """Whether an object has all that is stated of it; the server adds defaults."""
+    """Return whether a live object has everything in the manifest. It can have more: the server adds defaults."""
     match stated:
         case dict():
             return all(holds(live[name], value) if name in live else not value for name, value in stated.items())
@@ -149,7 +151,7 @@ def holds(live: Any, stated: Any) -> bool:
 
 
 def _dry_run(cluster: Cluster, environment: Environment) -> list[str]:
-    """What the API server and its webhooks say of each object."""
+    """Return the objections of the API server and its webhooks to each object."""
 
     def refused(manifest: Object) -> str | None:
         try:
@@ -162,7 +164,7 @@ def _dry_run(cluster: Cluster, environment: Environment) -> list[str]:
 
 
 def _image(cluster: Cluster, environment: Environment, progress: Progress) -> list[str]:
-    """Whether the cluster can pull the image, and what the image says of its settings and secrets."""
+    """Check that the cluster can pull the image and that the image accepts its settings and secrets."""
     name = f"check-{uuid.uuid4().hex[:8]}"
     job = jobs.derived(with_settings(environment), name, ["python", "-m", "knative.release.inside", "settings"])
     try:
@@ -170,16 +172,16 @@ def _image(cluster: Cluster, environment: Environment, progress: Progress) -> li
     except jobs.JobFailed as error:
         return [f"{environment.image}: {error}"]
     except Rejected as error:
-        return [f"{named(job)}: {error}. An administrator of the cluster may have to run aegis prepare again"]
+        return [f"{named(job)}: {error}. A cluster administrator may have to run aegis prepare again"]
     except (ValueError, IndexError):
-        return [f"{environment.image}: it is not an image of this service: it did not report its settings"]
+        return [f"{environment.image}: not an image of this service: it did not report its settings"]
     finally:
         cluster.delete(job)
     return [f"settings: {problem}" for problem in told["problems"]]
 
 
 def with_settings(environment: Environment) -> Object:
-    """The migration Job with the settings themselves, as what they come from may not be in the cluster yet."""
+    """Return the migration Job with literal settings, as their ConfigMaps may not be in the cluster yet."""
     job = copy.deepcopy(environment.migration)
     maps = {one["metadata"]["name"]: one["data"] for one in environment.foundation if one["kind"] == "ConfigMap"}
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -195,7 +197,7 @@ def with_settings(environment: Environment) -> Object:
             literals[variable["name"]] = maps[reference["name"]][reference["key"]]
         else:
             kept.append(variable)
-    # All that any function is given: the migration itself takes less.
+    # All secrets of all functions: the migration itself needs fewer.
     functions = json.dumps(environment.functions)
     secrets = sorted(set(re.findall(r'"secretKeyRef": {"key": "[^"]+", "name": "([^"]+)"', functions)))
     container.setdefault("envFrom", []).extend({"secretRef": {"name": name}} for name in secrets)

@@ -1,4 +1,4 @@
-"""Brings a release into a cluster, a tenth of the traffic first: `aegis deploy`."""
+"""Deploy a release, starting with a tenth of the traffic: `aegis deploy`."""
 
 import json
 import signal
@@ -21,21 +21,21 @@ from shared.runtime.resource_names import function_name
 SHARES = (10, 50, 100)
 LOOK_SECONDS = 5.0
 BLIND_SECONDS = 60.0
-"""Prometheus finds new pods within this."""
+"""Prometheus finds new pods within this time."""
 _BEFORE_TRAFFIC = ("checked", "prepares", "migrates")
 
 
 def deploy(
     cluster: Cluster, environment: Environment, tag: str, *, gate: Gate | None, hold: int, progress: Progress
 ) -> Release:
-    """Deploys an environment; returns the release that is live then.
+    """Deploy an environment and return the new live release.
 
     Args:
-        gate: None to look at no alerts.
-        hold: seconds between two shares of the traffic.
+        gate: None to check no alerts.
+        hold: seconds to watch each share of the traffic.
 
     Raises:
-        Refused: it was not deployed, and what was before is in effect.
+        Refused: the release was not deployed, and the previous state is restored.
     """
     if problems := checks.problems(cluster, environment, gate, progress):
         raise Refused(
@@ -51,7 +51,7 @@ def deploy(
         records.save(cluster, release)
         progress.say(
             f"{release.name} starts"
-            + (f", replacing {live.name if live else 'what runs now'}" if release.before else "")
+            + (f", replacing {live.name if live else 'the running revisions'}" if release.before else "")
         )
         try:
             _bring(cluster, environment, release, gate=gate, hold=hold, check=lease.check, progress=progress)
@@ -88,7 +88,7 @@ def _bring(
         cluster.apply(one)
     rollout.wait_for_servers(cluster, [*environment.prepared, *environment.foundation], check, progress)
     rollout.early(cluster, release)
-    progress.say("settings and servers are there")
+    progress.say("settings are applied and servers are ready")
 
     step("migrates")
     migration = environment.migration
@@ -106,7 +106,7 @@ def _bring(
     progress.say(jobs.run(cluster, smoke, progress, check).splitlines()[-1])
     rollout.send_gateway_key(cluster, release, check, progress)
 
-    # Shares of the traffic are there to be watched: without a gate nobody looks, and the release takes all of it.
+    # Without a gate nothing watches the shares, so all traffic moves at once.
     for percent in SHARES if release.before and gate else (100,):
         step(f"{percent} % of the traffic")
         rollout.shift(cluster, release, percent, check, progress)
@@ -125,16 +125,16 @@ def _bring(
 
 
 def _watch(gate: Gate, release: Release, hold: int, check: Check, progress: Progress) -> None:
-    """Looks at the alert rules for so many seconds.
+    """Watch the alert rules for `hold` seconds.
 
     Raises:
-        Refused: one holds, or Prometheus cannot see the new revisions.
+        Refused: an alert fires, or Prometheus has no metrics of the new revisions.
     """
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < hold or not gate.sees(release.number):
         check()
         if elapsed > hold + BLIND_SECONDS:
-            raise Refused("Prometheus has no metrics of the new revisions, so no alert can be checked for them.")
+            raise Refused("Prometheus has no metrics of the new revisions, so alerts cannot be checked for them.")
         progress.wait(f"watching the alert rules, {max(0, hold - int(elapsed)) // 10 * 10} s more")
         time.sleep(LOOK_SECONDS)
         if alerts := gate.alerts(release.number, max(15, hold)):
@@ -153,7 +153,7 @@ def _wait_for_answers(cluster: Cluster, gateway_: Object, check: Check, progress
 
 
 def _undo(cluster: Cluster, release: Release, live: Release | None, gate: Gate | None, progress: Progress) -> str:
-    """Puts back what was before; says how that went."""
+    """Restore the previous state and return what happened."""
     step = release.step
     try:
         if step not in _BEFORE_TRAFFIC:
@@ -162,29 +162,31 @@ def _undo(cluster: Cluster, release: Release, live: Release | None, gate: Gate |
         records.save(cluster, release)
     except (Refused, Rejected) as error:
         return (
-            f"{release.name} FAILED, AND SO DID THE WAY BACK: {error}\n"
-            "Run aegis rollback as soon as the cluster answers: it takes this release back first."
+            f"{release.name} FAILED, AND THE PREVIOUS STATE WAS NOT RESTORED: {error}\n"
+            "Run aegis rollback as soon as the cluster answers: it first reverts this release."
         )
     told = f"{release.name} failed at the step: {step}. "
     if step in _BEFORE_TRAFFIC:
         return told + "It received no traffic."
     told += (
-        f"The traffic is back on {live.name if live else 'what ran before'}." if release.before else "It was removed."
+        f"The traffic is back on {live.name if live else 'the previous revisions'}."
+        if release.before
+        else "It was removed."
     )
     if gate:
         try:
             requests, failed = gate.requests(release.number)
             told += f" It answered {requests} requests, {failed} of them with a 5xx."
         except Refused as error:
-            told += f" How many requests it answered is unknown: {error}"
+            told += f" The number of requests that it answered is unknown: {error}"
     return told
 
 
 def finish_interrupted(cluster: Cluster, kept: Sequence[Release], check: Check, progress: Progress) -> None:
-    """Takes back a release whose command was killed."""
+    """Revert a release whose command was killed."""
     for release in kept:
         if release.state == "under way":
-            progress.say(f"{release.name} of {release.who} was interrupted at: {release.step}; taking it back")
+            progress.say(f"{release.name} of {release.who} was interrupted at: {release.step}; reverting it")
             if release.step not in _BEFORE_TRAFFIC:
                 rollout.go_back(cluster, release, live_one(kept), check, progress)
             release.state, release.finished = "failed", records.now()
@@ -192,13 +194,13 @@ def finish_interrupted(cluster: Cluster, kept: Sequence[Release], check: Check, 
 
 
 def live_one(kept: Sequence[Release]) -> Release | None:
-    """The release that is in effect: the newest that was completed and not rolled back since."""
+    """Return the live release: the newest one that completed and was not rolled back."""
     return next((release for release in kept if release.state == "complete"), None)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP do what Ctrl-C does."""
+    """Make SIGTERM and SIGHUP do what Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -213,7 +215,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Goes on through Ctrl-C: what puts the traffic back must come to its end."""
+    """Ignore Ctrl-C, so that moving the traffic back is not interrupted."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
@@ -224,7 +226,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _forget(cluster: Cluster, kept: Sequence[Release], progress: Progress) -> None:
-    """Drops the records of releases nobody will roll back to, and the settings that only they had."""
+    """Delete the records of old releases, and ConfigMaps that only those releases used."""
     old = kept[records.KEPT - 1 :]
     for release in old:
         records.forget(cluster, release)
@@ -246,4 +248,4 @@ def _reason(error: BaseException) -> str:
             return f"The API server refused a request: {error}"
         case Refused():
             return str(error)
-    return f"Unexpected: {type(error).__name__}: {error}"
+    return f"Unexpected error: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Whether a new revision may have more of the traffic: the alert rules of production, asked of it alone."""
+"""Decide whether a new revision can take more traffic, with production's alert rules restricted to that revision."""
 
 import re
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ from knative.terminal import Refused
 TIMEOUT_SECONDS = 10.0
 TRIES = 3
 FOR_A_QUANTILE = 20
-"""Requests: of fewer, the 95th percentile is the slowest one, which a cold start may be."""
+"""Minimum number of requests: with fewer, the 95th percentile is the slowest request, possibly a cold start."""
 
-# Of metrics of our own processes, and of those that Kubernetes has of our pods.
+# Selectors of metrics from our processes, and of metrics from Kubernetes about our pods.
 _OWN = 'service="user-service"'
 _KUBERNETES = 'namespace="aegis-user-service"'
 _REVISION = "serving_knative_dev_revision"
@@ -22,7 +22,7 @@ _REVISION = "serving_knative_dev_revision"
 class Alert(NamedTuple):
     name: str
     subject: str
-    """What it is about, as the labels tell."""
+    """The function, pod or service that it is about."""
     value: float
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class Alert(NamedTuple):
 
 
 class Gate:
-    """Prometheus, and the alert rules that are released."""
+    """Prometheus and the alert rules of the release."""
 
     def __init__(self, url: str, objects: list[Object]) -> None:
         self._url = url.rstrip("/")
@@ -43,10 +43,10 @@ class Gate:
             if "alert" in rule
         ]
         self.before: frozenset[tuple[str, str]] = frozenset()
-        """Alerts that fire already: a release may be what ends them."""
+        """Alerts that already fire: the release may fix them."""
 
     def problems(self) -> list[str]:
-        """Why this cannot judge; remembers which alerts fire already."""
+        """Return why the gate cannot judge. Also remember which alerts already fire."""
         if not self._rules:
             return ["the environment has no alert rules (component monitoring): deploy it with --no-gate"]
         try:
@@ -56,7 +56,7 @@ class Gate:
         return []
 
     def alerts(self, number: int, seconds: int) -> list[Alert]:
-        """What is not quiet: rules that hold for a release's revisions in the last seconds, or critical ones anew.
+        """Return rules that hold for a release's revisions over the last seconds, and critical alerts that are new.
 
         Raises:
             Refused: Prometheus does not answer.
@@ -73,11 +73,11 @@ class Gate:
         return found
 
     def sees(self, number: int) -> bool:
-        """Whether Prometheus has metrics of the revisions of this release."""
+        """Return whether Prometheus has metrics of the revisions of this release."""
         return bool(self._query(f"count(up{{{_of(number)}}})"))
 
     def requests(self, number: int) -> tuple[int, int]:
-        """How many requests the revisions of this release have answered, and how many of them with a 5xx."""
+        """Return how many requests the revisions of this release answered, and how many of them with a 5xx."""
         counts = []
         for status in ("", ', status=~"5.."'):
             series = f'http_requests_total{{{_OWN}, {_of(number)}, endpoint!~"/health.*|/metrics"{status}}}'
@@ -86,7 +86,7 @@ class Gate:
         return counts[0], counts[1]
 
     def _firing(self) -> list[Alert]:
-        """Critical ones: a certificate that runs out, or a backup that is late, is no reason to take a release back."""
+        """Return firing critical alerts. Others, such as a late backup, are no reason to revert a release."""
         names = "|".join(rule["alert"] for rule in self._rules if rule["labels"]["severity"] == "critical")
         return [
             Alert(labels["alertname"], _subject(labels), 1.0)
@@ -94,7 +94,7 @@ class Gate:
         ]
 
     def _query(self, expression: str) -> list[tuple[str, float]]:
-        """Of each series: what it is about, and its value."""
+        """Return the subject and value of each series."""
         return [(_subject(one["metric"]), float(one["value"][1])) for one in self._ask(expression)]
 
     def _labels(self, expression: str) -> list[dict[str, str]]:
@@ -119,10 +119,10 @@ class Gate:
 
 
 def of_release(expression: str, number: int, seconds: int) -> str:
-    """A rule's expression, of a release's revisions alone and over the last seconds; empty where that cannot be."""
+    """Limit a rule's expression to a release's revisions and the last seconds; return "" if that is impossible."""
     pods = f'pod=~".+-r{number}-deployment-.+"'
     narrowed = expression.replace(_OWN, f"{_OWN}, {_of(number)}").replace(_KUBERNETES, f"{_KUBERNETES}, {pods}")
-    # A rule without a window tells of the whole service, as dead letters do; it counts when it fires.
+    # A rule without a window, such as that of dead letters, is about the whole service. It counts when it fires.
     return re.sub(r"\[\w+\]", f"[{seconds}s]", narrowed) if narrowed != expression and "[" in expression else ""
 
 

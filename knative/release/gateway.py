@@ -1,4 +1,4 @@
-"""Whether the service answers from outside, as a client sees it."""
+"""Check that the service answers from outside, as a client sees it."""
 
 import os
 import ssl
@@ -10,9 +10,9 @@ import urllib3
 from knative.kubernetes.cluster import Cluster, Object
 
 TIMEOUT_SECONDS = 20.0
-"""Of a function that may have to start first."""
+"""Long enough for a function to start first."""
 
-# Another address each time: strangers could use up the limit of one that they know, and so hold up releases.
+# A new address each time: otherwise strangers could exhaust its rate limit and block releases.
 _NOBODY = f"nobody-{uuid.uuid4().hex}@example.com"
 CALLS = (
     ("GET", "/health", None, 200),
@@ -22,13 +22,13 @@ CALLS = (
     ("POST", "/api/v1/users", {"email": "no address"}, 422),
     ("GET", "/nowhere", None, 404),
 )
-"""Method, path, body and the status that must answer; none of them changes anything."""
+"""Method, path, body and expected status. None of these calls changes anything."""
 
 
 def problems(cluster: Cluster, gateway: Object) -> list[str]:
-    """What is wrong with the answers that come through the gateway.
+    """Return what is wrong with the answers that come through the gateway.
 
-    It is called at the address in its status, or at GATEWAY_URL where that address cannot be reached from here.
+    The address is that in the Gateway's status, or GATEWAY_URL if that cannot be reached from here.
     """
     listener = public_listener(gateway)
     is_tls, host = listener["protocol"] == "HTTPS", listener["hostname"]
@@ -44,16 +44,14 @@ def problems(cluster: Cluster, gateway: Object) -> list[str]:
             try:
                 answer = pool.request(method, path, json=body, headers={"Host": host}, retries=False)
             except urllib3.exceptions.HTTPError as error:
-                return [
-                    f"the gateway at {parts.geturl()} cannot be reached from here: {error} (GATEWAY_URL names another)"
-                ]
+                return [f"cannot reach the gateway at {parts.geturl()}: {error} (GATEWAY_URL sets another address)"]
             if answer.status != expected:
-                found.append(f"{method} {path} answers {answer.status} in place of {expected}")
+                found.append(f"{method} {path} answers {answer.status} instead of {expected}")
     return found
 
 
 def public_listener(gateway: Object) -> Object:
-    """The listener of a Gateway that clients use: that of HTTPS, or the first where there is none."""
+    """Return the listener that clients use: the HTTPS listener, or else the first."""
     listeners: list[Object] = gateway["spec"]["listeners"]
     return next((one for one in listeners if one["protocol"] == "HTTPS"), listeners[0])
 

@@ -1,6 +1,6 @@
-"""What a release lets a pod of its own image do in the cluster, before users meet it.
+"""Checks that a release runs in the cluster, in a pod of its image, before it gets any traffic.
 
-python -m knative.release.inside settings     prints what is wrong with the settings
+python -m knative.release.inside settings     prints problems of the settings
 FUNCTION_URL=http://next-{service}.NAMESPACE.svc.cluster.local python -m knative.release.inside smoke login ...
 """
 
@@ -21,19 +21,19 @@ from shared.runtime.resource_names import resource_name
 from shared.runtime.settings import Dependency, InvalidSettings, load
 
 TIMEOUT_SECONDS = 30.0
-"""For one request. The pod of the function may have to start first."""
+"""For one request. Long enough for the function's pod to start first."""
 READY_SECONDS = 240.0
-"""For all functions together to become ready. Network policies let a new pod reach its servers some seconds late."""
+"""For all functions together to become ready. Network policies take effect for a new pod only after some seconds."""
 NAME_SECONDS = 15.0
-"""For the name of a function to resolve. DNS caches for a few seconds that a name does not exist."""
+"""For the name of a function to resolve. DNS caches the absence of a name for a few seconds."""
 AT_ONCE = 4
 GATEWAY_CREDENTIAL = "GATEWAY_CREDENTIAL"
-"""What the gateway sends as its key, for the Job that looks at the settings alone."""
-UNKNOWN_CREDENTIAL = "the Secret gateway-key holds none of GATEWAY_KEY: all clients would share one address"
+"""The key that the gateway sends. Only the Job that checks settings gets it."""
+UNKNOWN_CREDENTIAL = "the key in the Secret gateway-key is not in GATEWAY_KEY: all clients would share one address"
 
 
 def problems(environment: Mapping[str, str]) -> list[str]:
-    """What is wrong with these settings, for any function, the relay or the dispatcher."""
+    """Return the problems of these settings, for any function, the relay or the dispatcher."""
     needed: set[Dependency] = {"kafka"}
     needed.update(*(uses(function) for function in load_all()))
     try:
@@ -47,14 +47,14 @@ def problems(environment: Mapping[str, str]) -> list[str]:
 
 
 def settings() -> None:
-    """Prints, as JSON, the problems of this environment."""
+    """Print the problems of this environment as JSON."""
     print(json.dumps({"problems": problems(os.environ)}))
 
 
 def smoke(names: Sequence[str], function_url: str) -> list[str]:
-    """Calls each function without credentials, which it must refuse. Prints how each went; returns what is wrong.
+    """Call each function without credentials, which it must refuse. Print each result and return the problems.
 
-    After the first problem it waits for no other function.
+    After the first problem it stops waiting for other functions.
     """
     load_all()
     is_over = threading.Event()
@@ -75,7 +75,7 @@ def smoke(names: Sequence[str], function_url: str) -> list[str]:
 
 
 def _wait(name: str, base: str, is_over: threading.Event, deadline: float) -> str:
-    """Waits until a function is ready; returns why it will not be. Empty as well when the wait is over for all."""
+    """Wait until a function is ready. Return why it is not, or an empty string, also if waiting was stopped for all."""
     told, unknown_since = "", 0.0
     while not is_over.is_set() and (problem := _not_ready(base)):
         now = time.monotonic()
@@ -89,7 +89,7 @@ def _wait(name: str, base: str, is_over: threading.Event, deadline: float) -> st
     return ""
 
 
-_NO_NAME = "cannot be reached: there is no such host in the cluster"
+_NO_NAME = "cannot be reached: its host name does not exist in the cluster"
 
 
 def _not_ready(base: str) -> str:
@@ -97,7 +97,7 @@ def _not_ready(base: str) -> str:
         ready = urllib3.request("GET", f"{base}/health/ready", timeout=TIMEOUT_SECONDS, retries=False)
     except urllib3.exceptions.NameResolutionError as error:
         is_unknown = isinstance(error.__cause__, socket.gaierror) and error.__cause__.errno == socket.EAI_NONAME
-        return _NO_NAME if is_unknown else "cannot be reached: the name server does not answer"
+        return _NO_NAME if is_unknown else "cannot be reached: the DNS server does not answer"
     except urllib3.exceptions.HTTPError as error:
         return f"cannot be reached: {type(error).__name__}"
     if ready.status == 200:
@@ -119,16 +119,16 @@ def _wrong_answer(name: str, base: str) -> str:
 
 
 def _refused(function: HttpFunction) -> tuple[str, str, set[int]]:
-    """A call that changes nothing: method, path, and the statuses that may answer it."""
+    """Return a call that changes nothing: method, path and the acceptable statuses."""
     if function.path == "/*":
         return "GET", "/nowhere", {404, 429}
     path = function.path
     for parameter in [part for part in path.split("/") if part.startswith("{")]:
         path = path.replace(parameter, str(UUID(int=0)))
-    # Whoever calls past the gateway, as this does, shares one limit, which others may have used up: 429.
+    # Calls that bypass the gateway, like these, share one rate limit, which may be used up: 429.
     if function.authenticated:
         return function.method, path, {401, 429}
-    # Without a body, or with an empty one: what takes neither says so, the others answer.
+    # The body is missing or empty: functions that need one refuse the call, the others answer.
     return function.method, path, {function.status, 400, 401, 422, 429}
 
 

@@ -1,4 +1,4 @@
-"""One release command at a time: a Lease (coordination.k8s.io/v1) in the namespace, renewed while the command lives."""
+"""One release command at a time: a Lease (coordination.k8s.io/v1) in the namespace, renewed while the command runs."""
 
 import getpass
 import os
@@ -13,19 +13,19 @@ from knative.terminal import Progress, Refused
 
 NAME = "aegis-release"
 DURATION = timedelta(seconds=30)
-"""A command that was killed holds up the next one for so long."""
+"""How long a killed command blocks the next one."""
 RENEW_SECONDS = 5.0
 
 _API = "coordination.k8s.io/v1"
 
 
 def operator() -> str:
-    """Who runs this command, as records name them."""
+    """Return who runs this command, for records."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 class Lease:
-    """Held within a `with` block; `check` says whether it still is."""
+    """A lease held for a `with` block; `check` raises if it was lost."""
 
     def __init__(self, cluster: Cluster, progress: Progress) -> None:
         self._cluster = cluster
@@ -36,7 +36,7 @@ class Lease:
         self._renewal = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        """Takes the lease; waits for one that nobody renews any more to run out.
+        """Take the lease. If its holder no longer renews it, wait until it expires.
 
         Raises:
             Refused: another command holds it.
@@ -67,7 +67,7 @@ class Lease:
     def check(self) -> None:
         """
         Raises:
-            Refused: this command was away for so long that another one has taken over.
+            Refused: this command did not renew the lease in time, so another one may have taken over.
         """
         if self._lost.is_set():
             raise Refused(
@@ -92,7 +92,7 @@ class Lease:
                 until = datetime.fromisoformat(held["renewTime"]) + timedelta(seconds=held["leaseDurationSeconds"])
                 if now < until:
                     return False
-                # The version makes it fail when somebody else is faster.
+                # With the version, the request fails if another command was faster.
                 manifest["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
                 self._cluster.request("PUT", self._cluster.path(_API, "Lease", NAME), manifest)
         except Rejected as error:
@@ -124,5 +124,5 @@ class Lease:
 
 
 def _micro(time_: datetime) -> str:
-    """As Kubernetes' MicroTime."""
+    """Format a time as a Kubernetes MicroTime."""
     return time_.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

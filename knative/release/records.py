@@ -1,4 +1,4 @@
-"""The releases that ran in a cluster: a ConfigMap each, with all that a roll-back needs."""
+"""The releases that ran in a cluster: one ConfigMap per release, with everything that a rollback needs."""
 
 import base64
 import gzip
@@ -11,9 +11,9 @@ from knative.kubernetes.cluster import Cluster, Object
 from knative.release.lease import operator
 
 KEPT = 10
-"""Older ones are forgotten; their revisions are for Knative to collect."""
+"""Older records are deleted. Knative garbage-collects their revisions."""
 LABEL = "aegis.example.com/release"
-"""Of records, and of the revisions and Jobs of a release: its number."""
+"""The label with the number of a release, on its record, revisions and Jobs."""
 
 State = Literal["under way", "complete", "failed", "rolled back"]
 
@@ -26,7 +26,7 @@ class Release:
 
     Attributes:
         before: the revision of each Knative Service that had its traffic when this release began.
-        objects: all that it consists of, without the Knative Services' revisions and without secrets.
+        objects: all its manifests, without revisions and secrets.
     """
 
     number: int
@@ -56,7 +56,7 @@ def begin(number: int, tag: str, image: str, environment: str) -> Release:
 
 
 def save(cluster: Cluster, release: Release) -> None:
-    """Writes a release as it is now."""
+    """Write the current state of a release."""
     told = asdict(release) | {"objects": None}
     packed = gzip.compress(json.dumps(release.objects).encode(), mtime=0)
     cluster.apply(
@@ -74,7 +74,7 @@ def save(cluster: Cluster, release: Release) -> None:
 
 
 def releases(cluster: Cluster) -> list[Release]:
-    """All that are kept, the newest first."""
+    """Return all recorded releases, newest first."""
     found = []
     for one in cluster.list("v1", "ConfigMap", f"app={_KIND}"):
         told = json.loads(one["data"]["release"])

@@ -1,4 +1,4 @@
-"""What an operator asks about the releases of a cluster: `aegis releases`, `aegis status`, `aegis diff`."""
+"""Reports on the releases of a cluster: `aegis releases`, `aegis status`, `aegis diff`."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ _OF_THE_SERVER = ("creationTimestamp", "generation", "managedFields", "resourceV
 
 
 def releases(cluster: Cluster) -> list[dict[str, Any]]:
-    """The releases, the newest first, with the percent of the traffic that each has now."""
+    """Return the releases, newest first, with each one's current share of the traffic."""
     shares = list(rollout.traffic_now(cluster).values())
     return [
         {
@@ -41,7 +41,7 @@ def releases(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def status(cluster: Cluster) -> list[dict[str, Any]]:
-    """Of each function the percent of traffic of its revisions, its pods, whether it is ready, and its address."""
+    """Return each function's traffic by revision, number of pods, readiness and address."""
     pods = [
         pod["metadata"]["labels"].get("serving.knative.dev/service")
         for pod in cluster.list("v1", "Pod", "serving.knative.dev/service")
@@ -66,8 +66,8 @@ def status(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
-    """Of each object that a deployment would change, the difference between live and then (unified, as YAML)."""
-    # In a namespace that does not exist yet, the API server tries nothing.
+    """Return a unified diff (YAML) for each object that a deployment would change."""
+    # The API server does no dry run in a namespace that does not exist yet.
     is_new = cluster.get("v1", "Namespace", NAMESPACE) is None
 
     def changed(manifest: Object) -> tuple[str, str]:
@@ -83,12 +83,12 @@ def diff(cluster: Cluster, environment: Environment) -> dict[str, str]:
     wanted = {key(one) for one in environment.objects}
     for one in live_release.objects if live_release else ():
         if key(one) not in wanted and one["kind"] not in PREPARED:
-            found[named(one)] = "will be deleted: the environment does not have it"
+            found[named(one)] = "will be deleted: not part of the environment"
     return {name: text for name, text in found.items() if text}
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as text in columns."""
+    """Format rows as text in columns."""
     cells = [[column.upper() for column in columns], *([_text(row[column]) for column in columns] for row in rows)]
     return "\n".join(aligned(cells))
 
@@ -103,15 +103,15 @@ def _text(value: Any) -> str:
 
 
 def _percent(shares: Sequence[dict[str, int]], number: int) -> str:
-    """The least and the most of the traffic of any function."""
+    """Return the smallest and largest share of traffic over all functions."""
     own = [sum(percent for name, percent in one.items() if name.endswith(f"-r{number}")) for one in shares if one]
     least, most = (min(own), max(own)) if own else (0, 0)
     return f"{most} %" if least == most else f"{least} to {most} %"
 
 
 def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
-    """Of each function with a route, method, host and path."""
-    from shared.framework.http_function import PATH_PARAMETER  # the other commands do without what it imports
+    """Yield the method, host and path of each function with a route."""
+    from shared.framework.http_function import PATH_PARAMETER  # heavy, and only this command needs it
 
     for gateway in cluster.list("gateway.networking.k8s.io/v1", "Gateway"):
         listener = public_listener(gateway)
@@ -125,7 +125,7 @@ def _urls(cluster: Cluster) -> Iterator[tuple[str, str]]:
 
 
 def _told(manifest: Object) -> Object:
-    """An object without what the server keeps of it, and without what a release names."""
+    """Return an object without fields that the server manages and names that a release sets."""
     told = {name: value for name, value in manifest.items() if name != "status"}
     told["metadata"] = {name: value for name, value in manifest["metadata"].items() if name not in _OF_THE_SERVER}
     if is_function(manifest):

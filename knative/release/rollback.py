@@ -1,4 +1,4 @@
-"""Puts an earlier release back into effect, all functions together: `aegis rollback`."""
+"""Restore an earlier release, all functions together: `aegis rollback`."""
 
 import time
 
@@ -12,13 +12,10 @@ from knative.terminal import Progress, Refused
 
 
 def rollback(cluster: Cluster, wanted: str | None, progress: Progress) -> Release:
-    """Rolls back; returns the release that is live then.
+    """Roll back and return the release that is now live.
 
     Args:
-        wanted: a release's number or tag; None for the one before.
-
-    Raises:
-        Refused: there is no such release, or Knative has collected its revisions.
+        wanted: the number or tag of a release; None for the one before the live release.
     """
     if not records.releases(cluster):
         raise Refused("Nothing was changed. No release has been deployed with aegis deploy.")
@@ -28,7 +25,7 @@ def rollback(cluster: Cluster, wanted: str | None, progress: Progress) -> Releas
         finish_interrupted(cluster, kept, lease.check, progress)
         live = live_one(kept)
         if live is None:
-            raise Refused("This cluster has no release that aegis deploy has completed.")
+            raise Refused("Nothing to roll back to: aegis deploy has not completed any release in this cluster.")
         if was_interrupted and wanted is None:
             return live
         target = _target(kept, live, wanted)
@@ -54,14 +51,14 @@ def _target(kept: list[Release], live: Release, wanted: str | None) -> Release:
     if found is None:
         names = ", ".join(f"{release.number} ({release.tag})" for release in able) or "none"
         raise Refused(
-            f"Nothing was changed. There is no {f'release {wanted}' if wanted else 'earlier release'} to go back to; "
-            f"there are: {names}."
+            f"Nothing was changed. There is no {f'release {wanted}' if wanted else 'earlier release'} to roll back to. "
+            f"Available: {names}."
         )
     return found
 
 
 def _check_revisions(cluster: Cluster, target: Release) -> None:
-    # What a later release has deleted is made anew.
+    # Functions that a later release has deleted are created again.
     there = rollout.traffic_now(cluster)
     functions = [one for one in rollout.functions_of(target) if one["metadata"]["name"] in there]
     names = [revision(function, target.number) for function in functions]
@@ -69,6 +66,6 @@ def _check_revisions(cluster: Cluster, target: Release) -> None:
     gone = [name for name, is_there in zip(names, found, strict=True) if not is_there]
     if gone:
         raise Refused(
-            f"Nothing was changed. Knative has collected {len(gone)} revisions of {target.name}, such as {gone[0]}.\n"
+            f"Nothing was changed. Knative has deleted {len(gone)} revisions of {target.name}, such as {gone[0]}.\n"
             f"Deploy it again: aegis deploy {target.tag} --environment {target.environment}"
         )

@@ -1,4 +1,4 @@
-"""Moving the functions of a cluster from one release to another: revisions, traffic, and what belongs to them."""
+"""Move the functions of a cluster from one release to another: revisions, traffic and related objects."""
 
 import copy
 import time
@@ -14,29 +14,29 @@ from knative.terminal import Progress, Refused
 SERVING = "serving.knative.dev/v1"
 ROUTES = "gateway.networking.k8s.io/v1"
 START_SECONDS = 300.0
-"""For the first pod of each new revision, and for servers; nodes may have to be added first."""
+"""For the first pod of each new revision, and for servers. Nodes may have to be added first."""
 STARTING_AT_ONCE = 12
-"""So many pods at once leave a small node enough for those that serve, and do not all come to the database together."""
+"""Limits the load that starting pods put on small nodes and on the database."""
 TRAFFIC_SECONDS = 120.0
 POLL_SECONDS = 1.0
 NEXT, PREVIOUS = "next", "previous"
-"""Tags of revisions without traffic: of those that can be called before they have any, as next-login in place of login,
-and of those to go back to. A revision with a tag keeps its pods as one with traffic does."""
+"""Tags of revisions without traffic. `next` lets a new revision be called before it has traffic, as next-login instead
+of login; `previous` marks the revision to roll back to. A tagged revision keeps its pods, like one with traffic."""
 
 LATE = frozenset({"Deployment", "CronJob", "Trigger", "PingSource", "HTTPRoute"})
-"""What leads to functions, or takes part in their work: only once all of them run."""
+"""Kinds that call functions or work beside them. They are applied only once all functions run."""
 _ROUTES_FIRST = ("HTTPRoute", "Trigger", "PingSource", "CronJob")
-# What may mend itself while a pod is waited for: nodes are added, images are pulled again.
+# Reasons that can resolve themselves: nodes are added, images are pulled again.
 _PATIENT = frozenset({"", "Deploying", "Unschedulable", "ContainerCreating", "PodInitializing", "Resolving", "Queued"})
 _WITH_READY = frozenset({"Cluster", "Kafka", "ExternalSecret"})
-"""Kinds of operators whose condition Ready says that what they are for is there."""
+"""Kinds of operators whose condition Ready says that their servers or secrets exist."""
 
 _TAKEN = frozenset({"Accepted", "ResolvedRefs"})
-"""Conditions of an HTTPRoute that say whether the gateway serves it as it is."""
+"""Conditions of an HTTPRoute that say whether the gateway serves it in its current form."""
 
 Check = Callable[[], None]
 Traffic = Mapping[str, int]
-"""Percent of each revision."""
+"""Percent of the traffic by revision."""
 
 
 def functions_of(release: Release) -> list[Object]:
@@ -44,10 +44,10 @@ def functions_of(release: Release) -> list[Object]:
 
 
 def service(function: Object, number: int, traffic: Traffic, *, is_live: bool) -> Object:
-    """A Knative Service whose newest revision is that of a release.
+    """Return a Knative Service whose newest revision is that of a release.
 
     Args:
-        is_live: whether the release serves users now. Until then its revisions have the tag `next`.
+        is_live: whether the release has all the traffic. Until then its revisions have the tag `next`.
     """
     manifest = copy.deepcopy(function)
     metadata = manifest["spec"]["template"]["metadata"]
@@ -61,19 +61,19 @@ def _targets(traffic: Traffic, number: int, *, is_live: bool) -> list[dict[str, 
     targets: list[dict[str, Any]] = []
     for name, percent in traffic.items():
         is_new = name.endswith(f"-r{number}")
-        # A function without an earlier revision has all of its traffic from the start, and needs the tag all the same.
+        # A function without an earlier revision has all its traffic from the start, but still needs the tag.
         tag = NEXT if is_new and not is_live else PREVIOUS if is_live and percent == 0 else ""
         targets.append({"revisionName": name, "percent": percent} | ({"tag": tag} if tag else {}))
     return targets
 
 
 def traffic_now(cluster: Cluster) -> dict[str, dict[str, int]]:
-    """Of each Knative Service the percent of each revision, as it is."""
+    """Return the current traffic of each Knative Service."""
     return {one["metadata"]["name"]: traffic_of(one) for one in cluster.list(SERVING, "Service")}
 
 
 def traffic_of(function: Object) -> dict[str, int]:
-    """The percent of each revision that has traffic, as its Knative Service tells."""
+    """Return the traffic in the status of a Knative Service, without revisions that have none."""
     return {
         target["revisionName"]: target["percent"]
         for target in function.get("status", {}).get("traffic", ())
@@ -82,7 +82,7 @@ def traffic_of(function: Object) -> dict[str, int]:
 
 
 def revisions_now(cluster: Cluster) -> dict[str, str]:
-    """Of each Knative Service the revision that has most of its traffic; those without traffic are left out."""
+    """Return the revision with the most traffic of each Knative Service that has traffic."""
     return {
         name: max(percents, key=lambda one: percents[one])
         for name, percents in traffic_now(cluster).items()
@@ -91,16 +91,16 @@ def revisions_now(cluster: Cluster) -> dict[str, str]:
 
 
 def start(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
-    """Makes the revisions of a release, with a pod each and without traffic, and waits until all are ready.
+    """Create the revisions of a release, each with a pod and no traffic, and wait until all are ready.
 
     Raises:
-        Refused: one cannot start; the message has the end of its log.
+        Refused: a revision does not start. The message has the end of its log.
     """
     shares = _shares(release, 0)
     queue = functions_of(release)
     count = len(queue)
     starting: dict[str, float] = {}
-    """Of each revision that is not ready yet, how long it may take."""
+    """The deadline of each revision that is not ready yet."""
     while queue or starting:
         check()
         while queue and len(starting) < STARTING_AT_ONCE:
@@ -119,7 +119,7 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
                 del starting[name]
             elif is_over or time.monotonic() > deadline:
                 why = f"{state.get('reason', 'Timeout')}: {state.get('message', f'after {START_SECONDS:.0f} s')}"
-                raise Refused(f"{name} does not start. {why}{_last_words(cluster, name)}")
+                raise Refused(f"{name} did not start. {why}{_last_words(cluster, name)}")
         progress.wait(f"{count - len(queue) - len(starting)} of {count} new revisions are ready")
         if starting:
             time.sleep(POLL_SECONDS)
@@ -128,7 +128,7 @@ def start(cluster: Cluster, release: Release, check: Check, progress: Progress) 
 
 
 def shift(cluster: Cluster, release: Release, percent: int, check: Check, progress: Progress) -> None:
-    """Gives a release this share of the traffic of every function, and waits until it has it."""
+    """Move this share of every function's traffic to a release, and wait until it has arrived."""
     shares = _shares(release, percent)
     is_live = percent == 100
     _move(cluster, {name: _targets(traffic, release.number, is_live=is_live) for name, traffic in shares.items()})
@@ -136,7 +136,7 @@ def shift(cluster: Cluster, release: Release, percent: int, check: Check, progre
 
 
 def _move(cluster: Cluster, targets: Mapping[str, list[Object]]) -> None:
-    """Tells Knative Services where their traffic goes."""
+    """Set the traffic targets of Knative Services."""
 
     def move(name: str) -> None:
         function = {"apiVersion": SERVING, "kind": "Service", "metadata": {"name": name}}
@@ -146,11 +146,11 @@ def _move(cluster: Cluster, targets: Mapping[str, list[Object]]) -> None:
 
 
 def _flipped(function: Object, revision_: str) -> list[Object]:
-    """All of the traffic to one revision, and tags as they are: that takes Knative two thirds of the time."""
+    """Return targets with all traffic on one revision. The tags stay, which saves Knative a third of the time."""
     kept = [
         target
         for target in function["spec"].get("traffic", ())
-        # What has neither may never have started.
+        # A revision without traffic or this tag may never have started.
         if "revisionName" in target and (target.get("percent") or target.get("tag") == PREVIOUS)
     ]
     if revision_ not in {target["revisionName"] for target in kept}:
@@ -159,12 +159,12 @@ def _flipped(function: Object, revision_: str) -> list[Object]:
 
 
 def send_gateway_key(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
-    """Lets the gateway send its key with the routes that are there, for functions of this release that ask for it.
+    """Make the gateway send its key on the existing routes of functions that expect it in this release.
 
-    All else of these routes stays until the release's own are applied. Functions that know no key overlook it.
+    Nothing else in these routes changes until those of the release are applied. Older functions ignore the key.
 
     Raises:
-        Refused: the gateway does not take it, and the routes are as they were.
+        Refused: the gateway rejects a route; all routes are restored.
     """
     filters = [one for one in release.objects if one["kind"] == "HTTPRouteFilter" and credential_of(one)]
     if not filters:
@@ -180,7 +180,7 @@ def send_gateway_key(cluster: Cluster, release: Release, check: Check, progress:
         if missing := [added for key_, added in wanted.get(name, {}).items() if key_ not in had]:
             before[name] = rules
             after[name] = [rule | {"filters": [*rule.get("filters", ()), *missing]} for rule in rules]
-    # The first alone: a route that the gateway does not take answers 500.
+    # One route first: a route that the gateway rejects answers 500.
     for some in (list(after)[:1], list(after)[1:]):
         try:
             _set_rules(cluster, {name: after[name] for name in some})
@@ -193,13 +193,13 @@ def send_gateway_key(cluster: Cluster, release: Release, check: Check, progress:
 
 
 def credential_of(route_filter: Object) -> str:
-    """The Secret whose credential an HTTPRouteFilter adds to requests; empty where it adds none."""
+    """Return the Secret whose credential an HTTPRouteFilter adds to requests, or an empty string."""
     injection = route_filter["spec"].get("credentialInjection")
     return str(injection["credential"]["valueRef"]["name"]) if injection else ""
 
 
 def _filters(route: Object, names: Collection[str]) -> dict[str, Object]:
-    """Those HTTPRouteFilters of a route that have one of these names."""
+    """Return the HTTPRouteFilters of a route that have one of these names."""
     filters = [one for rule in route["spec"]["rules"] for one in rule.get("filters", ()) if "extensionRef" in one]
     return {name: one for one in filters if (name := one["extensionRef"]["name"]) in names}
 
@@ -215,7 +215,7 @@ def _set_rules(cluster: Cluster, rules: Mapping[str, list[Object]]) -> None:
 def _wait_for_gateway(cluster: Cluster, routes: Collection[str], check: Check, progress: Progress) -> None:
     """
     Raises:
-        Refused: the gateway does not take one of these routes as it is now.
+        Refused: the gateway rejects one of these routes, or takes too long.
     """
     deadline = time.monotonic() + TRAFFIC_SECONDS
     waiting = {*routes}
@@ -227,24 +227,24 @@ def _wait_for_gateway(cluster: Cluster, routes: Collection[str], check: Check, p
             is_new = all(one["observedGeneration"] == route["metadata"]["generation"] for one in told)
             if told and is_new and (name := route["metadata"]["name"]) in waiting:
                 if refused := [one for one in told if one["status"] != "True"]:
-                    raise Refused(f"The gateway does not take HTTPRoute {name}: {refused[0]['message']}")
+                    raise Refused(f"The gateway rejected HTTPRoute {name}: {refused[0]['message']}")
                 waiting.remove(name)
         if waiting and time.monotonic() > deadline:
-            raise Refused(f"The gateway has not taken {', '.join(sorted(waiting))} after {TRAFFIC_SECONDS:.0f} s.")
+            raise Refused(f"The gateway has not accepted {', '.join(sorted(waiting))} after {TRAFFIC_SECONDS:.0f} s.")
         if waiting:
-            progress.wait(f"waiting for the gateway to take {len(waiting)} routes")
+            progress.wait(f"waiting for the gateway to accept {len(waiting)} routes")
             time.sleep(POLL_SECONDS / 2)
 
 
 def put_in_effect(cluster: Cluster, release: Release, instead_of: Release, check: Check, progress: Progress) -> None:
-    """Brings back a release as it was, traffic first, in place of a later one."""
+    """Restore a release in place of a later one, traffic first."""
     send_gateway_key(cluster, release, check, progress)
     shares = {one["metadata"]["name"]: {revision(one, release.number): 100} for one in functions_of(release)}
     there = {one["metadata"]["name"]: one for one in cluster.list(SERVING, "Service")}
     flipped = {name: _flipped(there[name], *shares[name]) for name in shares if name in there}
     _move(cluster, flipped)
     _wait_for_traffic(cluster, {name: shares[name] for name in flipped}, check, progress)
-    progress.say(f"{release.name} has all of the traffic")
+    progress.say(f"{release.name} has all the traffic")
 
     def restore(function: Object) -> None:
         cluster.apply(service(function, release.number, shares[function["metadata"]["name"]], is_live=True))
@@ -257,14 +257,14 @@ def put_in_effect(cluster: Cluster, release: Release, instead_of: Release, check
 
 
 def early(cluster: Cluster, release: Release) -> None:
-    """Applies what functions need, or what watches them."""
-    # Records of older versions hold what no release may change any more.
+    """Apply what functions need and what monitors them."""
+    # Records of older versions can contain kinds that releases must no longer change.
     others = LATE | PREPARED
     in_parallel(cluster.apply, [one for one in release.objects if one["kind"] not in others and not is_function(one)])
 
 
 def late(cluster: Cluster, release: Release, check: Check, progress: Progress) -> None:
-    """Applies what works beside the functions, waits for it, and then opens the routes."""
+    """Apply what works beside the functions, wait until it is ready, and then apply the routes."""
     chosen = [one for one in release.objects if one["kind"] in LATE]
     in_parallel(cluster.apply, [one for one in chosen if one["kind"] != "HTTPRoute"])
     wait_for_servers(cluster, chosen, check, progress)
@@ -272,28 +272,26 @@ def late(cluster: Cluster, release: Release, check: Check, progress: Progress) -
 
 
 def prune(cluster: Cluster, old: Release, new: Release, progress: Progress) -> None:
-    """Deletes what the new release no longer has: first what leads to functions, then the rest."""
+    """Delete what the new release no longer has: first what calls functions, then the rest."""
     kept: set[Key] = {key(one) for one in new.objects}
     gone = [one for one in old.objects if key(one) not in kept and one["kind"] not in PREPARED]
     for one in sorted(gone, key=lambda one: one["kind"] not in _ROUTES_FIRST):
         cluster.delete(one)
-        progress.say(f"deleted {named(one)}, which {new.name} does not have")
+        progress.say(f"deleted {named(one)}, which is not part of {new.name}")
 
 
 def wait_for_servers(cluster: Cluster, manifests: list[Object], check: Check, progress: Progress) -> None:
-    """Waits until each of these that is a server, or stands for one, is up in its newest version.
+    """Wait until each server among these objects runs in its newest version.
 
     Raises:
-        Refused: one is not, in time, or cannot start.
+        Refused: a server cannot start, or is not ready in time.
     """
     deadline = time.monotonic() + START_SECONDS
     stuck_since = 0.0
     watched = [one for one in manifests if one["kind"] in {"Deployment", "StatefulSet"} | _WITH_READY]
     while waiting := [one for one in watched if not _is_up(cluster.live(one))]:
         check()
-        stuck = [
-            f"{named(one)} does not start: {why}" for one in waiting if (why := jobs.stuck(_pods_of(cluster, one)))
-        ]
+        stuck = [f"{named(one)} cannot start: {why}" for one in waiting if (why := jobs.stuck(_pods_of(cluster, one)))]
         stuck_since = (stuck_since or time.monotonic()) if stuck else 0.0
         if stuck and time.monotonic() - stuck_since > jobs.STUCK_SECONDS:
             raise Refused(stuck[0])
@@ -308,11 +306,11 @@ def wait_for_servers(cluster: Cluster, manifests: list[Object], check: Check, pr
 
 
 def go_back(cluster: Cluster, release: Release, target: Release | None, check: Check, progress: Progress) -> None:
-    """Takes the traffic from a release that was not finished, and gives it to what had it before."""
+    """Move the traffic of an unfinished release back to what had it before."""
     if target:
         put_in_effect(cluster, target, release, check, progress)
         return
-    # What ran before was not deployed by this command: its revisions are known, its manifests are not.
+    # What ran before was not deployed by aegis: its revisions are known, but not its manifests.
     shares = {name: {revision_: 100} for name, revision_ in release.before.items()}
     _move(cluster, {name: _targets(traffic, release.number, is_live=False) for name, traffic in shares.items()})
     _wait_for_traffic(cluster, shares, check, progress)
@@ -320,7 +318,7 @@ def go_back(cluster: Cluster, release: Release, target: Release | None, check: C
 
 
 def _shares(release: Release, percent: int) -> dict[str, dict[str, int]]:
-    """Of each function the percent of its old and its new revision; a new function has no old one."""
+    """Return the traffic of each function's old and new revision. A new function has no old revision."""
     shares = {}
     for function in functions_of(release):
         name, new = function["metadata"]["name"], revision(function, release.number)
@@ -339,12 +337,10 @@ def _wait_for_traffic(cluster: Cluster, wanted: Mapping[str, Traffic], check: Ch
             return
         if time.monotonic() > deadline:
             reason = condition(found.get(waiting[0], {"metadata": {}}), "RoutesReady").get(
-                "message", "no reason is known"
+                "message", "the reason is unknown"
             )
-            raise Refused(
-                f"The traffic of {', '.join(waiting)} was not switched within {TRAFFIC_SECONDS:.0f} s: {reason}"
-            )
-        progress.wait(f"the traffic of {len(wanted) - len(waiting)} of {len(wanted)} functions is switched")
+            raise Refused(f"The traffic of {', '.join(waiting)} did not move within {TRAFFIC_SECONDS:.0f} s: {reason}")
+        progress.wait(f"the traffic of {len(wanted) - len(waiting)} of {len(wanted)} functions has moved")
         time.sleep(POLL_SECONDS / 2)
 
 
@@ -365,7 +361,7 @@ def _is_up(manifest: Object | None) -> bool:
 
 
 def _last_words(cluster: Cluster, revision_: str) -> str:
-    """The end of the log of a pod that does not start."""
+    """Return the end of the log of a revision's pod that has one."""
     for pod in cluster.list("v1", "Pod", f"serving.knative.dev/revision={revision_}"):
         for previous in (True, False):
             try:

@@ -146,7 +146,7 @@ def test_what_lacks_for_a_comparison_is_said(
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     with pytest.raises(SystemExit) as ended:
         compare.main()
-    assert "No kube context can be read" in str(ended.value)
+    assert "Cannot read a kube context" in str(ended.value)
 
 
 def test_the_deployment_has_its_three_pods_all_day_and_a_function_none_at_rest() -> None:
