@@ -71,7 +71,7 @@ def test_a_secret_without_values_replaces_none_of_the_cluster() -> None:
     environment = overlays.environment("development", "v1")
     secret = next(one for one in environment.prepared if one["kind"] == "Secret")
     secret["data"] = dict.fromkeys(secret["data"], "")
-    with pytest.raises(Refused, match="has no values. Write them with make secrets"):
+    with pytest.raises(Refused, match=r"has no values\. Write them with make secrets"):
         prepare(cast(Cluster, None), environment, Progress())
 
 
