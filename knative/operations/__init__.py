@@ -1,1 +1,1 @@
-"""What operators do between releases: administrators, dead letters, replay, signing keys, backups."""
+"""Operator tasks between releases: administrators, dead letters, replay, signing keys, backups."""

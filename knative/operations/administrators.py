@@ -1,4 +1,4 @@
-"""Makes administrators, and the codes for their first factor: `aegis admin`."""
+"""Create administrators and codes for their first second factor: `aegis admin`."""
 
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ _NEXT = "The owner receives a mail with a link to set a password, then logs in a
 
 
 def create(email: str, locale: str) -> Result:
-    """Makes the owner of an address an administrator. Returns what was done.
+    """Make the owner of an address an administrator. Return what was done.
 
     Raises:
         Refused: the address is malformed, or its account is suspended or withdrawn.
@@ -38,7 +38,7 @@ def create(email: str, locale: str) -> Result:
         if former_addresses.is_kept_for_another(connection, address):
             raise Refused(
                 f"Nothing was changed. An account recently gave up the address {email}, which stays reserved for "
-                f"it for {former_addresses.KEPT.days} days. Use another address."
+                f"that account for {former_addresses.KEPT.days} days. Use another address."
             )
         made = connection.scalar(
             insert(account)
@@ -51,7 +51,7 @@ def create(email: str, locale: str) -> Result:
             raise Refused(_refusal(email, found.status))
         has_password = found.has_password
         if found.status == "pending":
-            # Whoever registered it never proved that it is theirs: nothing that they chose comes into force.
+            # Whoever registered it never proved that they own the address: discard everything they set.
             connection.execute(update(account).where(account.c.id == found.id).values(new))
             connection.execute(delete(credential).where(credential.c.account_id == found.id))
             connection.execute(delete(verification).where(verification.c.account_id == found.id))
@@ -73,7 +73,7 @@ def create(email: str, locale: str) -> Result:
         done = f"{email} ({found.id}) is an administrator with no password yet. {_NEXT}"
     elif gets_role:
         done = (
-            f"Made {email} ({found.id}) an administrator. Its sessions have ended: log in again with a second factor."
+            f"Made {email} ({found.id}) an administrator. All sessions have ended: log in again with a second factor."
         )
     else:
         done = f"{email} ({found.id}) is already an administrator."
@@ -84,10 +84,10 @@ def create(email: str, locale: str) -> Result:
 
 
 def new_code(email: str) -> Result:
-    """Gives an administrator without a factor a new code for the first one. Returns what was done.
+    """Issue a new code to an administrator who has no factor yet. Return what was done.
 
     Raises:
-        Refused: the address is no administrator's, or its account is not active, or has a factor.
+        Refused: the account is no administrator's, is not active, or has a factor.
     """
     try:
         address = canonical_email(email)
@@ -96,13 +96,15 @@ def new_code(email: str) -> Result:
     with transaction() as connection:
         found = _lock(connection, address)
         if found is None or ADMIN not in found.roles:
-            raise Refused(f"Nothing was changed. {email} belongs to no administrator: aegis admin create makes one.")
+            raise Refused(
+                f"Nothing was changed. {email} is not an administrator. Create one with: aegis admin create EMAIL"
+            )
         if found.status in ("suspended", "withdrawn"):
             raise Refused(_refusal(email, found.status))
         if found.has_factor:
             raise Refused(
                 f"Nothing was changed. {email} has a second factor. If it is lost, another administrator removes it: "
-                f"DELETE /api/v1/users/{found.id}/factors, which answers with a code."
+                f"DELETE /api/v1/users/{found.id}/factors returns a new code."
             )
         code = first_factor.issue_code(connection, found.id)
     return Result(
@@ -117,7 +119,7 @@ def _shown(code: str) -> str:
 
 
 def _lock(connection: Connection, address: str) -> Any:
-    """The account at an address, locked; None where there is none."""
+    """Lock the account of an address and return it, or None if there is none."""
     query = (
         select(
             *account.c["id", "status", "roles"],
@@ -136,4 +138,4 @@ def _refusal(email: str, status: str) -> str:
         "suspended": "is suspended. Another administrator can reinstate it",
         "withdrawn": "was withdrawn. Its owner restores it by logging in",
     }[status]
-    return f"Nothing was changed. The account of {email} {what}; then repeat the command. Or use another address."
+    return f"Nothing was changed. The account of {email} {what}; then repeat the command, or use another address."

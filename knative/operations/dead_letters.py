@@ -1,4 +1,4 @@
-"""What an operator does about events that could not be delivered: `aegis events dead`."""
+"""List, show, retry and drop events that could not be delivered: `aegis events dead`."""
 
 import base64
 import json
@@ -28,11 +28,11 @@ BATCH = 200
 SHOWN = 4000
 _NEWEST_FIRST = dead_letter.c.last_at.desc(), dead_letter.c.number.desc()
 TYPE_PREFIX = "com.aegis.user."
-"""Not shown in the list, and need not be typed."""
+"""Left out in the list, and optional in --type."""
 
 
 class Chosen(NamedTuple):
-    """Which dead letters a command is for: some by number, or all open ones, of a function, of a type."""
+    """The dead letters that a command applies to: by number, or all open ones, of a function or a type."""
 
     numbers: Sequence[int] = ()
     function: str | None = None
@@ -50,7 +50,7 @@ class Chosen(NamedTuple):
 
 
 def table(chosen: Chosen) -> Result:
-    """The open dead letters, newest first, in columns."""
+    """Return the open dead letters as a table, newest first."""
     shown = dead_letter.c["number", "function", "type", "last_at", "count", "error"]
     with transaction() as connection:
         query = select(*shown).where(*chosen.conditions())
@@ -64,7 +64,7 @@ def table(chosen: Chosen) -> Result:
         type_ = _printable(row.type.removeprefix(TYPE_PREFIX)) or "-"
         cells.append((f"{row.number}", row.function, type_, _utc(row.last_at), f"{row.count}", _printable(row.error)))
     lines = aligned([[*(text[:MAX_WIDTH] for text in texts), error] for *texts, error in cells], _SIDES)
-    if sys.stdout.isatty():  # else for a program, which wants all of it
+    if sys.stdout.isatty():  # a program wants the whole text
         columns = shutil.get_terminal_size().columns
         lines = [line if len(line) <= columns else f"{line[: columns - 1]}…" for line in lines]
     if count > len(rows):
@@ -76,7 +76,7 @@ def table(chosen: Chosen) -> Result:
 
 
 def show(number: int) -> Result:
-    """All that is kept of one."""
+    """Return everything that is stored about one dead letter."""
     with transaction() as connection:
         row = connection.execute(select(dead_letter).where(dead_letter.c.number == number)).one_or_none()
     if row is None:
@@ -101,10 +101,10 @@ def show(number: int) -> Result:
 
 
 def retry(chosen: Chosen) -> Result:
-    """Puts events back into the outbox. Returns what was done.
+    """Put events back into the outbox. Return what was done.
 
     Raises:
-        Refused: some of them do not exist, or are not ours to send; the others were put back.
+        Refused: some do not exist or are not events of this service. The others were put back.
     """
     refused, done, last = _missing_of(chosen), 0, 0
     while True:
@@ -122,15 +122,15 @@ def retry(chosen: Chosen) -> Result:
                 update(dead_letter).where(dead_letter.c.number.in_(events)).values(retried_at=func.now())
             )
         if not rows:
-            return _report(done, "retried", "put back for delivery. What fails again is listed again.", refused)
+            return _report(done, "retried", "put back for delivery. Events that fail again are listed again.", refused)
         done, last = done + len(events), rows[-1].number
 
 
 def drop(chosen: Chosen) -> Result:
-    """Deletes dead letters. Returns what was done.
+    """Delete dead letters. Return what was done.
 
     Raises:
-        Refused: some of them do not exist; the others were dropped.
+        Refused: some do not exist. The others were dropped.
     """
     refused, done, deleted = _missing_of(chosen), 0, 1
     while deleted:
@@ -145,7 +145,7 @@ def drop(chosen: Chosen) -> Result:
 
 
 def _settle(connection: Connection, rows: Sequence[Row[Any]]) -> None:
-    """Marks events as processed by the function that could not: so nobody takes them for lost, and sends them again."""
+    """Mark events as processed by the function that failed, so that they are not sent again as lost."""
     if not rows:
         return
     marks = {(row.function, f"{row.source} {row.event_id}") for row in rows}
@@ -158,14 +158,14 @@ def _settle(connection: Connection, rows: Sequence[Row[Any]]) -> None:
 
 
 def _event(row: Row[Any]) -> dict[str, Any]:
-    """The row of the outbox that an event had.
+    """Return the event's row for the outbox.
 
     Raises:
-        Refused: it can have had none.
+        Refused: it is not an event of this service.
     """
     if row.source != SOURCE:
         raise Refused(
-            f"it is an event of {_printable(row.source) or 'an unknown source'}, not of this service. {_ELSEWHERE}"
+            f"it comes from {_printable(row.source) or 'an unknown source'}, not of this service. {_ELSEWHERE}"
         )
     try:
         data, occurred_at = json.loads(row.data), datetime.fromisoformat(row.attributes["time"])
@@ -180,14 +180,16 @@ def _event(row: Row[Any]) -> dict[str, Any]:
             "occurred_at": occurred_at,
         }
     except (ValueError, KeyError, RecursionError):
-        raise Refused(f"its id, subject, time or data is not that of an event of this service. {_ELSEWHERE}") from None
+        raise Refused(
+            f"its id, subject, time or data is not valid for an event of this service. {_ELSEWHERE}"
+        ) from None
 
 
-_ELSEWHERE = "If it matters, have its source send it again; then drop it."
+_ELSEWHERE = "If you need the event, have its source send it again; then drop this one."
 
 
 def _put_back(connection: Connection, events: dict[UUID, dict[str, Any]]) -> None:
-    """Marks events as not sent, and inserts those again that the outbox does not hold any more."""
+    """Mark events as not sent, and insert those that the outbox no longer has."""
     if not events:
         return
     again = update(outbox).where(outbox.c.id.in_(events)).values(sent_at=None).returning(outbox.c.id)
@@ -213,12 +215,12 @@ def _report(done: int, name: str, what: str, refused: Sequence[str]) -> Result:
     said = f"{done} {what}" if done else "Nothing was changed."
     if not refused:
         return Result(said if done else f"There are no dead letters. {said}", {name: done})
-    more = [f"The same goes for {len(refused) - LISTED} more."] if len(refused) > LISTED else []
+    more = [f"The same applies to {len(refused) - LISTED} more."] if len(refused) > LISTED else []
     raise Refused("\n".join([said, *refused[:LISTED], *more]))
 
 
 def _shown(data: bytes) -> str:
-    """JSON in lines, text as it is, and else the bytes."""
+    """Return JSON indented, other text as it is, and anything else as hexadecimal bytes."""
     try:
         text = json.dumps(json.loads(data), ensure_ascii=False, indent=2)
     except (ValueError, RecursionError):
@@ -230,7 +232,7 @@ def _shown(data: bytes) -> str:
 
 
 def _data(content: bytes) -> dict[str, Any]:
-    """As the JSON format of CloudEvents has it."""
+    """Return data as in the JSON format of CloudEvents."""
     try:
         return {"data": json.loads(content)}
     except (ValueError, RecursionError):
@@ -242,7 +244,7 @@ def _iso(time: datetime | None) -> str | None:
 
 
 def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor or change its colours."""
+    """Replace characters that would move a terminal's cursor or change its colours."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""Sends events again that a broker may have lost: `aegis events replay`."""
+"""Send events again that Kafka may have lost: `aegis events replay`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,20 +11,20 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def replay(since: str) -> Result:
-    """Marks events as not sent. Returns what was done.
+    """Mark events as not sent. Return what was done.
 
     Raises:
-        Refused: the time cannot be read, is to come, or is before all that the outbox still has.
+        Refused: the time is malformed, in the future, or older than the outbox.
     """
     now = datetime.now(UTC)
     start = _time(since, now)
     if start > now:
-        raise Refused(f"Nothing was changed. {start:%Y-%m-%d %H:%M:%SZ} is still to come.")
+        raise Refused(f"Nothing was changed. {start:%Y-%m-%d %H:%M:%SZ} is in the future.")
     if start < now - partitions.KEPT:
         raise Refused(
             f"Nothing was changed. The outbox keeps events for {partitions.KEPT.days} days, "
             f"and {since} is before that.\n"
-            f"--since {partitions.KEPT.days - 1}d sends nearly all that it has."
+            f"To send nearly all events that it has: --since {partitions.KEPT.days - 1}d"
         )
     count = outbox.send_again(start)
     return Result(
@@ -34,7 +34,7 @@ def replay(since: str) -> Result:
 
 
 def _time(text: str, now: datetime) -> datetime:
-    """A time as 2026-01-31T09:30Z (ISO 8601; UTC where it names no other zone), or so long ago as 90m, 2h, 3d."""
+    """Parse a time such as 2026-01-31T09:30Z (ISO 8601, UTC by default) or an age such as 90m, 2h or 3d."""
     if found := re.fullmatch(r"(\d{1,6})([mhd])", text):
         return now - timedelta(**{_UNITS[found[2]]: int(found[1])})
     try:

@@ -1,12 +1,12 @@
-"""Replaces the key that signs access tokens without logging anyone out: `aegis keys rotate`.
+"""Replace the key that signs access tokens without logging anyone out: `aegis keys rotate`.
 
-Of the keys in JWT_SECRET_KEY (a JWK Set, RFC 7517) the first signs and all verify. A process reads them when it
-starts, and processes start again one by one. So a key is known to all before it signs, and for as long as a token of
-it is valid. Each key carries the times that this takes, in seconds since the epoch:
+The first key in JWT_SECRET_KEY (a JWK Set, RFC 7517) signs, and all keys verify. A process reads them when it starts,
+and processes restart one by one. So all processes must know a key before it signs, and until its last token expires.
+Each key has the times of its steps, in seconds since the epoch:
 
-    iat     when it was made
-    nbf     since when it is the first
-    exp     from when on no token of it is valid any more
+    iat     when it was created
+    nbf     when it became the first key
+    exp     when its last token expires
 """
 
 import base64
@@ -40,7 +40,7 @@ Key = dict[str, Any]
 
 
 class NotYet(Exception):
-    """The step is safe only when all processes have read the keys as they are."""
+    """The step is only safe after all processes have read the current keys."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Step:
 
 
 def next_step(keys: list[Key], now: int, since: int | None) -> Step:
-    """The keys after the next step.
+    """Return the keys after the next step.
 
     Args:
         now: seconds since the epoch.
-        since: from when on every process has had exactly these keys; None while that is not so, or not known.
+        since: when every process had exactly these keys; None if that is not so or not known.
 
     Raises:
         NotYet
@@ -69,7 +69,7 @@ def next_step(keys: list[Key], now: int, since: int | None) -> Step:
         rest = [key for key in keys if key is not waiting]
         return Step(
             [{**waiting, "nbf": now}, *rest],
-            f"The key {waiting['kid']} signs once processes are restarted; {signing['kid']} still verifies.",
+            f"The key {waiting['kid']} signs after processes are restarted; {signing['kid']} still verifies.",
             f"run this again, to drop {signing['kid']}",
         )
     if not others:
@@ -87,7 +87,9 @@ def next_step(keys: list[Key], now: int, since: int | None) -> Step:
     if (last := max(key["exp"] for key in dated)) <= now:
         return Step([signing], f"Dropped {names}. The rotation is complete.", "")
     if dated == others:
-        raise Refused(f"Nothing was changed. Tokens of {names} are valid until {_utc(last)}: run this again then.")
+        raise Refused(
+            f"Nothing was changed. Tokens of {names} are valid until {_utc(last)}. Run this again after that time."
+        )
     return Step(
         [signing, *dated],
         f"No process signs with {names} any more; the last token of it expires at {_utc(last)}.",
@@ -96,21 +98,21 @@ def next_step(keys: list[Key], now: int, since: int | None) -> Step:
 
 
 def rotate(file: Path, *, cluster: str | None = None, restarted: bool = False) -> Result:
-    """Makes the next step in a file of secrets. Returns what was done, and what comes next.
+    """Take the next step in a file of secrets. Return what was done and what comes next.
 
     Args:
         file: a dotenv file with JWT_SECRET_KEY, or the secrets.json of a data folder.
-        cluster: a file with what EVIDENCE prints; - for standard input.
-        restarted: the operator's word that all processes were started again since the last step.
+        cluster: a file with the output of EVIDENCE; - for standard input.
+        restarted: the operator confirms that all processes were restarted after the last step.
 
     Raises:
-        Refused: and nothing was changed.
+        Refused: nothing was changed.
     """
     file = file.resolve()
     if not file.is_file():
         raise Refused(
             f"Nothing was changed. There is no file {file}.\n"
-            "make up writes the secrets of a data folder (DATA_DIR), make secrets those of a cluster (--file)."
+            "make up writes the secrets of a data folder (DATA_DIR); make secrets writes those of a cluster (--file)."
         )
     is_local = file.suffix == ".json"
     with _held(file.parent):
@@ -148,19 +150,19 @@ def _next(step: Step, is_local: bool) -> str:
 def _not_yet(file: Path, is_local: bool) -> str:
     if is_local:
         return (
-            "Nothing was changed. The running service has not read the last step's keys and would refuse tokens.\n"
+            "Nothing was changed. The running service has not read the keys of the last step and would reject tokens.\n"
             "Start make up again, then repeat the command."
         )
     return (
-        "Nothing was changed. This step is safe only when all processes have read the keys of the last one, "
+        "Nothing was changed. This step is only safe after all processes have read the keys of the last one, "
         f"and the file does not show that.\nIn a cluster: {EVIDENCE} | aegis keys rotate --file {file} --cluster -\n"
-        "Elsewhere: restart all processes, then say so with --restarted."
+        "Elsewhere: restart all processes, then pass --restarted."
     )
 
 
 def _keys(file: Path, value: str | None) -> list[Key]:
     if not value:
-        raise Refused(f"Nothing was changed. {file} has no {NAME}. Name the file that make secrets or make up wrote.")
+        raise Refused(f"Nothing was changed. {file} has no {NAME}. Pass the file that make secrets or make up wrote.")
     try:
         load({NAME: value})
     except InvalidSettings as error:
@@ -180,7 +182,7 @@ def _value_in(content: str, is_json: bool) -> str | None:
 def _with_value(content: str, is_json: bool, value: str) -> str:
     if is_json:
         return json.dumps({**json.loads(content), LOCAL_NAME: value}, indent=1)
-    # The public keys follow the private ones, in a file from before there were any as well.
+    # Add the public keys even if the file is older than that setting.
     lines = []
     for line in content.splitlines():
         if line.startswith(f"{NAME}="):
@@ -191,7 +193,7 @@ def _with_value(content: str, is_json: bool, value: str) -> str:
 
 
 def _since_start(data: Path, keys: list[Key], now: int) -> int | None:
-    """From when on the local service has had these keys; now, where it does not run and so will read them."""
+    """Return since when the local service has had these keys. If it is stopped: now, as it reads them at its start."""
     environment = data / ENVIRONMENT
     with (data / LOCK).open("a+") as lock:
         try:
@@ -201,13 +203,15 @@ def _since_start(data: Path, keys: list[Key], now: int) -> int | None:
             try:
                 started, read = int(environment.stat().st_mtime), json.loads(environment.read_text())[NAME]
             except FileNotFoundError:
-                raise Refused("Nothing was changed. The service is starting or stopping: try again.") from None
+                raise Refused(
+                    "Nothing was changed. The service is starting or stopping. Try again in a moment."
+                ) from None
             return started if json.loads(read)["keys"] == keys else None
         return now
 
 
 def _check_cluster(evidence: str, keys: list[Key]) -> None:
-    """Checks that the cluster has these keys, and that every pod has read them.
+    """Check that the cluster has these keys and that every pod has read them.
 
     Raises:
         Refused
@@ -217,7 +221,7 @@ def _check_cluster(evidence: str, keys: list[Key]) -> None:
         secret = next(item for item in items if (item["kind"], item["metadata"]["name"]) == ("Secret", SECRET))
         applied = json.loads(base64.b64decode(secret["data"][NAME]))["keys"]
         changed = max(_seconds(entry["time"]) for entry in secret["metadata"]["managedFields"])
-        # Relay, dispatcher and servers neither sign nor verify: only Knative's pods count.
+        # Relay, dispatcher and servers neither sign nor verify tokens: only pods of functions count.
         pods = {
             item["metadata"]["name"]: item["status"].get("startTime")
             for item in items
@@ -225,11 +229,14 @@ def _check_cluster(evidence: str, keys: list[Key]) -> None:
         }
     except (ValueError, KeyError, TypeError, StopIteration):
         raise Refused(
-            f"Nothing was changed. --cluster has no Secret {SECRET} and pods. It takes the output of:\n{EVIDENCE}"
+            f"Nothing was changed. The input of --cluster has no Secret {SECRET} or no pods. "
+            f"It must be the output of:\n{EVIDENCE}"
         ) from None
     if applied != keys:
-        raise Refused(f"Nothing was changed. The Secret {SECRET} has other keys than the file: apply it and roll out.")
-    # A pod that has no start time yet will read the Secret as it is.
+        raise Refused(
+            f"Nothing was changed. The keys in the Secret {SECRET} differ from the file. Apply the file and roll out."
+        )
+    # A pod without a start time will read the current Secret.
     if old := [name for name, start in pods.items() if start and _seconds(start) <= changed]:
         raise Refused(
             f"Nothing was changed. {len(old)} pods are older than the last change of the Secret {SECRET}, such as "
@@ -239,7 +246,7 @@ def _check_cluster(evidence: str, keys: list[Key]) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Holds a folder, so that of two commands at once one waits."""
+    """Lock a folder, so that a second command waits."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -249,7 +256,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _write(file: Path, content: str) -> None:
-    """Replaces a file in one step, readable by its owner alone."""
+    """Replace a file atomically, readable only by its owner."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as unfinished:
         try:
             os.fchown(unfinished.fileno(), file.stat().st_uid, -1)

@@ -403,7 +403,7 @@ def test_a_retry_lets_the_relay_send_the_event_again(own_database: Process, caps
         connection.execute(insert(outbox).values(**held, sent_at=func.now()))
     number = give_up(attributes={"id": str(held["id"])})
     give_up(attributes={"id": str(held["id"])}, function="record_audit")
-    assert dead(capsys, "retry", number) == ["1 put back for delivery. What fails again is listed again."]
+    assert dead(capsys, "retry", number) == ["1 put back for delivery. Events that fail again are listed again."]
     (row,) = sent_again()
     assert (row.id, row.type, row.data) == (held["id"], "tested", {"a": 1}), "as the outbox has it"
     assert letter(number).retried_at is not None
@@ -455,7 +455,7 @@ def test_what_is_no_event_of_ours_is_not_retried_and_the_others_are(changes: dic
     text = refusal("events", "dead", "retry", str(other), str(good))
     assert text.startswith("1 put back for delivery.")
     assert f"{other} was not retried: " in text
-    assert "then drop it" in text
+    assert "then drop this one" in text
     assert (letter(good).retried_at is not None, letter(other).retried_at) == (True, None)
 
 
@@ -819,7 +819,7 @@ def test_a_secret_that_was_not_applied_stops_it(file: Path, tmp_path: Path) -> N
     two = rotate(file)
     said = tmp_path / "evidence.json"
     said.write_text(evidence(one, 101, changed=100))
-    assert "apply it" in refusal("keys", "rotate", "--file", str(file), "--cluster", str(said))
+    assert "Apply the file" in refusal("keys", "rotate", "--file", str(file), "--cluster", str(said))
     assert keys_in(file) == two
 
 
@@ -858,7 +858,7 @@ def test_what_happened_since_is_sent_again(own_database: Process, capsys: Any, s
     [
         ("yesterday", "neither a time"),
         ("2h30m", "neither a time"),
-        ("2999-01-01T00:00Z", "still to come"),
+        ("2999-01-01T00:00Z", "in the future"),
         ("9d", "for 8 days"),
         ("2020-01-01", "for 8 days"),
     ],

@@ -228,7 +228,7 @@ def test_of_several_servers_the_one_that_takes_writes_is_backed_up_and_restored(
 
 def test_a_second_backup_at_the_same_time_is_refused(database: str, vault: Vault) -> None:
     with alone(database, BACKUP_LOCK, "A test"):
-        assert "under way" in refusal(lambda: backup(database, vault))
+        assert "is running" in refusal(lambda: backup(database, vault))
     backup(database, vault)
 
 
@@ -292,15 +292,15 @@ def of_a_newer_program(vault: Vault, made: Manifest) -> Vault:
     [
         (truncate, "does not decrypt"),
         (alter, "does not decrypt"),
-        (exchange, "its checksum is not the manifest's"),
-        (lose, "has no purged.age any more"),
-        (take_another_key, "encrypted to another recipient than this identity's"),
+        (exchange, "its checksum differs from the manifest"),
+        (lose, "no longer has purged.age"),
+        (take_another_key, "encrypted to a recipient that does not match this identity"),
         (scribble, "manifest of the backup"),
         (state(name="20260101T170000Z"), "manifest of the backup"),
         (state(rows={"account'; DROP TABLE account; --": 1}), "manifest of the backup"),
         (of_a_newer_program, "has the format 3"),
         (state(schema="9999"), "a newer release made it"),
-        (state(rows={"account": 3}), f"the table account has {ACCOUNTS} rows in place of 3"),
+        (state(rows={"account": 3}), f"the table account has {ACCOUNTS} rows instead of 3"),
     ],
 )
 def test_what_is_damaged_is_refused_and_changes_nothing(
@@ -381,7 +381,7 @@ def test_a_full_disk_leaves_no_backup_and_the_earlier_ones_as_they_were(
     disk.mkdir()
     under = [*in_a_namespace, "sh", "-c", ON_A_SMALL_DISK, "sh", str(made.size * 3 // 2), str(disk)]
     said, errors = command(database=database, vault=vault, under=under).communicate(timeout=300)
-    assert "There is no new backup; those before are as they were" in errors
+    assert "There is no new backup; earlier ones are unchanged" in errors
     assert "No space left on device" in errors
     assert "ended with 1" in said
     assert re.findall(r"^\d{8}T\d{6}Z", said, flags=re.MULTILINE) == [made.name]
@@ -404,7 +404,7 @@ def test_ctrl_c_ends_a_backup_in_a_line_and_leaves_nothing(database: str, vault:
 def test_of_two_restores_at_once_one_is_refused(database: str, vault: Vault) -> None:
     made = backup(database, vault)
     with alone(database, RESTORE_LOCK, "A test"):
-        assert "another restore of this database is under way" in refusal(
+        assert "another restore of this database is running" in refusal(
             lambda: bring_back(vault, database, force=True)
         )
     assert bring_back(vault, database, force=True) == made
@@ -613,7 +613,7 @@ def test_an_operator_takes_lists_and_restores_backups(database: str, vault: Vaul
         assert process.returncode == 0, errors
         return said
 
-    assert "There is no backup" in listing.table(vault).text
+    assert "There are no backups" in listing.table(vault).text
     assert "read back and found good" in run("backup")
     (name,) = vault.store.names()
     assert f"{ACCOUNTS:,}" in run("backups")

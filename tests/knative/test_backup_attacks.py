@@ -150,7 +150,7 @@ def test_a_backup_that_its_own_retention_would_not_keep_fails(database: str, vau
 
     losing = vault._replace(store=Losing(root(vault)))
     wait_for(lambda: manifest.new_name() != made.name)
-    assert "would not survive" in refusal(lambda: take.take(database, losing, KEEP, Progress(io.StringIO())))
+    assert "would not be kept" in refusal(lambda: take.take(database, losing, KEEP, Progress(io.StringIO())))
     assert made.name in vault.store.names()
 
 
@@ -212,7 +212,7 @@ def test_a_backup_that_is_gone_from_the_store_is_reported(database: str, vault: 
     made = backup(database, vault)
     shutil.rmtree(root(vault) / made.name)
     _, told = taken_later(database, vault, made.name)
-    assert f"gone from the store: {made.name}" in told
+    assert f"missing from the store: {made.name}" in told
 
 
 def test_after_the_key_was_replaced_backups_under_the_old_one_count_as_long_as_it_is_kept(
@@ -236,7 +236,7 @@ def test_a_backup_of_an_earlier_release_counts_once_an_operator_has_accepted_it(
     assert made.name in told
     assert made.name in vault.store.names()
     said = authenticity.accept(vault, made.name, database)
-    assert "as the database remembers it" in said
+    assert "Its size matches the record in the database" in said
     assert restore.find(vault, made.name) == made
 
 

@@ -38,12 +38,12 @@ def test_a_drill_restores_the_latest_backup_beside_the_service_and_calls_functio
     said = drill(vault, url, Progress(io.StringIO())).text
     assert f"The latest backup, {made.name}, is 0." in said
     assert f"All {sum(made.rows.values())} rows of {len(made.rows)} tables were restored" in said
-    assert "8 functions answered as they should on it, to a new user and to 20 of the backup." in said
+    assert "8 functions answered as they should on it, for a new user and 20 of the backup." in said
     assert accounts(url) == before
     assert [name for name in databases(url) if name.startswith(PREFIX)] == []
 
     # One row fewer than there are: then it is not the backup that its manifest states.
     rows = {**made.rows, "account": made.rows["account"] - 1}
     manifest.write(vault, dataclasses.replace(made, rows=rows))
-    assert "the table account has 30 rows in place of 29" in refusal(lambda: drill(vault, url, Progress(io.StringIO())))
+    assert "the table account has 30 rows instead of 29" in refusal(lambda: drill(vault, url, Progress(io.StringIO())))
     assert [name for name in databases(url) if name.startswith(PREFIX)] == []

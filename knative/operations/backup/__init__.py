@@ -1,1 +1,1 @@
-"""Backups of the database: taken, listed, restored, tried out."""
+"""Take, list, restore and test backups of the database."""

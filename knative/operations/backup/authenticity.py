@@ -1,4 +1,4 @@
-"""Which backups of a store are ours and whole, and which an operator has to look at."""
+"""Tell authentic, complete backups from those that an operator must inspect."""
 
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,14 +15,14 @@ from knative.terminal import Progress, Refused
 from shared.postgresql.tables import backup
 
 NAMED = 5
-"""So many are named where something is wrong with many."""
+"""How many backups a message names at most."""
 AHEAD = timedelta(minutes=5)
-"""By so much clocks may differ; a name beyond that is of the future."""
+"""Tolerated clock difference. A name further ahead is in the future."""
 _CHUNK_BYTES = 2**20
 
 
 def newest_first(vault: Vault) -> Iterator[Manifest]:
-    """The good backups: authentic, not of the future, and with both objects in the sizes that the manifest states."""
+    """Yield good backups: authentic, not in the future, and both objects have the sizes in the manifest."""
     for name in sorted(filter(manifest.is_name, vault.store.names()), reverse=True):
         found = problem(vault, name)
         if isinstance(found, Manifest):
@@ -30,19 +30,19 @@ def newest_first(vault: Vault) -> Iterator[Manifest]:
 
 
 def good(vault: Vault) -> set[str]:
-    """The names of the good backups."""
+    """Return the names of the good backups."""
     return {found.name for found in newest_first(vault)}
 
 
 def problem(vault: Vault, name: str) -> Manifest | str:
-    """A good backup's manifest, or what is wrong with what has this name."""
+    """Return the manifest of a good backup, or what is wrong with the backup of this name."""
     if manifest.taken_at(name) > datetime.now(UTC) + AHEAD:
         return "its name is in the future"
     try:
         found = manifest.read(vault, name)
         for part, stated in ((DUMP, found.dump), (PURGED, found.purged)):
             if vault.store.size(name, part) != stated.size:
-                return f"{part} has another size than the manifest states"
+                return f"the size of {part} differs from the manifest"
     except Missing:
         return "one of its objects is missing"
     except Refused as error:
@@ -59,12 +59,12 @@ def has_manifest(vault: Vault, name: str) -> bool:
 
 
 def report(suspects: Collection[str], progress: Progress) -> None:
-    """Tells of what cannot be verified, and therefore neither counts nor is ever deleted."""
+    """Warn about backups that cannot be verified. They do not count and are never deleted."""
     if suspects:
         named = ", ".join(sorted(suspects)[:NAMED])
         progress.say(
-            f"WARNING: {few(suspects)} in the store cannot be verified, do not count and are not deleted: {named}"
-            f"{', ...' if len(suspects) > NAMED else ''}. aegis backups says why; docs/backup.md, what to do"
+            f"WARNING: {few(suspects)} in the store cannot be verified. They do not count and are not deleted: {named}"
+            f"{', ...' if len(suspects) > NAMED else ''}. For the reason, run: aegis backups. For what to do, see docs/backup.md"
         )
 
 
@@ -73,7 +73,7 @@ def few(names: Collection[str]) -> str:
 
 
 def newest_known(database: str) -> str:
-    """The newest backup that a database remembers; empty where it remembers none or cannot be asked."""
+    """Return the newest backup that a database has recorded, or "" if there is none or the database is unavailable."""
     try:
         with connected(database) as connection:
             return connection.scalar(select(backup.c.name).order_by(backup.c.taken_at.desc()).limit(1)) or ""
@@ -82,10 +82,10 @@ def newest_known(database: str) -> str:
 
 
 def accept(vault: Vault, name: str, database: str) -> str:
-    """Authenticates a backup for which an operator vouches: of an earlier release, or under a key that is gone.
+    """Authenticate a backup for which an operator vouches, made by an earlier release or with a key that is gone.
 
     Raises:
-        Refused: there is none of this name, or its objects are not those that its manifest states.
+        Refused: it does not exist, or its objects differ from its manifest.
     """
     try:
         if not manifest.is_name(name):
@@ -93,11 +93,13 @@ def accept(vault: Vault, name: str, database: str) -> str:
         found = manifest.read_unauthenticated(vault.store, name)
         for part, stated in ((DUMP, found.dump), (PURGED, found.purged)):
             if _measured(vault, name, part) != stated:
-                raise Refused(f"Nothing was changed. The checksum of {part} of {name} is not the manifest's.")
+                raise Refused(f"Nothing was changed. The checksum of {part} of {name} differs from the manifest.")
     except Missing:
-        raise Refused(f"Nothing was changed. There is no backup {name}, or an object of it is missing.") from None
+        raise Refused(
+            f"Nothing was changed. The backup {name} does not exist, or one of its objects is missing."
+        ) from None
     manifest.write(vault, Manifest(**{**vars(found), "format": manifest.FORMAT}))
-    return f"{name} is authenticated from now on. {_remembered(found, database)}"
+    return f"{name} is now authenticated. {_remembered(found, database)}"
 
 
 def _measured(vault: Vault, name: str, part: str) -> Part:
@@ -115,7 +117,7 @@ def _remembered(found: Manifest, database: str) -> str:
     except (Refused, DBAPIError):
         size = None
     if size is None:
-        return "WARNING: the database has no record of this name: only you vouch for it."
+        return "WARNING: the database has no record of this backup, so nothing but your word confirms it."
     if size != found.size:
-        return f"WARNING: the database remembers {size:,} bytes, and it has {found.size:,}: look before you restore it."
-    return "Its size is as the database remembers it."
+        return f"WARNING: the database has recorded {size:,} bytes, but it has {found.size:,}. Inspect it first."
+    return "Its size matches the record in the database."

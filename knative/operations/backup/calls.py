@@ -1,6 +1,6 @@
-"""Calls functions on a restored database, without a network: python -m knative.operations.backup.calls
+"""Call functions on a restored database, without a network: python -m knative.operations.backup.calls
 
-Ends with 1 and what answered otherwise than it should. Only for a database that nobody needs.
+Exits with 1 and the first wrong answer. It changes data, so use it only on a scratch database.
 """
 
 import secrets
@@ -20,9 +20,9 @@ from shared.postgresql.tables import account
 from shared.postgresql.transactions import transaction
 
 RESTORED = 20
-"""So many of the users in the backup are asked for their profile."""
+"""How many users of the backup get their profile read."""
 TRIES = 10
-"""At a function that is not available right now, as clients do: a server that has just restored is busy."""
+"""Tries per call. A server that has just restored a backup is busy and can answer 503."""
 HERE = Client("127.0.0.1", "drill")
 
 
@@ -36,9 +36,9 @@ def main() -> None:
         ).all()
     for user in users:
         if _call("get_profile", 200, _session(user.id))["email"] != user.email:
-            sys.exit("get_profile shows another address than the account has")
+            sys.exit("get_profile shows an address that differs from the account's")
     _as_a_new_user()
-    print(f"{len(_clients)} functions answered as they should on it, to a new user and to {len(users)} of the backup.")
+    print(f"{len(_clients)} functions answered as they should on it, for a new user and {len(users)} of the backup.")
 
 
 def _as_a_new_user() -> None:
@@ -57,7 +57,7 @@ def _as_a_new_user() -> None:
         connection.execute(update(account).where(account.c.id == user_id).values(roles=["admin"]))
     found = _call("list_users", 200, _session(user_id, "pwd", "otp", "mfa"), query={"email": address})
     if [user["id"] for user in found["users"]] != [str(user_id)]:
-        sys.exit("list_users does not find a user who is there")
+        sys.exit("list_users does not find an existing user")
     _call("logout", 204, tokens)
     _call("get_profile", 401, tokens)
 
@@ -68,7 +68,7 @@ def _session(user_id: Any, *amr: str) -> Any:
 
 
 def _call(function: str, status: int, tokens: Any = None, body: Any = None, query: Any = None) -> Any:
-    """The JSON of an operation's answer, which must have this status."""
+    """Call an operation, check its status and return its JSON."""
     client = _clients.get(function) or _clients.setdefault(function, create_app(function).test_client())
     operation = HTTP_FUNCTIONS[function]
     headers = {"Authorization": f"Bearer {tokens['access_token']}"} if tokens else {}
@@ -78,7 +78,7 @@ def _call(function: str, status: int, tokens: Any = None, body: Any = None, quer
             break
         time.sleep(int(answer.headers["Retry-After"]))
     if answer.status_code != status:
-        sys.exit(f"{function} answers with {answer.status_code} in place of {status}: {answer.text[:300]}")
+        sys.exit(f"{function} answers {answer.status_code} instead of {status}: {answer.text[:300]}")
     return answer.get_json(silent=True)
 
 

@@ -1,4 +1,4 @@
-"""Whether what is in the store is what the manifest says, and can be restored: all of it is read."""
+"""Check that a backup in the store matches its manifest and can be restored, by reading all of it."""
 
 import subprocess
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from knative.operations.backup.store import DUMP, PURGED, Missing, Vault
 from knative.operations.backup.streams import Measured, Nowhere, Sink, Undecipherable, decrypt
 from knative.terminal import Progress, Refused
 
-OTHER = "Choose another backup: aegis backups lists them."
+OTHER = "Choose another one from: aegis backups"
 
 
 def check(vault: Vault, manifest: Manifest, progress: Progress) -> None:
-    """Reads a backup: size and SHA-256 are the manifest's, it decrypts to its end, and pg_restore knows what it is.
+    """Check that size and SHA-256 match the manifest, that it decrypts completely, and that pg_restore can read it.
 
     Raises:
-        Refused: with what is wrong.
+        Refused: with the problem.
     """
 
     def tell(size: int) -> None:
@@ -29,17 +29,17 @@ def check(vault: Vault, manifest: Manifest, progress: Progress) -> None:
 
 
 def check_purged(vault: Vault, manifest: Manifest) -> None:
-    """Reads the smaller part. Raises Refused."""
+    """Check the list of purged accounts. Raises Refused."""
     read(vault, manifest, PURGED, Nowhere())
 
 
 def read(
     vault: Vault, manifest: Manifest, part: str, sink: Sink, *, tell: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Decrypts a part of a backup into a sink, and makes sure that it is the one which its manifest states.
+    """Decrypt a part of a backup into a sink and check that it matches the manifest.
 
     Raises:
-        Refused: it is not, or the key is another one.
+        Refused: it does not match, or the key does not open it.
     """
     name, stated = manifest.name, {DUMP: manifest.dump, PURGED: manifest.purged}[part]
     try:
@@ -47,15 +47,15 @@ def read(
             measured = Measured(source, tell)
             decrypt(measured, sink, vault.identities)
     except Missing:
-        raise Refused(f"The backup {name} has no {part} any more. {OTHER}") from None
+        raise Refused(f"The backup {name} no longer has {part}. {OTHER}") from None
     except Undecipherable as error:
         raise Refused(f"The backup {name} cannot be used ({part}): {error}. {OTHER}") from None
     if Part(measured.size, measured.sha256) != stated:
-        raise Refused(f"The backup {name} cannot be used ({part}): its checksum is not the manifest's. {OTHER}")
+        raise Refused(f"The backup {name} cannot be used ({part}): its checksum differs from the manifest. {OTHER}")
 
 
 class _Beginning:
-    """Writes to a program for as long as it reads: a list of contents stands at the beginning."""
+    """Write to a program until it stops reading: it needs only the table of contents at the beginning."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream: IO[bytes] | None = stream

@@ -1,4 +1,4 @@
-"""Tries out the latest backup: `aegis drill`."""
+"""Test the latest backup: `aegis drill`."""
 
 import os
 import secrets
@@ -17,19 +17,19 @@ from knative.operations.backup.store import Vault
 from knative.terminal import Progress, Refused, Result
 
 PREFIX = "aegis_drill_"
-"""Of scratch databases. Whoever finds one may drop it."""
+"""Prefix of scratch databases. Leftover ones can be dropped."""
 NOBODY = "redis://127.0.0.1:1/0"
-"""Functions do without Redis, and must not put what they find in a scratch database into that of the service."""
+"""An unreachable Redis: data of a scratch database must not get into the cache of the service."""
 
 
 def drill(vault: Vault, database: str, progress: Progress) -> Result:
-    """Restores the latest backup into a scratch database and calls functions on it; returns how it went.
+    """Restore the latest backup into a scratch database and call functions on it. Return the result.
 
     Args:
-        database: any of a server on which its user may create another.
+        database: any database on a server where its user can create databases.
 
     Raises:
-        Refused: what is wrong with the backup.
+        Refused: with the problem of the backup.
     """
     with alone(database, DRILL_LOCK, "Another drill on this server") as server:
         _drop_what_was_left(server)
@@ -62,7 +62,7 @@ def drill(vault: Vault, database: str, progress: Progress) -> Result:
 
 
 def _drop_what_was_left(server: Connection) -> None:
-    """By drills that were killed: nobody else holds the lock."""
+    """Drop scratch databases of killed drills. The lock excludes running ones."""
     names = text("SELECT datname FROM pg_database WHERE starts_with(datname, :prefix)")
     for name in server.scalars(names, {"prefix": PREFIX}).all():
         server.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
@@ -76,7 +76,7 @@ def _call_functions(database: str) -> str:
         "DATABASE_URL": restore.functions_url(database),
         "REDIS_URL": NOBODY,
         "PUBLIC_URL": "http://drill.invalid",
-        # Of the drill's own: it logs people in, and none of its tokens may count elsewhere.
+        # New keys: the drill logs users in, and its tokens must be valid nowhere else.
         "JWT_SECRET_KEY": new_signing_keys(),
         "JWT_REFRESH_SECRET_KEY": secrets.token_hex(32),
         "ENCRYPTION_KEY": secrets.token_hex(32),
@@ -90,5 +90,5 @@ def _call_functions(database: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise Refused(f"The backup was restored, but functions do not work on it: {done.stderr.strip()[-2000:]}")
+        raise Refused(f"The backup was restored, but functions fail on it: {done.stderr.strip()[-2000:]}")
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""The age identities that open backups, as an operator gives them: in a file, or on standard input."""
+"""Read the age identities that open backups, from a file or standard input."""
 
 import re
 import sys
@@ -7,25 +7,25 @@ from pathlib import Path
 from knative.terminal import Refused
 
 TAKEN = "the identity is taken from standard input"
-"""Said when no more is read: who feeds standard input may let go."""
+"""Printed once the identity is read, so that the writer to standard input can stop."""
 _IDENTITY = re.compile(r"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}")
 
 
 def read(file: str) -> tuple[str, ...]:
-    """All that a file holds, as age-keygen writes it; of standard input (-) all of the first line that has one.
+    """Return all identities in a file of age-keygen, or in the first line of standard input (-) that has one.
 
     Raises:
-        Refused: there is none, or the file cannot be read.
+        Refused: there is no identity, or the file cannot be read.
     """
     try:
-        if file == "-":  # in a pod nobody may close it
+        if file == "-":  # in a pod it may never be closed
             found = next(filter(None, map(_in, sys.stdin)), ())
         else:
             found = tuple(one for line in Path(file).read_text().splitlines() for one in _in(line))
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"Nothing was changed. The identity cannot be read: {error}.") from None
+        raise Refused(f"Nothing was changed. Cannot read the identity: {error}.") from None
     if not found:
-        raise Refused("Nothing was changed. --identity names nothing that holds an age identity (AGE-SECRET-KEY-1...).")
+        raise Refused("Nothing was changed. The input of --identity has no age identity (AGE-SECRET-KEY-1...).")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The commands of backups in a cluster: in a pod as the CronJob's own, which has the store and the key."""
+"""Run backup commands in a cluster, in a pod like that of the CronJob, which has the store and the keys."""
 
 import copy
 import subprocess
@@ -15,25 +15,25 @@ from shared.runtime.manifests import NAMESPACE
 
 NAME = "backup"
 KEPT_SECONDS = 86_400
-"""For who reads the log of one that was left alone."""
+"""Keeps the log of a Job whose command was stopped."""
 
 
 def run(
     context: str | None, command: str, arguments: list[str], identities: tuple[str, ...], progress: Progress
 ) -> str:
-    """Runs a command of `aegis` in a cluster; returns what it printed.
+    """Run an `aegis` command in a cluster and return what it printed.
 
     Args:
         context: the kube context; None for the current one.
-        identities: what opens backups; none where they are only taken and listed, or the environment has its own.
-            They go to the standard input of the pod alone: no object of the cluster holds them, and no log.
+        identities: open backups; empty to only take and list them, or if the environment has its own.
+            They only go to the pod's standard input, never into an object of the cluster or a log.
 
     Raises:
-        Refused: the cluster has no backups, or the command failed there; with its log.
+        Refused: the cluster has no backups, or the command failed there. Includes its log.
     """
     cluster = Cluster(context)
     try:
-        # The drill's own, where the environment has it: its pod may have more memory.
+        # The drill can have its own CronJob, whose pod may have more memory.
         of_its_own = cluster.get("batch/v1", "CronJob", command)
         cron_job = of_its_own or cluster.get("batch/v1", "CronJob", NAME)
         if not cron_job:
@@ -57,7 +57,7 @@ def run(
             "spec": spec,
         }
         if of_its_own:
-            # As `kubectl create job --from` does: its success is one of the CronJob's, which an alert looks at.
+            # Like `kubectl create job --from`: a success counts as one of the CronJob, which an alert watches.
             owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": command, "uid": of_its_own["metadata"]["uid"]}
             job["metadata"]["ownerReferences"] = [owner | {"controller": True}]
     except Rejected as error:
@@ -68,13 +68,13 @@ def run(
         return jobs.run(cluster, job, progress, _Identities(cluster, job, identities) if identities else lambda: None)
     except Rejected as error:
         raise Refused(
-            f"The API server refused a request: {error}\nThe Job may be running anyway. Check before you try again: "
+            f"The API server refused a request: {error}\nThe Job may still be running. Check before you try again: "
             f"kubectl -n {NAMESPACE} logs -f job/{name}"
         ) from error
 
 
 class _Identities:
-    """Hands identities to the pod of a Job, once, as soon as it runs."""
+    """Hand identities to the pod of a Job once, as soon as it runs."""
 
     def __init__(self, cluster: Cluster, job: Object, identities: tuple[str, ...]) -> None:
         self._cluster, self._job, self._identities = cluster, job, identities
@@ -89,26 +89,26 @@ class _Identities:
                 try:
                     hand_over(self._cluster.context, pod["metadata"]["name"], self._identities)
                 except Refused:
-                    self._cluster.delete(self._job)  # it would wait for them until its time is over
+                    self._cluster.delete(self._job)  # otherwise it waits for them until its deadline
                     raise
                 self._are_given = True
                 return
 
 
 def hand_over(context: str, pod: str, identities: tuple[str, ...]) -> None:
-    """Writes identities to the standard input of a pod; returns when it has taken them.
+    """Write identities to the standard input of a pod and wait until it has read them.
 
     Raises:
-        Refused: it does not take them, or who runs this may not attach to a pod.
+        Refused: the pod does not read them, or you do not have permission to attach to it.
     """
     command = [str(KUBECTL), "--context", context, "--namespace", NAMESPACE, "attach", "--stdin", "--quiet", pod]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as attached:
-        with suppress(BrokenPipeError), pipe(attached.stdin) as to:  # one that has ended says why
+        with suppress(BrokenPipeError), pipe(attached.stdin) as to:  # a pod that has ended printed why
             to.write(" ".join(identities).encode() + b"\n")
         said = ""
         for line in pipe(attached.stdout):
             said += line.decode(errors="replace")
             if identity.TAKEN in said:
-                attached.kill()  # it would stay until the pod ends, or until a proxy on the way ends it
+                attached.kill()  # otherwise it stays attached until the pod ends
                 return
     raise Refused(f"Nothing was changed. The pod {pod} did not accept the identity: {said.strip()}")

@@ -1,4 +1,4 @@
-"""What backups there are: `aegis backups`."""
+"""List the backups: `aegis backups`."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -9,10 +9,10 @@ from knative.terminal import Result, aligned
 
 
 def table(vault: Vault) -> Result:
-    """A line for each backup, the newest first; and for what only seems to be one, with the reason."""
+    """Return a line per backup, newest first. Unverified backups have the reason instead of details."""
     found = [_described(vault, name) for name in sorted(vault.store.names(), reverse=True) if manifest.is_name(name)]
     if not found:
-        return Result("There is no backup. Take one: aegis backup", found)
+        return Result("There are no backups. Take one: aegis backup", found)
     header = "backup", "age", "size", "accounts", "schema", "PostgreSQL"
     return Result("\n".join(aligned([header, *map(_line, found)], "<>>>")), found)
 

@@ -1,8 +1,8 @@
-"""What a backup says of itself: written last, authenticated, and checked before anything is made of it.
+"""The manifest of a backup: written last, authenticated, and verified before it is used.
 
     {"format": 2, "manifest": "{...}", "hmac_sha256": "..."}
 
-The code (HMAC-SHA-256, RFC 2104) is over the very text of the manifest, its name included, under BACKUP_MANIFEST_KEY.
+The HMAC-SHA-256 (RFC 2104) with BACKUP_MANIFEST_KEY covers the exact text of the manifest, including its name.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from knative.terminal import Refused
 
 FORMAT = 2
 UNAUTHENTICATED = 1
-"""Earlier releases wrote the manifest alone."""
+"""Earlier releases wrote a manifest without an HMAC."""
 MOST_BYTES = 2**20
 _TABLE = re.compile(r"[a-z0-9_]+")
 _NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z")
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """An object of a backup, as it is in the store: encrypted."""
+    """An encrypted object of a backup in the store."""
 
     size: int
     sha256: str
@@ -36,15 +36,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is known of a backup without its key.
+    """What is known about a backup without its key.
 
     Attributes:
-        name: when it was begun (UTC), as 20260131T170000Z; names sort by age.
+        name: when it was begun (UTC), such as 20260131T170000Z; names sort by age.
         finished_at: ISO 8601.
         schema: the last migration that the database had.
         postgresql: the server's version.
-        wal_position: of the snapshot that the dump shows (pg_current_wal_lsn).
-        rows: how many each table has in that snapshot.
+        wal_position: the position of the dump's snapshot (pg_current_wal_lsn).
+        rows: the number of rows of each table in that snapshot.
     """
 
     format: int
@@ -75,7 +75,7 @@ def taken_at(name: str) -> datetime:
 
 
 def is_name(name: str) -> bool:
-    """Whether it is that of a backup: a store may hold other things, as the lost+found of a volume."""
+    """Return whether this is a backup's name. A store can have other entries, such as a volume's lost+found."""
     if not _NAME.fullmatch(name):
         return False
     with suppress(ValueError):
@@ -84,12 +84,12 @@ def is_name(name: str) -> bool:
 
 
 def begin(vault: Vault, name: str) -> None:
-    """Marks what is being written as ours, so that it may be deleted when it dies half-way."""
+    """Mark a backup as begun by us, so that it can be deleted if it stays incomplete."""
     _write(vault, name, BEGUN, json.dumps({"begun": name}))
 
 
 def was_begun(vault: Vault, name: str) -> bool:
-    """Whether one of us has begun this backup."""
+    """Return whether this service began the backup."""
     try:
         return bool(json.loads(_authentic(vault, name, BEGUN)) == {"begun": name})
     except (Missing, Refused, ValueError):
@@ -101,17 +101,17 @@ def write(vault: Vault, manifest: Manifest) -> None:
 
 
 def read(vault: Vault, name: str) -> Manifest:
-    """What a backup says of itself.
+    """Return the authenticated manifest of a backup.
 
     Raises:
-        Missing: there is no backup of this name, or only a part of one.
-        Refused: what is there is not authentic, or of a newer program.
+        Missing: there is no backup of this name, or it is incomplete.
+        Refused: the manifest is not authentic, or was made by a newer release.
     """
     return _parsed(name, _authentic(vault, name, MANIFEST))
 
 
 def read_unauthenticated(store: Store, name: str) -> Manifest:
-    """What a backup says of itself, be it true or not. Raises as `read` does."""
+    """Return the manifest of a backup without checking its HMAC. Raises like `read`."""
     content = _content(store, name, MANIFEST)
     with suppress(ValueError, KeyError, TypeError):
         content = json.loads(content)["manifest"].encode()
@@ -133,18 +133,18 @@ def _authentic(vault: Vault, name: str, part: str) -> bytes:
         number = stated.get("format")
         if isinstance(number, int) and number > FORMAT:
             raise Refused(
-                f"The backup {name} has the format {number}, and this program reads only {FORMAT}.\n"
+                f"The backup {name} has the format {number}, but this program reads only {FORMAT}.\n"
                 "Use the release that made it."
             )
         content, code = str(stated["manifest"]), str(stated["hmac_sha256"])
         codes = [_code(key, content).encode() for key in vault.manifest_keys]
-        # All are compared, so that the time does not tell which key it was.
+        # Compare with all keys, so that the time does not reveal which one matched.
         if not any([hmac.compare_digest(code.encode(), one) for one in codes]):  # noqa: C419
             raise ValueError
     except (ValueError, KeyError, RecursionError):
         raise Refused(
-            f"The manifest of the backup {name} is not authentic: damaged, changed by somebody, or made by an earlier"
-            " release or under another BACKUP_MANIFEST_KEY.\nChoose another backup (aegis backups), or, if you are"
+            f"The manifest of the backup {name} is not authentic: it was damaged or changed, or made by an earlier"
+            " release or with another BACKUP_MANIFEST_KEY.\nChoose another backup (aegis backups). If you are"
             f" sure that this one is yours: aegis backups --accept {name}"
         ) from None
     return content.encode()

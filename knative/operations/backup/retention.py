@@ -1,4 +1,4 @@
-"""Which backups are kept: those of the last 24 hours, and the last of each of some days, weeks and months."""
+"""Decide which backups to keep: those of the last 24 hours, and the last of each of some days, weeks and months."""
 
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from knative.terminal import Progress, Refused
 
 
 class Keep(NamedTuple):
-    """How many of each; a backup that is the last of its day, week and month counts for all three."""
+    """How many of each to keep. One backup can count as daily, weekly and monthly."""
 
     daily: int
     weekly: int
@@ -19,18 +19,18 @@ class Keep(NamedTuple):
 
 
 LEAST = 3
-"""So many of the newest good ones are kept, whatever their age."""
+"""How many of the newest good backups are kept regardless of age."""
 MOST = 2000
-"""Beyond so many names somebody fills the store: nothing is deleted then, and reading them all would take hours."""
+"""With more names than this, somebody is filling the store: delete nothing, as reading all of them would take hours."""
 
 
 def apply(vault: Vault, taken: Manifest, keep: Keep, progress: Progress) -> list[str]:
-    """Deletes the other good backups; returns the names of those that are left. Called when the newest is good.
+    """Delete good backups that need not be kept and return the names of the rest. The newest must be good.
 
-    What is not known to be good counts for nothing and is never deleted, and is reported.
+    Unverified backups do not count, are never deleted, and are reported.
 
     Raises:
-        Refused: the backup just taken would not be among those that are kept; nothing was deleted.
+        Refused: the backup just taken would not be kept. Nothing was deleted.
     """
     names = [name for name in vault.store.names() if manifest.is_name(name)]
     if len(names) > MOST:
@@ -41,7 +41,7 @@ def apply(vault: Vault, taken: Manifest, keep: Keep, progress: Progress) -> list
     kept = chosen(good, keep) if good else set()
     if taken.name not in kept:
         raise Refused(
-            f"The backup {taken.name} would not survive: it is not in the store as written. Nothing was deleted.\n"
+            f"The backup {taken.name} would not be kept: it is not in the store as written. Nothing was deleted.\n"
             "Check who else writes to BACKUP_STORE, and the clock of this machine."
         )
     for name in good - kept:
@@ -50,9 +50,9 @@ def apply(vault: Vault, taken: Manifest, keep: Keep, progress: Progress) -> list
 
 
 def chosen(names: Collection[str], keep: Keep) -> set[str]:
-    """The names that are kept; the newest always is.
+    """Return the names to keep. The newest is always among them.
 
-    With it all of the day before it: who takes one by hand, as something went wrong, does not lose the one from before.
+    All backups of the last 24 hours are kept too: one taken by hand after an accident must not replace the one before.
     """
     last_day = manifest.taken_at(max(names)) - timedelta(days=1)
     return (
@@ -65,6 +65,6 @@ def chosen(names: Collection[str], keep: Keep) -> set[str]:
 
 
 def _newest(names: Collection[str], count: int, period: Callable[[datetime], tuple[int, ...]]) -> set[str]:
-    """The newest of each of the last so many periods (UTC)."""
+    """Return the newest name of each of the last `count` periods (UTC)."""
     newest = {period(manifest.taken_at(name)): name for name in sorted(names)}
     return set(sorted(newest.values(), reverse=True)[:count])

@@ -1,9 +1,9 @@
-"""Where backups are: a folder (a volume), or a bucket of S3 or of what speaks its protocol.
+"""The store of backups: a folder (a volume), or a bucket of S3 or a compatible service.
 
-NAME/dump.age        what pg_dump wrote, encrypted
-NAME/purged.age      ids of the accounts that were purged until then, encrypted
+NAME/dump.age        the output of pg_dump, encrypted
+NAME/purged.age      ids of the accounts that were purged before the backup, encrypted
 NAME/manifest.json   written last: without it there is no backup
-NAME/begun.json      there while it is written
+NAME/begun.json      exists while the backup is written
 """
 
 import io
@@ -24,9 +24,9 @@ from knative.terminal import Refused
 DUMP, PURGED, MANIFEST, BEGUN = "dump.age", "purged.age", "manifest.json", "begun.json"
 
 PART_BYTES = 16 * 2**20
-"""Of a large object in a bucket, which may have 10,000 of them; one is in memory at a time."""
+"""Size of the parts of a large object, of which a bucket allows 10,000. One is in memory at a time."""
 LOCKED = timedelta(days=30)
-"""Nobody can delete or change what is written to a bucket for so long, where the bucket has Object Lock."""
+"""How long objects in a bucket with Object Lock cannot be deleted or changed."""
 
 
 class Missing(Exception):
@@ -35,30 +35,30 @@ class Missing(Exception):
 
 class Store(Protocol):
     def names(self) -> list[str]:
-        """Of all that is there, in order; also of what died half-way, which has no manifest."""
+        """Return all names in order, including incomplete backups, which have no manifest."""
 
     @contextmanager
     def write(self, name: str, part: str) -> Iterator[Sink]:
-        """What is written in the block is there at its end, as a whole; and not at all when the block raises."""
+        """Write an object. It appears as a whole at the end of the block, or not at all if the block raises."""
 
     @contextmanager
     def read(self, name: str, part: str) -> Iterator[Source]:
-        """Raises Missing."""
+        """Read an object. Raises Missing."""
 
     def size(self, name: str, part: str) -> int:
-        """In bytes. Raises Missing."""
+        """Return the size in bytes. Raises Missing."""
 
     def delete(self, name: str, part: str = "") -> None:
-        """Deletes one object of a name, or all of it, its manifest first."""
+        """Delete one object of a backup, or the whole backup, its manifest first."""
 
 
 class Vault(NamedTuple):
-    """A store, and the keys of what is in it.
+    """A store and its keys.
 
     Attributes:
-        manifest_keys: manifests are authenticated under the first, and taken under each.
-        recipients: whom backups are encrypted to (age, X25519).
-        identities: what opens them; none where they are only taken and listed.
+        manifest_keys: the first authenticates new manifests; all are accepted.
+        recipients: public keys that backups are encrypted to (age, X25519).
+        identities: private keys that open backups; empty to only take and list them.
     """
 
     store: Store
@@ -68,7 +68,7 @@ class Vault(NamedTuple):
 
 
 def opened(address: str) -> Store:
-    """The store of the setting BACKUP_STORE."""
+    """Return the store of the setting BACKUP_STORE."""
     if address.startswith("s3://"):
         return Bucket(address)
     return Folder(Path(address))
@@ -105,7 +105,7 @@ class Folder:
             status = (self._root / name / part).lstat()
         except (FileNotFoundError, NotADirectoryError):
             raise Missing from None
-        # To open a pipe would wait for ever.
+        # Opening a pipe would block forever.
         if not stat.S_ISREG(status.st_mode):
             raise Missing
         return status.st_size
@@ -119,7 +119,7 @@ class Folder:
 
 
 def _sync(folder: Path) -> None:
-    """Makes the names in a folder outlive a crash of the machine."""
+    """Sync a folder, so that the names in it survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,7 +128,7 @@ def _sync(folder: Path) -> None:
 
 
 class Bucket:
-    """Credentials and, for what is not Amazon's, AWS_ENDPOINT_URL are taken from the environment as boto3 does."""
+    """A bucket. boto3 reads the credentials, and AWS_ENDPOINT_URL for other services, from the environment."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
@@ -181,7 +181,7 @@ class Bucket:
 
     @cached_property
     def _has_locks(self) -> bool:
-        """Whether it has Object Lock, and no retention of its own for what does not ask for one."""
+        """Whether the bucket has Object Lock without a default retention."""
         from botocore.exceptions import ClientError
 
         try:
@@ -190,7 +190,7 @@ class Bucket:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status >= 500 and status != 501:
                 raise
-            return False  # it has none, or does not know what that is, or the key may not ask
+            return False  # no lock, not supported, or no permission to ask
         return found.get("ObjectLockEnabled") == "Enabled" and "Rule" not in found
 
     def _lock(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Bucket:
             yield from (one["Key"] for one in page.get("Contents", ()))
 
     def _uploads(self, below: str = "") -> Iterator[tuple[str, str]]:
-        """Key and id of each upload that nobody completed."""
+        """Yield key and id of each incomplete upload."""
         for page in self._pages("list_multipart_uploads", below):
             yield from ((one["Key"], one["UploadId"]) for one in page.get("Uploads", ()))
 
@@ -219,20 +219,20 @@ class Bucket:
             yield
         except ClientError as error:
             code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
-            if code in {"NoSuchKey", "404"}:  # a HEAD has no body that says more
+            if code in {"NoSuchKey", "404"}:  # a HEAD has no body with details
                 raise Missing from error
             raise Refused(
-                f"The bucket {self._bucket} refuses {error.operation_name}: {message} ({code}).\n"
+                f"The bucket {self._bucket} refused {error.operation_name}: {message} ({code}).\n"
                 "Check BACKUP_STORE, AWS_ENDPOINT_URL, and the permissions of AWS_ACCESS_KEY_ID."
             ) from error
         except (HTTPClientError, NotConnected) as error:
-            raise OSError(f"the bucket {self._bucket} cannot be reached: {error}") from error
+            raise OSError(f"cannot reach the bucket {self._bucket}: {error}") from error
         except BotoCoreError as error:
             raise Refused(f"The bucket {self._bucket} cannot be used: {error}.\nCheck the AWS_ settings.") from error
 
 
 class _Upload:
-    """One object, sent in parts as it is written; small ones in one request."""
+    """One object, sent in parts while it is written. A small object is sent in one request."""
 
     def __init__(self, client: Any, place: dict[str, str], lock: dict[str, Any]) -> None:
         self._client, self._place, self._lock = client, place, lock

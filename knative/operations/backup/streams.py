@@ -1,6 +1,6 @@
-"""What flows from a program into a store and back: measured, and encrypted (age, https://age-encryption.org/v1).
+"""Streams between programs and the store: measured and encrypted (age, https://age-encryption.org/v1).
 
-Both ways hold a few kilobytes at a time. A file that was cut short, or altered, does not decrypt to its end.
+Only a few kilobytes are in memory at a time. A truncated or altered file does not decrypt to its end.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ class Sink(Protocol):
 
 
 class Undecipherable(Exception):
-    """It was encrypted to another key, or is not whole; the message says which."""
+    """It was encrypted to another key, or is damaged. The message says which."""
 
 
 class Measured:
-    """A stream in between, which knows size and SHA-256 of what has passed, and what went wrong with it."""
+    """A wrapper of a stream that records the size and SHA-256 of the data, and the stream's error."""
 
     def __init__(self, stream: Source | Sink, tell: Callable[[int], None] = lambda _: None) -> None:
         self._stream, self._tell = stream, tell
@@ -50,7 +50,7 @@ class Measured:
         return len(content)
 
     def flush(self) -> None:
-        """Asked for at the end of an encryption; whoever opened the stream closes it."""
+        """Do nothing. pyrage calls this at the end; whoever opened the stream closes it."""
 
     @property
     def sha256(self) -> str:
@@ -63,17 +63,17 @@ class Measured:
 
 
 class Nowhere:
-    """Takes what only has to be read."""
+    """A sink that discards its data."""
 
     def write(self, content: bytes) -> int:
         return len(content)
 
 
 def encrypt(source: Source, sink: Measured, recipients: Sequence[str]) -> None:
-    """Encrypts all of a source to these recipients (age, X25519), each of whom can open it.
+    """Encrypt a source to these recipients (age, X25519), each of whom can decrypt it.
 
     Raises:
-        Exception: the sink's own.
+        Exception: the error of the sink.
     """
     try:
         pyrage.encrypt_io(source, sink, [pyrage.x25519.Recipient.from_str(one) for one in recipients])
@@ -83,11 +83,11 @@ def encrypt(source: Source, sink: Measured, recipients: Sequence[str]) -> None:
 
 
 def decrypt(source: Measured, sink: Sink, identities: Sequence[str]) -> None:
-    """Decrypts a source to its end; what has been written when it raises is a true part of what was encrypted.
+    """Decrypt a source to its end. If this raises, what was written until then is authentic but incomplete.
 
     Raises:
-        Undecipherable: what has been written until then is not all there was.
-        Exception: the source's or the sink's own.
+        Undecipherable: the source cannot be decrypted to its end.
+        Exception: the error of the source or the sink.
     """
     written = Measured(sink)
     try:
@@ -97,7 +97,7 @@ def decrypt(source: Measured, sink: Sink, identities: Sequence[str]) -> None:
         if source.error:
             raise source.error from None
         if "No matching keys" in str(error):
-            raise Undecipherable("it was encrypted to another recipient than this identity's") from None
+            raise Undecipherable("it was encrypted to a recipient that does not match this identity") from None
         raise Undecipherable(f"it does not decrypt: {error}") from None
     except OSError as error:
         _let_ctrl_c_through(error)
@@ -105,6 +105,6 @@ def decrypt(source: Measured, sink: Sink, identities: Sequence[str]) -> None:
 
 
 def _let_ctrl_c_through(error: Exception) -> None:
-    """Raises KeyboardInterrupt where it is behind an error of pyrage, which tells of what a stream raised in words."""
+    """Raise KeyboardInterrupt if it caused an error of pyrage, which reports a stream's error only as text."""
     if "KeyboardInterrupt" in str(error):
         raise KeyboardInterrupt from None

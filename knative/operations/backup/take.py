@@ -1,4 +1,4 @@
-"""Takes a backup: `aegis backup`."""
+"""Take a backup: `aegis backup`."""
 
 import subprocess
 import time
@@ -21,19 +21,19 @@ from shared.postgresql.tables import backup
 _ADVICE = "Check BACKUP_STORE: free space, the network, the permissions of its key. Then repeat the command."
 
 LOCK_MILLISECONDS = 60_000
-"""For so long pg_dump waits for a table that a migration holds."""
+"""How long pg_dump waits for a table that a migration has locked."""
 
 
 def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) -> Result:
-    """Takes a backup; returns what an operator wants to know of it.
+    """Take a backup and return its summary.
 
     Args:
-        database: its URL, past PgBouncer: a snapshot outlives a transaction of the pooler's.
+        database: its URL, not through PgBouncer: the snapshot must outlive a transaction.
 
     Raises:
-        Refused: there is no new backup; those before are as they were.
+        Refused: there is no new backup; earlier ones are unchanged.
     """
-    # It is read back with an identity that lives as long as this command: those that open it later are not here.
+    # The backup is read back with an identity that only this command has: the operators' are not here.
     own = pyrage.x25519.Identity.generate()
     vault = vault._replace(recipients=(*vault.recipients, str(own.to_public())), identities=(str(own),))
     with alone(database, BACKUP_LOCK, "Another backup of this database") as connection:
@@ -51,7 +51,7 @@ def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) 
             with suppress(Exception):
                 vault.store.delete(name)
             if isinstance(error, Refused | OSError):
-                raise Refused(f"There is no new backup; those before are as they were. {error}\n{_ADVICE}") from error
+                raise Refused(f"There is no new backup; earlier ones are unchanged. {error}\n{_ADVICE}") from error
             raise
         vault.store.delete(name, BEGUN)
         kept = retention.apply(vault, taken, keep, progress)
@@ -59,7 +59,7 @@ def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) 
         rows, seconds = sum(taken.rows.values()), time.monotonic() - began
         return Result(
             f"{name}: {rows:,} rows in {taken.size:,} bytes, read back and found good, in {seconds:.0f} s. "
-            f"{len(kept)} kept.",
+            f"{len(kept)} backups kept.",
             {"name": name, "rows": rows, "size": taken.size, "seconds": round(seconds, 1), "kept": len(kept)},
         )
 
@@ -106,16 +106,16 @@ def _write(database: str, vault: Vault, name: str, progress: Progress) -> Manife
 
 @contextmanager
 def _snapshot(database: str) -> Iterator[tuple[Connection, str]]:
-    """A connection on the database as it is now, and the name by which others see it so."""
+    """Yield a connection with a snapshot of the database, and the name of the snapshot for other connections."""
     with connected(database, isolation="REPEATABLE READ") as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"))
-        # What a partition of the outbox holds must not go while it is counted and dumped.
+        # Partitions of the outbox must not be dropped while they are counted and dumped.
         connection.execute(text(f"LOCK TABLE {', '.join(map(quoted, _tables(connection)))} IN ACCESS SHARE MODE"))
         yield connection, connection.scalar(text("SELECT pg_export_snapshot()")) or ""
 
 
 def _tables(connection: Connection) -> Sequence[str]:
-    """All that hold rows."""
+    """Return all tables with rows of their own."""
     held = "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
     return connection.scalars(text(held)).all()
 
@@ -139,10 +139,12 @@ def _delete_what_died(vault: Vault, progress: Progress) -> None:
 
 
 def _remember(connection: Connection, taken: Manifest, there: Collection[str], progress: Progress) -> None:
-    """For the metrics of its age and size, which the relay shows, and for a restore, which asks what the newest was."""
+    """Record the backup for the relay's metrics of age and size, and for restores, which ask for the newest one."""
     gone = connection.scalars(select(backup.c.name).where(backup.c.name.not_in(there))).all()
     if lost := sorted(set(gone)):
-        progress.say(f"WARNING: {authenticity.few(lost)} gone from the store: {', '.join(lost[: authenticity.NAMED])}")
+        progress.say(
+            f"WARNING: {authenticity.few(lost)} missing from the store: {', '.join(lost[: authenticity.NAMED])}"
+        )
     row = {"name": taken.name, "taken_at": taken.taken_at, "size": taken.size}
     # A backup into another store in the same second has the same name.
     connection.execute(insert(backup).values(row).on_conflict_do_update(index_elements=[backup.c.name], set_=row))
