@@ -1,1 +1,1 @@
-"""Writes what follows from the functions and the settings: `make generate`. `make check` refuses a difference."""
+"""Generate files from the functions and the settings: `make generate`. `make check` reports any difference."""

@@ -1,4 +1,4 @@
-"""python -m knative.generate [--check]: writes the generated files, or names those that differ and exits with 1."""
+"""python -m knative.generate [--check]: write the generated files, or list those that differ and exit with 1."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ IMPORTS = Path("tests", "imports.txt")
 
 
 def generated() -> dict[Path, str]:
-    """What each generated file should hold, by its path in the repository."""
+    """Return the text of each generated file by its path in the repository."""
     names = sorted(load_all())
     functions: dict[str, HttpFunction | EventFunction] = {**HTTP_FUNCTIONS, **EVENT_FUNCTIONS}
     scheduled = [function for name in names if (function := EVENT_FUNCTIONS.get(name)) and function.schedule]
@@ -32,14 +32,10 @@ def main() -> None:
     if sys.argv[1:] == ["--check"]:
         different = [path for path, text in files.items() if _read(path) != text]
         if different or obsolete:
-            sys.exit(
-                "\n".join(
-                    f"{path} is not what `make generate` writes: run make generate" for path in different + obsolete
-                )
-            )
+            sys.exit("\n".join(f"{path} is outdated: run make generate" for path in different + obsolete))
         return
     contract.main()
-    # Not among what --check compares, as it takes long: a test does.
+    # Too slow for --check. A test compares it.
     files[IMPORTS] = imports.imports(sorted(load_all()))
     for path, text in files.items():
         if _read(path) != text:

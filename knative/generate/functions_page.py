@@ -1,4 +1,4 @@
-"""docs/functions.md: what each function does, who may call it, how it scales."""
+"""docs/functions.md: what each function does, who can call it, how it scales."""
 
 import inspect
 from collections.abc import Collection, Iterator
@@ -22,7 +22,7 @@ strongest factor of the account: a passkey, else the authenticator app.
 OPERATIONS = """
 ## {title}
 
-| function | route | what it does | who may call it | scaling |
+| function | route | what it does | who can call it | scaling |
 |---|---|---|---|---|
 """
 EVENTS = """
@@ -50,11 +50,11 @@ CLASSES = """
 """
 MOST_TYPES = 5
 SEOUL_HOURS = 9
-"""Ahead of UTC, all year."""
+"""Hours ahead of UTC, all year."""
 
 
 def page(http: Collection[HttpFunction], events: Collection[EventFunction]) -> str:
-    """The whole page."""
+    """Return the page."""
     return HEAD.format(minutes=RECENT_SECONDS // 60) + "".join([*_operations(http), *_events(events), *_classes()])
 
 

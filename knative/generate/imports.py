@@ -1,4 +1,4 @@
-"""tests/imports.txt: the packages that each function imports at its start. A heavier cold start shows in a review."""
+"""tests/imports.txt: the packages that each function imports when it starts. A heavier start shows in a review."""
 
 import json
 import re
@@ -32,7 +32,7 @@ for function in functions:
 
 
 def imports(functions: list[str]) -> str:
-    """The text of the file; starts every function once, which takes some seconds."""
+    """Return the text of the file. Starts every function once, which takes some seconds."""
     command = [sys.executable, "-c", _LOADED, json.dumps(_dependencies()), json.dumps(functions)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     loaded = dict(map(json.loads, done.stdout.splitlines()))
@@ -40,7 +40,7 @@ def imports(functions: list[str]) -> str:
 
 
 def _dependencies() -> list[str]:
-    """The packages that pyproject.toml asks for, by the names that they are imported by."""
+    """Return the dependencies in pyproject.toml by their import names."""
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     wanted = {re.split("[>=<]", one)[0] for one in stated}
     return [
@@ -49,5 +49,5 @@ def _dependencies() -> list[str]:
         if wanted & {name.lower().replace("_", "-") for name in distributions}
         and not package.startswith("_")
         and (spec := find_spec(package))
-        and spec.origin  # or it is a namespace that others share
+        and spec.origin  # not a namespace that several distributions share
     ]

@@ -1,4 +1,4 @@
-"""docs/settings.md: every setting of a process, from shared/runtime/settings.py."""
+"""docs/settings.md: all settings, from shared/runtime/settings.py."""
 
 import ast
 import inspect
@@ -24,7 +24,7 @@ and a function gets only those that it needs.
 PARTS = """
 ## Parts of URLs
 
-The guide's settings make the URLs above where these are not set.
+If a URL above is not set, it is built from these settings of the guide.
 
 | setting | meaning | default | secret | guide |
 |---|---|---|---|---|
@@ -39,7 +39,7 @@ NAMES = {
     "gateway_keys": "GATEWAY_KEY",
     "backup_manifest_keys": "BACKUP_MANIFEST_KEY",
 }
-"""The settings whose attributes have other names. backup_keep is three settings."""
+"""Settings whose name differs from their attribute. backup_keep is three settings."""
 KEPT_BACKUPS = ("BACKUP_KEEP_DAILY", "BACKUP_KEEP_WEEKLY", "BACKUP_KEEP_MONTHLY")
 PARTS_OF_URLS = {
     "DB_HOST": ("host of DATABASE_URL and OWNER_DATABASE_URL", ""),
@@ -60,12 +60,12 @@ GUIDE = {
     **dict.fromkeys(("DB_USER", "DB_PASSWORD", "JWT_SECRET_KEY", "JWT_REFRESH_SECRET_KEY"), "4.3"),
     **dict.fromkeys(("BUSINESS_REGISTRY_API_KEY", "EMAIL_API_KEY", "SMS_API_KEY"), "4.3"),
 }
-"""The section of the guide that has a setting."""
+"""The section of the guide that lists a setting."""
 MOST_FUNCTIONS = 6
 
 
 def page(functions: Collection[HttpFunction | EventFunction]) -> str:
-    """The whole page."""
+    """Return the page."""
     return HEAD + "".join([*_settings(functions), PARTS, *_parts()])
 
 
@@ -96,7 +96,7 @@ def _row(name: str, *cells: str) -> str:
 
 
 def _docstrings(class_: type) -> dict[str, str]:
-    """The docstring below each attribute of a class, on one line."""
+    """Return the docstring of each attribute of a class, on one line."""
     (definition,) = ast.parse(inspect.getsource(class_)).body
     assert isinstance(definition, ast.ClassDef)  # noqa: S101  # for the type checker
     found = {}

@@ -1,4 +1,4 @@
-"""Serves what is edited in functions/ and shared/ while `make up` runs."""
+"""Serve edits in functions/ and shared/ while `make up` runs."""
 
 import importlib
 import os
@@ -16,28 +16,28 @@ from knative.local.supervisor import Process, StartFailed, Supervisor
 ROOT = Path(__file__).parents[2]
 _FOLDERS = (ROOT / "functions", ROOT / "shared")
 _SUFFIXES = (".py", ".toml", ".html", ".json")
-# Modules of shared register metrics, and each name once.
+# Modules of shared register metrics, and each name can be registered only once.
 _PACKAGES = ("functions", "shared", "knative", "prometheus_client")
 _SETTLE_SECONDS = 0.05
 _READY_SECONDS = 30.0
 _DRAIN_SECONDS = 0.5
-"""For so long the router may still send requests to a process that has been replaced."""
+"""How long the router may still send requests to a replaced process."""
 
 State = dict[Path, tuple[int, int]]
 
 
 @dataclass
 class Served:
-    """A process that gets its requests from the router."""
+    """A process that the router sends requests to."""
 
     process: Process
     port: int
     spare_port: int
-    """Of its successor."""
+    """The port of its successor."""
 
 
 class Edits:
-    """Replaces the processes whose code has changed. When new code does not start, the old code stays."""
+    """Replaces processes whose code has changed. If the new code does not start, the old process stays."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Edits:
         direct: Callable[[str, int], None],
         say: Callable[[str], None],
     ) -> None:
-        """Watches from now on.
+        """Start watching.
 
         Args:
             served: the functions and the site, by name.
-            others: processes that use shared/ and get no requests from the router.
-            modules: what all of these processes import.
-            make: the process of a name, for a port.
+            others: processes that use shared/ but get no requests from the router.
+            modules: the modules that all these processes import.
+            make: creates the process of a name, for a port.
             direct: sends new requests for a name to a port.
         """
         self._supervisor, self._served, self._others, self._modules = supervisor, served, others, modules
@@ -64,7 +64,7 @@ class Edits:
         self._seen = _state()
 
     def serve(self) -> None:
-        """Serves what has been edited since the last call, or says why it cannot be served."""
+        """Serve what was edited since the last call, or print why that is impossible."""
         if not (changed := self._changed()):
             return
         started = time.monotonic()
@@ -78,7 +78,7 @@ class Edits:
             if fork.IS_SAFE:
                 import_anew(_of_packages() if is_shared else {f"functions.{name}" for name in edited}, self._modules)
         except (Exception, SystemExit) as error:
-            self._say(f"{title}: cannot be imported; the version before it is still served.\n    {place_of(error)}")
+            self._say(f"{title}: cannot be imported; the previous version is still served.\n    {place_of(error)}")
             return
         names = [name for name in self._served if is_shared or name in edited or name == SITE]
         replaced, failed = self._replace(names)
@@ -96,7 +96,7 @@ class Edits:
         if found == self._seen:
             return set()
         last: State = {}
-        while found != last:  # an editor, or git, may be half-way
+        while found != last:  # an editor or git may still be writing
             time.sleep(_SETTLE_SECONDS)
             last, found = found, _state()
         changed = {path for path, _ in found.items() ^ self._seen.items()}
@@ -104,8 +104,8 @@ class Edits:
         return changed
 
     def _replace(self, names: Iterable[str]) -> tuple[list[Process], list[Process]]:
-        """The processes that have been replaced, and those that should have replaced others and did not start."""
-        self._supervisor.wait_for_retired()  # whose ports are the spare ones
+        """Return the replaced processes, and the successors that did not start."""
+        self._supervisor.wait_for_retired()  # they use the spare ports
         successors = {name: self._make(name, self._served[name].spare_port) for name in names}
         for process in successors.values():
             self._supervisor.start(process, keep_log=True)
@@ -115,9 +115,9 @@ class Edits:
             try:
                 self._supervisor.wait_until_ready(process, seconds=_READY_SECONDS)
             except StartFailed as error:
-                # Log lines are JSON, and why a process ends is not.
+                # Log lines are JSON; the reason why a process ended is not.
                 reason = [line.strip() for line in str(error).splitlines() if not line.strip().startswith("{")][-1]
-                self._say(f"{name}: does not start; the version before it is still served.\n    {reason}")
+                self._say(f"{name}: does not start; the previous version is still served.\n    {reason}")
                 failed.append(process)
                 continue
             self._direct(name, served.spare_port)
@@ -127,14 +127,14 @@ class Edits:
 
 
 def import_anew(dropped: Collection[str], modules: Iterable[str]) -> None:
-    """Imports modules, and reads those that are dropped from their files again.
+    """Import modules, and reload those that are dropped.
 
-    Leaves everything as it was and raises what the import raised, when there is an error.
+    If an import fails, restore the previous state and raise its error.
     """
     before = dict(sys.modules)
     for name in dropped:
         sys.modules.pop(name, None)
-    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # which is told apart by the second alone
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # its timestamps only have seconds
     importlib.invalidate_caches()
     try:
         for module in modules:
@@ -153,7 +153,7 @@ def _of_packages() -> set[str]:
 
 
 def place_of(error: BaseException) -> str:
-    """The error in one line, with the file and line of this project that it comes from."""
+    """Return the error on one line, with the file and line in this project that it comes from."""
     file, line = "", 0
     if isinstance(error, SyntaxError) and error.filename:
         file, line = error.filename, error.lineno or 0
@@ -167,7 +167,7 @@ def place_of(error: BaseException) -> str:
 
 
 def _state() -> State:
-    """When the files of functions/ and shared/ were written, and their sizes."""
+    """Return modification time and size of the files in functions/ and shared/."""
     return {path: (found.st_mtime_ns, found.st_size) for folder in _FOLDERS for path, found in _files(folder)}
 
 

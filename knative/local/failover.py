@@ -1,4 +1,4 @@
-"""`aegis failover`: the replica of `make up REPLICA=1` becomes the primary, and who was it takes no writes again."""
+"""`aegis failover`: promote the replica of `make up REPLICA=1` and keep the old primary from accepting writes."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ PROMOTE_SECONDS = 30
 
 
 def failover(data: Path) -> Result:
-    """Carries it out, and returns what happened.
+    """Promote the replica and return what happened.
 
     Raises:
-        Refused: there is no replica that could take over; the primary is as it was.
+        Refused: no replica can take over; the primary is unchanged.
     """
     named = _pair(data)
     try:
@@ -41,8 +41,8 @@ def failover(data: Path) -> Result:
         raise Refused(f"Nothing was changed. The replica does not answer, so it cannot take over.\n{error}") from None
     if _runs(data / old) and not _is_followed(url[old]):
         raise Refused(
-            "Nothing was changed. The replica does not follow the primary, and lacks what was written since "
-            f"{latest}.\nStop make up and start it with REPLICA=1: that makes a new copy."
+            "Nothing was changed. The replica does not follow the primary and lacks what was written since "
+            f"{latest}.\nStop make up and start it with REPLICA=1 to create a new copy."
         )
     ended_in_order = _fence(data / old, url[new])
     try:
@@ -50,22 +50,22 @@ def failover(data: Path) -> Result:
         _ask(url[new], MAKE_SLOT)
     except StartFailed as error:
         raise Refused(
-            f"{old} takes no writes any more, and {new} could not be promoted: {error}\n"
-            f"To go on with {old}, stop make up, delete {data / old / STANDBY}, and start make up REPLICA=1."
+            f"{old} no longer accepts writes, and {new} could not be promoted: {error}\n"
+            f"To continue with {old}, stop make up, delete {data / old / STANDBY}, and start make up REPLICA=1."
         ) from None
     lost = (
-        f"{old} was shut down in order: nothing is lost."
+        f"{old} was shut down cleanly: nothing is lost."
         if ended_in_order
-        else f"{old} was not shut down in order: what it had not sent is lost. {new} has all commits until {latest}."
+        else f"{old} was not shut down cleanly: what it had not sent is lost. {new} has all commits until {latest}."
     )
     return Result(
-        f"{new} is the primary. {lost}\nWhen {old} comes back, it follows {new}.",
+        f"{new} is the primary. {lost}\nIf {old} comes back, it follows {new}.",
         {"primary": new, "replica": old, "is_complete": ended_in_order, "latest": latest},
     )
 
 
 def _pair(data: Path) -> DatabaseUrl:
-    """The URL of the servers of `make up REPLICA=1`."""
+    """Return the URL with both servers of `make up REPLICA=1`."""
     start = "start it with make up REPLICA=1 (DATA_DIR names another folder)."
     try:
         settings = json.loads((data / ENVIRONMENT).read_text())
@@ -78,7 +78,7 @@ def _pair(data: Path) -> DatabaseUrl:
 
 
 def _is_followed(url: str) -> bool:
-    """Whether a replica is connected to a primary; a primary that does not answer has none to speak of."""
+    """Return whether a replica is connected to a primary, or the primary does not answer."""
     try:
         return _ask(url, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") != "0"
     except StartFailed:
@@ -86,9 +86,9 @@ def _is_followed(url: str) -> bool:
 
 
 def _fence(folder: Path, other: str) -> bool:
-    """Makes a server a standby of another, and ends it if it runs; returns whether it ended in order.
+    """Make a server a standby of another and stop it if it runs. Return whether it was shut down cleanly.
 
-    In this order: it reads the mark when it starts, so one that starts meanwhile is a standby, or is ended here.
+    The order matters: a server that starts meanwhile either sees the standby mark or is stopped here.
     """
     with (folder / "postgresql.auto.conf").open("a") as configuration:
         configuration.write(f"primary_conninfo = '{other}?application_name={SLOT}'\nprimary_slot_name = '{SLOT}'\n")
@@ -112,7 +112,7 @@ def _runs(folder: Path) -> bool:
 
 
 def _kill(folder: Path) -> None:
-    """All of its processes: one that goes on by itself could still commit what it has begun."""
+    """Kill all its processes: a remaining one could still commit its transaction."""
     with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
         postmaster = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
         processes = [postmaster, *postmaster.children(recursive=True)]

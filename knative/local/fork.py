@@ -1,6 +1,6 @@
-"""Python programs as forks of this process, which has imported what they need: each starts at once and shares memory.
+"""Run Python programs as forks of this process, which has imported their modules: they start at once and share memory.
 
-The process that forks must have no threads, and no connections that a child could take for its own.
+The forking process must have no threads, and no connections that a child would share.
 """
 
 import contextlib
@@ -17,30 +17,30 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 IS_SAFE = sys.platform == "linux"
-"""Elsewhere a fork that does not start another program may crash in the libraries of the system."""
+"""On other systems, libraries may crash in a fork that does not exec."""
 
 _COMM = Path("/proc/self/comm")
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Imports modules, for all forks at once."""
+    """Import modules once for all forks."""
     for module in modules:
-        # What cannot be imported fails again in the process that needs it, and is told in its log.
+        # A failing import fails again in the process that needs it and appears in its log.
         with contextlib.suppress(Exception):
             importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # the collector does not write to what is shared
+    gc.freeze()  # keeps the collector from writing to shared pages
 
 
 class Fork:
-    """A child that runs `main()` of a module, as `python -m MODULE` does; to be handled as a subprocess.Popen."""
+    """A child that runs `main()` of a module, as `python -m MODULE` does. Has the interface of subprocess.Popen."""
 
     def __init__(self, name: str, module: str, environment: Mapping[str, str], log: IO[bytes]) -> None:
-        """Starts it, in a session of its own.
+        """Start the child in a new session.
 
         Args:
-            name: what `top` and `ps -o comm` show.
-            environment: all that it gets.
+            name: the name that `top` and `ps -o comm` show.
+            environment: its complete environment.
             log: for its standard output and error.
         """
         sys.stdout.flush()
@@ -51,11 +51,11 @@ class Fork:
         if self.pid == 0:
             _run(name, module, environment, log.fileno(), writer)
         os.close(writer)
-        os.read(reader, 1)  # ends when the session is made: until then it could not be killed as a group
+        os.read(reader, 1)  # returns when the session exists: before that it cannot be killed as a group
         os.close(reader)
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """Return the exit status, negative for a signal, or None while it runs."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -63,7 +63,7 @@ class Fork:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end; raises subprocess.TimeoutExpired after so many seconds."""
+        """Wait for the end. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
             if timeout is not None and deadline is not None and time.monotonic() >= deadline:
@@ -77,7 +77,7 @@ class Fork:
 
 
 def _run(name: str, module: str, environment: Mapping[str, str], log: int, started: int) -> NoReturn:
-    """The child: makes itself a process of its own, and never returns."""
+    """Run the child in a new session. Never returns."""
     code = 1
     try:
         os.setsid()
@@ -87,7 +87,7 @@ def _run(name: str, module: str, environment: Mapping[str, str], log: int, start
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        _close_all_above(2)  # above all the lock of the data folder
+        _close_all_above(2)  # especially the lock of the data folder
         os.environ.clear()
         os.environ.update(environment)
         _COMM.write_text(name[:15])

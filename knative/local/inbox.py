@@ -1,4 +1,4 @@
-"""The messages that the sandbox took in place of the providers, and the check of its callers' credentials.
+"""The messages that the sandbox accepted in place of the providers, and the check of its callers' credentials.
 
 Messages live in DATA_DIR/inbox.sqlite3. Nothing leaves this machine.
 """
@@ -35,7 +35,7 @@ Message = TypedDict(
 
 
 def is_authorized(expected: str) -> bool:
-    """Whether the request has this Authorization header."""
+    """Return whether the request has this Authorization header."""
     return hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected.encode())
 
 
@@ -53,7 +53,7 @@ def store(messages: list[Message]) -> None:
 
 
 def messages(to: str | None = None) -> list[Message]:
-    """All messages, newest first, or only those to an address."""
+    """Return all messages, or only those to an address, newest first."""
     query = "SELECT content FROM message WHERE :to IS NULL OR recipient = :to ORDER BY id DESC"
     with closing(_database()) as database:
         rows = database.execute(query, {"to": to}).fetchall()
@@ -62,7 +62,7 @@ def messages(to: str | None = None) -> list[Message]:
 
 def _database() -> sqlite3.Connection:
     file = Path(os.environ["DATA_DIR"]) / "inbox.sqlite3"
-    file.touch(mode=0o600)  # it holds live links
+    file.touch(mode=0o600)  # it contains valid links
     database = sqlite3.connect(file)
     database.execute(
         "CREATE TABLE IF NOT EXISTS message "

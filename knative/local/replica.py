@@ -1,4 +1,4 @@
-"""Two PostgreSQLs on one machine, of which one follows the other, and after a failover the other the one."""
+"""Two PostgreSQL servers on one machine, a primary and a replica. A failover swaps their roles."""
 
 import shutil
 from pathlib import Path
@@ -9,9 +9,9 @@ from knative.local.supervisor import Process, StartFailed
 from shared.runtime import database_url
 
 NAMES = ("postgresql", "postgresql-2")
-"""Their folders in the data folder."""
+"""Names of their folders in the data folder."""
 SLOT = "replica"
-"""Under this name a primary keeps what its replica has not read yet."""
+"""The replication slot in which a primary keeps what its replica has not read yet."""
 MAKE_SLOT = f"""
     SELECT pg_create_physical_replication_slot('{SLOT}')
     WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{SLOT}')
@@ -19,23 +19,23 @@ MAKE_SLOT = f"""
 
 
 def primary(data: Path) -> str:
-    """The folder of the one that takes writes.
+    """Return the folder of the server that accepts writes.
 
     Raises:
-        StartFailed: neither may.
+        StartFailed: neither accepts writes.
     """
     there = [name for name in NAMES if (data / name / "PG_VERSION").exists()]
     writable = [name for name in there if not (data / name / STANDBY).exists()]
     if there and not writable:
         raise StartFailed(
-            f"Neither PostgreSQL in {data} may take writes: a failover was begun and has not promoted the replica.\n"
-            f"To go on with the primary from before, delete {data / NAMES[0] / STANDBY}."
+            f"Neither PostgreSQL in {data} accepts writes: a failover was begun but did not promote the replica.\n"
+            f"To continue with the previous primary, delete {data / NAMES[0] / STANDBY}."
         )
     return writable[0] if writable else NAMES[0]
 
 
 def replica(data: Path, primary_url: str) -> tuple[Process, str]:
-    """A PostgreSQL that follows the primary, which runs, on a new copy of it; and its URL."""
+    """Copy the running primary and return a PostgreSQL on the copy that follows it, with its URL."""
     (name,) = set(NAMES) - {primary(data)}
     shutil.rmtree(data / name, ignore_errors=True)
     servers.run_program("psql", "--dbname", primary_url, "--command", MAKE_SLOT)
@@ -48,7 +48,7 @@ def replica(data: Path, primary_url: str) -> tuple[Process, str]:
 
 
 def urls(data: Path, primary_url: str, replica_url: str, functions_url: str = "") -> dict[str, str]:
-    """The settings of who uses both: the addresses are in the order of `NAMES`, whichever is the primary now."""
+    """Return the settings to use both servers. The addresses are in the order of `NAMES`, whichever is the primary."""
     both = [primary_url, replica_url] if primary(data) == NAMES[0] else [replica_url, primary_url]
     ports = [database_url.parse(url).addresses[0].port for url in both]
     owner, _, rest = primary_url.partition("@")

@@ -1,4 +1,4 @@
-"""The router of one machine: an Envoy, as in the cluster's gateway, configured from the HTTPRoutes of the manifests."""
+"""The local router: an Envoy, as in the cluster's gateway, configured from the HTTPRoutes of the manifests."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -29,12 +29,12 @@ DOCUMENT_PATHS = (
     "/undo-email-change",
     "/static",
 )
-"""Public documents and pages of the site: compressed on the way. Nothing else is, as the size of a compressed answer
-tells of the secrets in it (BREACH)."""
+"""Public documents and pages of the site. Only these are compressed: the size of a compressed response can reveal
+secrets in it (BREACH)."""
 INBOX_PATH = "/inbox"
 
 _PRECISION = ("Exact", "RegularExpression", "PathPrefix")
-"""Which of several routes that match is taken, as the gateway of a cluster does."""
+"""The precedence of matching routes, as in the cluster's gateway."""
 _TYPE = "type.googleapis.com/envoy.extensions"
 _HTTP = f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
@@ -49,15 +49,15 @@ def router(
     key: str,
     origins: Collection[str],
 ) -> Process:
-    """An Envoy that serves all functions on one port.
+    """Return an Envoy that serves all functions on one port.
 
     Args:
-        data: where its configuration is written.
+        data: the folder for its configuration.
         address, port: of the API and the pages.
-        internal_port: where the dispatcher reaches a function as /SERVICE-NAME, as by its address in a cluster.
-        ports: of each function, and of the site.
-        key: GATEWAY_KEY, which goes with each request of a client.
-        origins: whose pages may read the router's own answers.
+        internal_port: where the dispatcher reaches a function as /SERVICE-NAME.
+        ports: the ports of the functions and the site.
+        key: GATEWAY_KEY, added to each client request.
+        origins: origins that can read responses of the router itself (CORS).
     """
     clusters = direct(data, ports)
     configuration = data / "router.json"
@@ -74,11 +74,11 @@ def router(
 
 
 def direct(data: Path, ports: Mapping[str, int]) -> Path:
-    """Sends new requests to these ports of loopback: by a file that is returned, and that a running Envoy watches."""
+    """Send new requests to these ports of loopback. Returns the file that a running Envoy watches for that."""
     file = data / "clusters.json"
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps({"resources": [_cluster(name, port) for name, port in ports.items()]}))
-    unfinished.replace(file)  # Envoy reads a file that is moved into its place, and no other change
+    unfinished.replace(file)  # Envoy only notices a file that is moved into place
     return file
 
 
@@ -109,7 +109,7 @@ def _configuration(
         for function in functions
     ]
     return {
-        "node": {"id": "router", "cluster": "local"},  # clusters from a file need one
+        "node": {"id": "router", "cluster": "local"},  # required for clusters from a file
         "dynamic_resources": {
             "cds_config": {"resource_api_version": "V3", "path_config_source": {"path": str(clusters)}}
         },
@@ -124,7 +124,7 @@ def _configuration(
                     key=key,
                     origins=origins,
                 ),
-                # Events, whose reason for being given up comes on top of what they may have.
+                # A dead letter has the error in addition to the event.
                 _listener("internal", internal, internal_routes, 64, MAX_UNREAD_BYTES),
             ],
         },
@@ -138,7 +138,7 @@ _COMPRESSOR = {
             "min_content_length": 256,
             "content_type": ["application/json", "text/html", "text/css", "text/javascript"],
         },
-        "uncompressible_response_codes": [206],  # a range is of the uncompressed file
+        "uncompressible_response_codes": [206],  # ranges refer to the uncompressed file
     },
     "compressor_library": {
         "name": "gzip",
@@ -150,7 +150,7 @@ _COMPRESS = {
     "overrides": {"response_direction_config": {}},
 }
 
-# Only where the request cannot have reached the function: a server that is being restarted.
+# Only if the request cannot have reached the function, such as during a restart.
 _RETRY = {
     "retry_on": "connect-failure,refused-stream",
     "num_retries": 8,
@@ -199,7 +199,7 @@ def _with_method(method: str) -> list[dict[str, Any]]:
 
 
 def _health() -> list[dict[str, Any]]:
-    """The health check, answered as the gateway of a cluster does: from the same manifest."""
+    """Return the health check of the cluster's gateway, from the same manifest."""
     route, filter_ = yaml.safe_load_all((MANIFESTS.parent / "base" / "health.yaml").read_text("utf-8"))
     answer = filter_["spec"]["directResponse"]
     headers = {"Content-Type": answer["contentType"]}
@@ -242,34 +242,34 @@ def _listener(
         "@type": _HTTP,
         "stat_prefix": name,
         "use_remote_address": True,
-        "skip_xff_append": True,  # it would name this machine's own address for who calls over loopback
+        "skip_xff_append": True,  # for callers over loopback it would append this machine's external address
         "preserve_external_request_id": True,
         "normalize_path": True,
         "always_set_request_id_in_response": True,
-        # For the request to arrive; a route's timeout starts after that.
+        # Time for the request to arrive. The timeout of the route starts after that.
         "request_timeout": f"{problems.REQUEST_SECONDS}s",
-        # As those of the cluster's gateway: an answer that nobody reads ends.
+        # As in the cluster's gateway: ends a response that nobody reads.
         "stream_idle_timeout": f"{route_timeout_seconds() + 10}s",
         "max_request_headers_kb": max_headers_kb,
         "http_protocol_options": {
-            # nginx speaks HTTP/1.0 to the servers behind it unless it is told otherwise.
+            # nginx uses HTTP/1.0 for upstream servers by default.
             "accept_http_10": True,
             "default_host_for_http_10": f"{address[0]}:{address[1]}",
-            # To WebSocket or TLS: such an offer may be ignored (RFC 9110, 7.8). Envoy would refuse the request.
+            # Ignore upgrades to WebSocket or TLS, as RFC 9110, 7.8 allows. Envoy would refuse the request.
             "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
         },
         "route_config": {
             "virtual_hosts": [{"name": name, "domains": ["*"], "routes": matches}],
-            "validate_clusters": False,  # their file is read later
+            "validate_clusters": False,  # the clusters are read later from a file
             "request_headers_to_add": [
                 {"header": {"key": "X-Forwarded-For", "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}},
                 *([_gateway_key(key)] if key else []),
             ],
-            # Envoy answers to 100-continue. Others may be ignored (RFC 9110, 10.1.1); gunicorn would refuse them.
+            # Envoy handles 100-continue. Other values can be ignored (RFC 9110, 10.1.1); gunicorn would refuse them.
             "request_headers_to_remove": ["Expect"],
         },
         "http_filters": [
-            # A request goes on when it is complete: a caller who never finishes one holds no thread of a function.
+            # Forward only complete requests: a caller who never finishes one must not hold a function's thread.
             {
                 "name": "buffer",
                 "typed_config": {
@@ -285,7 +285,7 @@ def _listener(
     return {
         "name": name,
         "address": _address(address),
-        "enable_reuse_port": False,  # or a second copy would silently share the port
+        "enable_reuse_port": False,  # otherwise a second router would silently share the port
         "filter_chains": [{"filters": [{"name": "http", "typed_config": connection_manager}]}],
     }
 
@@ -302,17 +302,17 @@ _OWN_PROBLEMS: tuple[tuple[str, int, problems.Problem], ...] = (
     ("EQ", 421, problems.MisdirectedRequest()),
     ("EQ", 431, problems.HeadersTooLarge()),
     ("EQ", 501, problems.UnsupportedTransferCoding()),
-    ("GE", 500, problems.ServiceUnavailable()),  # a function is away or too slow
+    ("GE", 500, problems.ServiceUnavailable()),  # a function is down or too slow
 )
-"""What Envoy says by itself to a status of its own. The first that matches is taken."""
+"""The problem details for statuses that Envoy itself sends. The first match applies."""
 
 
 def _local_replies(
     operator: str, status: int, problem: problems.Problem, origins: Collection[str]
 ) -> list[dict[str, Any]]:
-    """The replies that replace a status: with CORS headers for these origins, without for all others.
+    """Return the replies for a status: with CORS headers for these origins, without them for all others.
 
-    Envoy takes the first that matches.
+    Envoy uses the first match.
     """
     comparison = {"op": operator, "value": {"default_value": status, "runtime_key": "unused"}}
     has_status = {"status_code_filter": {"comparison": comparison}}
@@ -320,13 +320,13 @@ def _local_replies(
     if not origins:
         return [_local_reply(has_status, problem, {})]
     if isinstance(problem, problems.HeadersTooLarge):
-        # Envoy has not read any header by then, Origin included. The answer contains no user data.
+        # Envoy has read no headers at this point, so Origin is unknown. The response contains no user data.
         return [_local_reply(has_status, problem, {"Access-Control-Allow-Origin": "*", **exposed})]
     is_allowed = [
         {"header_filter": {"header": {"name": "Origin", "string_match": {"exact": origin}}}}
         for origin in sorted(origins)
     ]
-    # An OR takes two filters at least.
+    # An or_filter needs at least two filters.
     from_allowed = is_allowed[0] if len(is_allowed) == 1 else {"or_filter": {"filters": is_allowed}}
     granted = {"Access-Control-Allow-Origin": "%REQ(ORIGIN)%", **exposed, "Vary": "Origin"}
     return [
@@ -345,7 +345,7 @@ def _local_reply(when: dict[str, Any], problem: problems.Problem, headers: Mappi
         ],
         "body_format_override": {
             "json_format": dict(problem.body("%REQ(X-REQUEST-ID)%")),
-            "omit_empty_values": True,  # a request that cannot be read has no id
+            "omit_empty_values": True,  # an unreadable request has no id
             "content_type": "application/problem+json",
         },
     }

@@ -1,27 +1,27 @@
-"""The providers of development: mails as with SendGrid (sendgrid.py) and texts as with Twilio (twilio.py), which are
-shown in an inbox and not delivered, and the business registry of the National Tax Service.
+"""The providers for development: SendGrid's mails (sendgrid.py) and Twilio's texts (twilio.py), shown in an inbox and
+never delivered, and the business registry of the National Tax Service.
 
 DATA_DIR=/data EMAIL_API_KEY=... SMS_API_KEY=SID:TOKEN BUSINESS_REGISTRY_API_KEY=... python -m knative.local.sandbox
 
-What becomes of a mail is decided by its address:
+The address decides what happens to a mail:
 
-    any at refused.example.com    is refused, as an address that SendGrid does not take
+    any at refused.example.com    is refused, like an address that SendGrid rejects
     any other valid one           is delivered
 
-What becomes of a text is decided by its number, as with Twilio's test credentials:
+The number decides what happens to a text, as with Twilio's test credentials:
 
-    +15005550001       is no number (21211)
+    +15005550001       is not a valid number (21211)
     +15005550002       cannot be reached (21612)
     +15005550003       is in a region that is not enabled (21408)
     +15005550004       has opted out (21610)
-    +15005550009       cannot get texts (21614)
-    any other valid    is texted
+    +15005550009       cannot receive texts (21614)
+    any other valid    gets the text
 
-What the registry knows of a business is decided by the last digit of its number, whatever else is stated:
+The last digit of a business number decides what the registry knows, whatever else is stated:
 
     0 to 4    as stated, active (101-01-00014)
-    5         as stated, active; closed when only its state is asked, as it is from the next day on (101-01-00085)
-    6         of another date or representative than stated (101-01-00066)
+    5         as stated, active; but closed in a query for its state, as if it closed a day later (101-01-00085)
+    6         with another date or representative than stated (101-01-00066)
     7         as stated, suspended (101-01-00047)
     8         as stated, closed (101-01-00028)
     9         not registered (101-01-00159)
@@ -52,7 +52,7 @@ _STATES = {ACTIVE: "계속사업자", SUSPENDED: "휴업자", CLOSED: "폐업자
 
 @sandbox.post("/api/nts-businessman/v1/validate")
 def validate_businesses() -> tuple[Response, int]:
-    """Whether businesses are registered as stated, and the state of those that are."""
+    """Return whether businesses are registered as stated, and the state of those that are."""
     if refusal := _registry_refusal("businesses"):
         return refusal
     data = []
@@ -70,7 +70,7 @@ def validate_businesses() -> tuple[Response, int]:
 
 @sandbox.post("/api/nts-businessman/v1/status")
 def show_states() -> tuple[Response, int]:
-    """The states of businesses."""
+    """Return the states of businesses."""
     if refusal := _registry_refusal("b_no"):
         return refusal
     data = [_state(number, _state_code(number)) for number in request.get_json()["b_no"]]
@@ -79,9 +79,9 @@ def show_states() -> tuple[Response, int]:
 
 @sandbox.get("/inbox")
 def show_inbox() -> Response | str:
-    """The messages, newest first: a page of the newest, or with `Accept: application/json` a list of all.
+    """Return the messages, newest first: a page with the newest, or all as JSON with `Accept: application/json`.
 
-    With `?to=ADDRESS` only those to an address.
+    `?to=ADDRESS` selects those to an address.
     """
     to = request.args.get("to")
     found = messages(to)
@@ -91,9 +91,9 @@ def show_inbox() -> Response | str:
 
 
 def _registry_refusal(name: str) -> tuple[Response, int] | None:
-    """What the registry, or the gateway before it, says of a request that it does not take.
+    """Return the answer of the registry or its gateway to a request that it refuses.
 
-    name: of the list that the request must hold.
+    name: the list that the request must contain.
     """
     if not request.headers.get("Authorization"):
         return jsonify(code=-401, msg="인증키는 필수 항목 입니다."), 401
@@ -112,7 +112,7 @@ def _registry_refusal(name: str) -> tuple[Response, int] | None:
 
 
 def _registry_answer(data: list[Any], count: str, found: int) -> Response:
-    # The registry leaves out a count of none.
+    # The registry omits a count of zero.
     return jsonify(request_cnt=len(data), status_code="OK", data=data, **({count: found} if found else {}))
 
 

@@ -1,8 +1,8 @@
-"""Sends functions the events of their schedules on one machine, at the times that the PingSources state.
+"""Send functions their scheduled events on one machine, at the times in the PingSources.
 
     FUNCTION_URL=http://127.0.0.1:8081/{service} python -m knative.local.scheduler
 
-What came due while it was not running is not made up for: the next time does the work of both.
+Events that were due while it was not running are not sent later: the next run does that work as well.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger("scheduler")
 
 
 def next_time(schedule: Schedule, now: datetime) -> datetime:
-    """When a schedule fires next, in UTC."""
+    """Return when a schedule fires next, in UTC."""
     return next(CronSim(schedule.schedule, now.astimezone(ZoneInfo(schedule.timezone)))).astimezone(UTC)
 
 
@@ -36,11 +36,11 @@ def run(
     stopped: threading.Event,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Fires one schedule until stopped."""
+    """Fire one schedule until stopped."""
     while not stopped.is_set():
         due = next_time(schedule, now())
         while (seconds := (due - now()).total_seconds()) > 0:
-            if stopped.wait(min(seconds, 60.0)):  # in steps, as the machine may sleep
+            if stopped.wait(min(seconds, 60.0)):  # in steps, as the machine may be suspended
                 return
         if reason := ping(schedule.service, function_url):
             log.warning("not taken", extra={"schedule": schedule.name, "reason": reason})

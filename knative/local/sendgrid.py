@@ -1,7 +1,7 @@
-"""SendGrid's API v3, as far as it sends mails: the same refusals, answers and headers.
+"""SendGrid's API v3 for sending mails: the same errors, responses and headers.
 
 https://www.twilio.com/docs/sendgrid/api-reference/mail-send
-The Email Activity API (GET /v3/messages) is missing: /inbox shows what was sent.
+The Email Activity API (GET /v3/messages) is not implemented: /inbox shows what was sent.
 """
 
 import json
@@ -45,7 +45,7 @@ SHAPE: dict[str, Any] = {
     "send_at": int,
     "mail_settings": {"sandbox_mode": {"enable": bool}},
 }
-"""The type of each member that a mail may have; members that are not here are not checked."""
+"""The types of the members of a mail. Other members are not checked."""
 TYPE_NAMES = {
     dict: "object",
     list: "array",
@@ -57,14 +57,14 @@ TYPE_NAMES = {
 }
 
 Fault = tuple[str, str, str | None]
-"""A message, the field, and the place in SendGrid's page of errors."""
+"""A message, the field, and the anchor in SendGrid's page of errors."""
 
 sendgrid = Blueprint("sendgrid", __name__)
 
 
 @sendgrid.post("/v3/mail/send")
 def send_mail() -> tuple[Response, int]:
-    """202 for a mail that is taken, 200 for one in SendGrid's sandbox mode, which is checked only."""
+    """Return 202 for an accepted mail, 200 for one in SendGrid's sandbox mode, which is only checked."""
     is_ours = is_authorized(f"Bearer {os.environ['EMAIL_API_KEY']}")
     refusals = [
         (not request.headers.get("Authorization"), 401, "Permission denied, wrong credentials"),
@@ -77,10 +77,10 @@ def send_mail() -> tuple[Response, int]:
             return _refusal(status, message)
     try:
         mail = json.loads(request.get_data())
-        json.dumps(mail, ensure_ascii=False).encode()  # fails on half of a surrogate pair
+        json.dumps(mail, ensure_ascii=False).encode()  # fails on a lone surrogate
     except (ValueError, RecursionError):
         return _refusal(400, "Bad Request")
-    # Values are looked at only where all types are right.
+    # Check values only if all types are right.
     if faults := list(_wrong_types(mail, SHAPE)) or list(_wrong_values(mail)):
         return _answer_faults(faults)
     if mail.get("mail_settings", {}).get("sandbox_mode", {}).get("enable"):
@@ -234,7 +234,7 @@ def _is_address(text: str) -> bool:
 
 
 def _recipients(personalization: dict[str, Any]) -> list[tuple[str, int, str]]:
-    """Each with the list that it is in, and its place there."""
+    """Return each recipient with its list and its index there."""
     return [
         (kind, index, each.get("email", ""))
         for kind in ("to", "cc", "bcc")
@@ -255,7 +255,7 @@ def _copies(mail: dict[str, Any], message_id: str) -> Iterator[Message]:
                 "to": to,
                 "cc": [email for kind, _, email in recipients if kind == "cc"],
                 "bcc": [email for kind, _, email in recipients if kind == "bcc"],
-                # The template itself is SendGrid's: its name and what would fill it stand in for the mail.
+                # SendGrid has the template itself, so show its name and data.
                 "subject": personalization.get("subject") or mail.get("subject") or f"Template {mail['template_id']}",
                 "text": contents.get("text/plain", "") if contents else json.dumps(data, ensure_ascii=False, indent=2),
                 "html": contents.get("text/html", ""),

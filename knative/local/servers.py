@@ -1,4 +1,4 @@
-"""PostgreSQL, Redis and Kafka on one machine, from wheels: each a process on a free port of loopback."""
+"""PostgreSQL, Redis and Kafka from Python wheels, each as a process on a free port of loopback."""
 
 import os
 import pwd
@@ -19,16 +19,16 @@ from knative.local.supervisor import Process, StartFailed
 LOOPBACK = "127.0.0.1"
 MAX_CONNECTIONS = 500
 STANDBY = "standby.signal"
-"""PostgreSQL's own mark, in the folder of a server that must not take writes."""
+"""PostgreSQL's marker file in the folder of a server that must not accept writes."""
 OWNED = "aegis.owner"
-"""In the folder of a server whose tables belong to the role aegis, which is no superuser."""
+"""Marker file in the folder of a server whose tables belong to the role aegis, which is not a superuser."""
 _OWNER = Path(__file__).parents[1] / "components" / "postgres" / "owner.sql"
 _NOBODY = "nobody"
 _STATUS = Path("/proc/self/status")
 
 
 def _package(name: str) -> Path:
-    """The folder of a package, found without importing it: these write to the home folder when they are."""
+    """Return the folder of a package without importing it: that would write to the home folder."""
     spec = find_spec(name)
     if not spec or not spec.submodule_search_locations:
         raise StartFailed(f"The package {name} is not installed. Run make up, which installs it.")
@@ -43,12 +43,12 @@ _reservations: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port of loopback that nobody else gets as long as this process lives."""
+    """Return a free port of loopback, reserved for as long as this process runs."""
     reservation = socket.socket()
     reservation.bind((LOOPBACK, 0))
     port = int(reservation.getsockname()[1])
     if sys.platform == "linux":
-        # Here a server may listen on an address that another socket is merely bound to, when both allow it.
+        # On Linux, SO_REUSEADDR lets a server listen on a port that another socket is only bound to.
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _reservations.append(reservation)
     else:
@@ -63,19 +63,19 @@ def is_listening(port: int) -> bool:
 
 
 def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Process, str]:
-    """A PostgreSQL on a folder of that name, which is made on first use, and its URL."""
+    """Return a PostgreSQL and its URL. Its folder has that name and is created on first use."""
     folder = data / name
     if not (folder / "PG_VERSION").exists():
         _initialize(folder, password)
     elif not (folder / OWNED).exists() and not (folder / STANDBY).exists():
-        _give_to_owner(folder)  # from before the owner of the tables was another than the superuser
+        _give_to_owner(folder)  # created when the superuser still owned the tables
     port = free_port()
     settings = {
         "listen_addresses": LOOPBACK,
         "port": port,
         "unix_socket_directories": "",
         "max_connections": MAX_CONNECTIONS,
-        "max_slot_wal_keep_size": "1GB",  # a replica that is away must not fill the disk
+        "max_slot_wal_keep_size": "1GB",  # a replica that is down must not fill the disk
     }
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     is_ready = [POSTGRESQL / "pg_isready", "--host", LOOPBACK, "--port", port]
@@ -83,7 +83,7 @@ def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Pro
         name,
         [*_unprivileged(), POSTGRESQL / "postgres", "-D", folder, *options],
         {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-        # It listens before it takes connections, for as long as it recovers from a crash.
+        # It listens before it accepts connections while it recovers from a crash.
         is_ready=lambda: (
             subprocess.run([str(part) for part in is_ready], check=False, capture_output=True).returncode == 0
         ),
@@ -94,7 +94,7 @@ def postgresql(data: Path, password: str, name: str = "postgresql") -> tuple[Pro
 
 
 def functions_url(owner_url: str, password: str) -> str:
-    """The same database, for the role of the functions, which the migration makes."""
+    """Return the URL of the same database for the role of the functions, which the migration creates."""
     return f"postgresql://aegis_functions:{password}@{owner_url.partition('@')[2]}"
 
 
@@ -116,21 +116,21 @@ def _initialize(folder: Path, password: str) -> None:
 
 
 def _give_to_owner(folder: Path) -> None:
-    """Makes the role aegis, which is no superuser, own the database; nobody can log in as the superuser then."""
+    """Make the role aegis, not a superuser, the owner of the database. After that, no superuser can log in."""
     run_alone(folder, _OWNER.read_text("utf-8"))
     (folder / OWNED).touch()
 
 
 def run_alone(folder: Path, script: str) -> None:
-    """Runs a script as the superuser on a PostgreSQL that is stopped; an empty line ends each statement."""
+    """Run a script as the superuser on a stopped PostgreSQL. An empty line ends each statement."""
     run_program("postgres", "--single", "-j", "-c", "exit_on_error=on", "-D", folder, "postgres", script=script)
 
 
 def make_folder(
     folder: Path, program: str, *arguments: str | Path, finish: Callable[[Path], None] = lambda _: None
 ) -> None:
-    """Makes a folder of PostgreSQL by one of its programs that take --pgdata; `finish` has the last word on it."""
-    # Beside the folder and renamed at the end: what is killed half-way is not taken for a database.
+    """Create a PostgreSQL folder with one of its programs that accept --pgdata, then call `finish` on it."""
+    # Renamed at the end, so that a killed run leaves nothing that looks like a database.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700, parents=True)
@@ -142,9 +142,10 @@ def make_folder(
 
 
 def run_program(program: str, *arguments: str | Path, script: str = "") -> str:
-    """Runs one of PostgreSQL's programs, with a script as its input.
+    """Run one of PostgreSQL's programs with a script as its input and return its output.
 
-    Returns what it prints, and raises StartFailed with what it complains of.
+    Raises:
+        StartFailed: with its error output.
     """
     command = [str(part) for part in (*_unprivileged(), POSTGRESQL / program, *arguments)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, input=script)
@@ -154,13 +155,15 @@ def run_program(program: str, *arguments: str | Path, script: str = "") -> str:
 
 
 def _unprivileged() -> Sequence[str]:
-    """What comes before a command that refuses to run as root: run as nobody, who may still read our folders."""
+    """Return a prefix for commands that refuse to run as root: run as nobody, who can still read our folders."""
     if os.geteuid() != 0:
         return []
     if not shutil.which("setpriv"):
-        raise StartFailed("PostgreSQL does not run as root, and setpriv (util-linux) is not here to change the user.")
+        raise StartFailed(
+            "PostgreSQL does not run as root, and setpriv (util-linux) is not installed to change the user."
+        )
     group = str(pwd.getpwnam(_NOBODY).pw_gid)
-    # To reach a folder of root's: the right to read anywhere, of which a container may have only the stronger form.
+    # To reach root's folders it needs the capability to read anywhere. A container may only have the stronger one.
     held = next(int(line.split()[1], 16) for line in _STATUS.read_text().splitlines() if line.startswith("CapEff"))
     right = "dac_read_search" if held & 1 << 2 else "dac_override" if held & 1 << 1 else ""
     read = [f"--inh-caps=+{right}", f"--ambient-caps=+{right}", "--securebits=+no_setuid_fixup"] if right else []
@@ -183,11 +186,11 @@ def redis(data: Path) -> tuple[Process, str]:
 
 
 KAFKA_FETCH_MILLISECONDS = "50"
-"""For who reads from this broker: it answers only half-way through a fetch, whatever comes in the meantime."""
+"""Fetch time of consumers: this broker answers only half-way through a fetch, even if messages arrive earlier."""
 
 
 def kafka() -> tuple[Process, str]:
-    """A Kafka broker (Tansu) that holds everything in memory, and its address."""
+    """Return a Kafka broker (Tansu) that stores everything in memory, and its address."""
     address = f"{LOOPBACK}:{(port := free_port())}"
     process = Process(
         "kafka",

@@ -1,9 +1,9 @@
-"""Installs what a lock file pins into .venv, unless it is there: python setup.py requirements-local.lock
+"""Install the packages of a lock file into .venv if needed: python setup.py requirements-local.lock
 
-Runs with nothing but Python's standard library, before anything is installed.
+Uses only the standard library, as nothing is installed yet.
 """
 
-from __future__ import annotations  # so that an older Python gets as far as being told
+from __future__ import annotations  # lets an older Python reach the message below
 
 import fcntl
 import hashlib
@@ -20,14 +20,14 @@ VENV = ROOT / ".venv"
 LOCAL, DEV = "requirements-local.lock", "requirements-dev.lock"
 PURPOSES = {LOCAL: "that the service runs on", DEV: "of the service, its tests and tools"}
 INSTALLED = VENV / "installed"
-"""The digests of the lock files that .venv satisfies, one a line."""
+"""The digests of the lock files that .venv satisfies, one per line."""
 LAST_LINES = 6
 
 
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(
-            f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name one: make PYTHON=python3.11 ..."
+            f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Choose one: make PYTHON=python3.11 ..."
         )
     lock = sys.argv[1]
     if is_installed(lock):
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def is_installed(lock: str) -> bool:
-    """Whether .venv has what this lock pins: requirements-dev.lock pins all that requirements-local.lock does."""
+    """Return whether .venv has the packages of this lock. requirements-dev.lock includes requirements-local.lock."""
     return any(digest(each) in installed() for each in {lock, DEV})
 
 
@@ -52,7 +52,7 @@ def digest(lock: str) -> str:
 
 
 def install(lock: str) -> None:
-    """Adds to .venv when all in it is still wanted, and makes it anew otherwise."""
+    """Add to .venv if everything in it is still needed; otherwise create it again."""
     started = time.monotonic()
     count = len(re.findall(r"^[\w.-]+==", (ROOT / lock).read_text(), re.MULTILINE))
     say(f"Installing the {count} packages {PURPOSES[lock]} into .venv, once. This can take a minute.")
@@ -62,11 +62,11 @@ def install(lock: str) -> None:
         shutil.rmtree(VENV, ignore_errors=True)
         run(
             [sys.executable, "-m", "venv", VENV],
-            "Python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv",
+            "Python cannot create a virtual environment. On Debian and Ubuntu: apt-get install python3-venv",
         )
     run(
         [VENV / "bin" / "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
-         # The lock names all of them. Older pips look for newer releases of what has extras, and end there.
+         # The lock has all packages. Older pips search newer releases of packages with extras, and fail.
          "--no-deps", "--require-hashes", "--only-binary", ":all:",
          "--no-compile",  # most modules are never imported, and Python compiles the others on first use
          "--requirement", ROOT / lock],
@@ -81,10 +81,10 @@ def install(lock: str) -> None:
 
 
 def run(command: list[str | Path], advice: str, packages: int = 0) -> None:
-    """Runs a command; ends with its last lines and the advice when it fails.
+    """Run a command. If it fails, exit with its last lines and the advice.
 
     Args:
-        packages: how many it downloads. A terminal shows which of them it has got to.
+        packages: how many it downloads, for the progress shown in a terminal.
     """
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -108,7 +108,7 @@ def say(line: str) -> None:
 
 
 def show(line: str) -> None:
-    """Replaces the last line of a terminal."""
+    """Replace the last line of a terminal."""
     if sys.stdout.isatty():
         print(f"\r\033[K{line}", end="", flush=True)
 

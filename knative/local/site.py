@@ -1,4 +1,4 @@
-"""The pages of one machine: a start page, the API documentation, the inbox, and the pages that links in mails open.
+"""The local web pages: a start page, the API documentation, the inbox, and the pages that links in mails open.
 
 python -m knative.local.site
 """
@@ -113,7 +113,7 @@ UNDO_EMAIL_CHANGE_WORDS = {
     },
 }
 
-# The files of Swagger UI; the package's own page has Swagger's name and an inline script.
+# Only the files of Swagger UI: the page of the package has Swagger's branding and an inline script.
 _SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
 
 app = Flask(__name__)
@@ -122,25 +122,25 @@ app.register_blueprint(sandbox)
 
 @app.before_request
 def refuse_unknown_names() -> Response | None:
-    """As the router does: a page that rebinds its name may come past it, to this port."""
+    """Refuse unknown host names, as the router does: a page that rebinds its name can also reach this port."""
     return None if re.fullmatch(KNOWN_HOST, request.host) else ProblemResponse(MisdirectedRequest())
 
 
 @app.get("/")
 def show_home() -> str:
-    """Where a newcomer starts."""
+    """Show the start page."""
     return render_template("home.html", url=settings().public_url)
 
 
 @app.get("/docs/")
 def show_docs() -> str:
-    """The API documentation."""
+    """Show the API documentation."""
     return render_template("docs.html")
 
 
 @app.get("/docs/<name>")
 def show_swagger_ui(name: str) -> Response:
-    """A file of Swagger UI."""
+    """Return a file of Swagger UI."""
     return send_from_directory(_SWAGGER_UI, name)
 
 
@@ -156,19 +156,19 @@ def show_asyncapi() -> Response:
 
 @app.get("/verify-email")
 def show_verify_email() -> Response:
-    """Asks for the password, posts it with the token from the link's fragment, and says what came of it."""
+    """Ask for the password, post it with the token from the link's fragment, and show the result."""
     return _link_form("/api/v1/users/email/verify", "current-password", VERIFY_EMAIL_WORDS)
 
 
 @app.get("/reset-password")
 def show_reset_password() -> Response:
-    """Asks for a new password, posts it with the token from the link's fragment, and says what came of it."""
+    """Ask for a new password, post it with the token from the link's fragment, and show the result."""
     return _link_form("/api/v1/users/password/reset", "new-password", RESET_PASSWORD_WORDS)
 
 
 @app.get("/undo-email-change")
 def show_undo_email_change() -> Response:
-    """Posts the token from the link's fragment when its button is pressed, and says what came of it."""
+    """Post the token from the link's fragment when the button is pressed, and show the result."""
     return _link_form("/api/v1/users/email/undo", None, UNDO_EMAIL_CHANGE_WORDS)
 
 
@@ -186,10 +186,10 @@ def _link_form(path: str, autocomplete: str | None, words: dict[str, dict[str, s
 
 @app.after_request
 def protect(response: Response) -> Response:
-    """Nothing from elsewhere runs in these pages, and no address that they hold leaves them."""
-    # Swagger UI and the mails in the inbox have styles of their own.
+    """Allow no foreign content in these pages, and send no referrer: their addresses contain tokens."""
+    # Swagger UI and the mails in the inbox have inline styles.
     inline = " 'unsafe-inline'" if request.path.startswith(("/docs", "/inbox")) else ""
-    # The documentation of another name of this machine sends its requests to this one.
+    # /docs always sends its requests to PUBLIC_URL, even if it was opened under another name.
     response.headers["Content-Security-Policy"] = (
         f"default-src 'none'; script-src 'self'; style-src 'self'{inline}; img-src 'self' data:; "
         f"connect-src 'self' {settings().public_url}; frame-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -202,16 +202,16 @@ def protect(response: Response) -> Response:
 
 @app.after_request
 def let_documents_be_kept(response: Response) -> Response:
-    """Browsers and proxies keep a document, and ask each time whether it has changed (RFC 9111, 4.3)."""
+    """Let browsers and proxies cache documents, but revalidate them each time (RFC 9111, 4.3)."""
     if request.blueprint == sandbox.name:
-        response.headers["Cache-Control"] = "no-store"  # it shows links that let people in
+        response.headers["Cache-Control"] = "no-store"  # it shows links that log people in
     elif request.method in ("GET", "HEAD") and response.status_code in (200, 206, 304):
         response.headers["Cache-Control"] = "no-cache"
         response.vary.add("Accept-Encoding")
         if "ETag" not in response.headers:
             response.add_etag()
             response.make_conditional(request)
-        # Weak, as the router compresses some answers: a strong one would be of one encoding alone (RFC 9110, 8.8.3).
+        # Weak, as the router compresses some responses: a strong tag is valid for one encoding only (RFC 9110, 8.8.3).
         tag, _ = response.get_etag()
         response.set_etag(tag or "", weak=True)
     return response
@@ -219,14 +219,14 @@ def let_documents_be_kept(response: Response) -> Response:
 
 @cache
 def openapi_document() -> dict[str, Any]:
-    """The OpenAPI document of all functions."""
+    """Return the OpenAPI document of all functions."""
     load_all()
     return openapi.document(HTTP_FUNCTIONS.values(), settings().public_url)
 
 
 @cache
 def asyncapi_document() -> dict[str, Any]:
-    """The AsyncAPI document of all events."""
+    """Return the AsyncAPI document of all events."""
     load_all()
     return asyncapi.document(EVENT_FUNCTIONS.values(), settings().public_url)
 

@@ -1,4 +1,4 @@
-"""Runs the processes of one machine: starts them, restarts what dies, stops all of them."""
+"""Run the local processes: start them, restart them when they die, and stop them."""
 
 import contextlib
 import json
@@ -21,26 +21,26 @@ LAST_LINES = 12
 
 
 class StartFailed(Exception):
-    """A process did not become ready; the message has the last lines of its log."""
+    """A process did not become ready. The message has the last lines of its log."""
 
 
 class Stopped(Exception):
-    """The user wants all of it to stop."""
+    """The user wants everything to stop."""
 
 
 @dataclass
 class Process:
-    """A program to run. `is_ready` is asked until it says yes."""
+    """A program to run. `is_ready` is polled until it returns True."""
 
     name: str
     command: Sequence[str | Path]
     environment: Mapping[str, str]
     is_ready: Callable[[], bool] = lambda: True
     module: str = ""
-    """With one, a fork of this process runs it in place of the command."""
+    """If set, a fork of this process runs this module instead of the command."""
     stop_signal: signal.Signals = signal.SIGTERM
     is_server: bool = False
-    """Others depend on it: it stops when they have."""
+    """Other processes depend on it, so it stops after them."""
     popen: subprocess.Popen[bytes] | Fork | None = None
     deaths: int = 0
     restart_at: float = 0.0
@@ -50,7 +50,7 @@ class Supervisor:
     """The processes of one data folder. Their output goes to `logs/NAME.log` in it."""
 
     def __init__(self, data: Path, say: Callable[[str], None], stopped: threading.Event) -> None:
-        """stopped: set from outside; whatever the supervisor waits for then ends with `Stopped`."""
+        """stopped: once it is set, every wait of the supervisor raises `Stopped`."""
         self._say = say
         self._stopped = stopped
         self._logs = data / "logs"
@@ -60,7 +60,7 @@ class Supervisor:
         self._retired: list[Process] = []
 
     def stop_leftovers(self) -> None:
-        """Ends what a killed run has left behind in this folder."""
+        """Stop the processes that a killed run has left behind in this folder."""
         leftovers: list[psutil.Process] = []
         with contextlib.suppress(FileNotFoundError, ValueError):
             for name, pid, created, stop_signal in json.loads(self._record.read_text()):
@@ -78,29 +78,29 @@ class Supervisor:
                 os.killpg(process.pid, signal.SIGKILL)
 
     def start(self, process: Process, *, keep_log: bool = False) -> None:
-        """Starts a process and keeps it running from now on."""
+        """Start a process and keep it running."""
         self._processes.append(process)
         self._spawn(process, "ab" if keep_log else "wb")
 
     def retire(self, process: Process) -> None:
-        """Tells a process that is not needed any more to finish what it does, and to end."""
+        """Tell a process that is no longer needed to finish its work and end."""
         self._processes.remove(process)
         self._retired.append(process)
         _popen(process).send_signal(process.stop_signal)
 
     def wait_for_retired(self) -> None:
-        """Returns when all that were told to end have ended. Those that do not in time are killed."""
+        """Wait until all retired processes have ended. Kill those that do not end in time."""
         self._wait_for(self._retired)
         self._retired.clear()
 
     def restart(self, process: Process) -> None:
-        """Lets a process end, and starts it again."""
+        """Stop a process and start it again."""
         _popen(process).send_signal(process.stop_signal)
         self._wait_for([process])
         self._spawn(process, "ab")
 
     def wait_until_ready(self, *processes: Process, seconds: float) -> None:
-        """Raises StartFailed for the first process that ends, or is not ready after so many seconds."""
+        """Wait until processes are ready. Raises StartFailed if one ends or is not ready in time."""
         deadline = time.monotonic() + seconds
         for process in processes:
             while not process.is_ready():
@@ -112,7 +112,7 @@ class Supervisor:
                 self._pause(0.02)
 
     def run_to_the_end(self, process: Process) -> None:
-        """Runs a process that ends by itself; raises StartFailed when it fails."""
+        """Run a process that ends by itself. Raises StartFailed if it fails."""
         self.start(process)
         while _popen(process).poll() is None:
             self._pause(0.02)
@@ -121,7 +121,7 @@ class Supervisor:
             raise StartFailed(f"{process.name} failed{self._last_lines(process)}")
 
     def restart_the_dead(self) -> None:
-        """Starts again what has died since the last call, each time a little later."""
+        """Restart processes that have died, each time after a longer delay."""
         self._retired = [process for process in self._retired if _is_running(process)]
         for process in self._processes:
             if _popen(process).poll() is None:
@@ -136,7 +136,7 @@ class Supervisor:
                 self._spawn(process, "ab")
 
     def stop(self) -> None:
-        """Stops all: first what is ours, at once, then the servers under it. What does not end in time is killed."""
+        """Stop all: first our processes together, then the servers below them. Kill those that do not end in time."""
         for wave in (False, True):
             running = [process for process in self._processes if process.is_server == wave and _is_running(process)]
             for process in running:
@@ -147,7 +147,7 @@ class Supervisor:
         self._record.unlink(missing_ok=True)
 
     def _wait_for(self, ending: Sequence[Process]) -> None:
-        """Waits for processes that were told to end; kills those that do not in time."""
+        """Wait for processes that were told to end. Kill those that do not end in time."""
         deadline = time.monotonic() + STOP_SECONDS
         for process in ending:
             try:
@@ -163,7 +163,7 @@ class Supervisor:
 
     def _spawn(self, process: Process, mode: str) -> None:
         with (self._logs / f"{process.name}.log").open(mode) as log:
-            # In a session of its own: Ctrl-C in the terminal reaches only us; we stop them in order.
+            # A new session: Ctrl-C in the terminal reaches only this process, which stops the others in order.
             if process.module:
                 process.popen = Fork(process.name, process.module, process.environment, log)
             else:
@@ -195,7 +195,7 @@ def _popen(process: Process) -> subprocess.Popen[bytes] | Fork:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    # A zombie is dead: nobody may be there to reap what a killed run has left behind.
+    # A zombie counts as dead: nothing may reap the children of a killed run.
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Twilio's Messages resource (API 2010-04-01) for texts without media: the same refusals, answers and paging.
+"""Twilio's Messages resource (API 2010-04-01) for texts without media: the same errors, responses and paging.
 
 https://www.twilio.com/docs/messaging/api/message-resource
 """
@@ -41,7 +41,7 @@ REFUSED_SENDERS = {
     "+15005550008": (21611, "This 'From' number has exceeded the maximum number of queued messages"),
 }
 
-# 3GPP TS 23.038; a character of the extension takes two places.
+# 3GPP TS 23.038. A character of the extension counts twice.
 GSM_BASIC = set(
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
@@ -72,7 +72,7 @@ def name_request(response: Response) -> Response:
 
 @twilio.post(f"{PATH}.json")
 def send_text(account_sid: str) -> Answer:
-    """201 for a text that is queued."""
+    """Return 201 for a queued text."""
     to, sender, service, body = (request.form.get(name, "") for name in ("To", "From", "MessagingServiceSid", "Body"))
     if refusal := _refusal(to, sender, service, body, request.form.get("ValidityPeriod", "1")):
         return _error(400, *refusal)
@@ -104,14 +104,14 @@ def fetch_text(account_sid: str, sid: str) -> Answer:
 
 @twilio.get(f"{PATH}.json")
 def list_texts(account_sid: str) -> Answer:
-    """Newest first; To, From and DateSent narrow the list."""
+    """List texts, newest first, filtered by To, From and DateSent."""
     page, size = request.args.get("Page", "0"), request.args.get("PageSize", "50")
     if not re.fullmatch("[0-9]{1,6}", page) or not re.fullmatch("[0-9]*[1-9][0-9]*", size):
         return _error(400, 20001, "Page and PageSize must be whole numbers, and PageSize at least 1")
     if len(size) > 4 or int(size) > MAX_PAGE_SIZE:
         return _error(400, 20007, "Page size too large")
     found = [text for text in _texts() if _is_wanted(text)]
-    # The token names the newest text of page 0, so that texts sent since then shift no page.
+    # The token is the newest text of page 0, so that texts sent since then do not shift pages.
     if token := request.args.get("PageToken"):
         found = list(dropwhile(lambda text: text["id"] != token.removeprefix("PA"), found))
     return jsonify(_page(found, int(page), int(size), account_sid)), 200
@@ -124,7 +124,7 @@ def refuse_method(account_sid: str, sid: str = "") -> Answer:
 
 
 def count_segments(body: str) -> int:
-    """How many SMS carry a text: 160 places of GSM-7 or 70 of UCS-2 in one, 153 or 67 in each of several."""
+    """Return the number of SMS for a text: 160 characters of GSM-7 or 70 of UCS-2 in one, 153 or 67 each in several."""
     if set(body) <= GSM_BASIC | GSM_EXTENSION:
         widths = [2 if character in GSM_EXTENSION else 1 for character in body]
         alone, part = 160, 153
@@ -142,7 +142,7 @@ def count_segments(body: str) -> int:
 
 
 def _refusal(to: str, sender: str, service: str, body: str, validity: str) -> tuple[int, str] | None:
-    """The code and message of why a text is refused."""
+    """Return the error code and message if a text is refused."""
     is_validity = bool(re.fullmatch("[0-9]{1,5}", validity)) and 1 <= int(validity) <= MAX_VALIDITY_SECONDS
     refusals = {
         21604: (not to, "A 'To' phone number is required."),
@@ -166,7 +166,7 @@ def _texts() -> list[Message]:
 
 
 def _is_wanted(text: Message) -> bool:
-    """Whether a text passes the filters of the list. A day or a time, in UTC, bounds DateSent; only a day equals it."""
+    """Return whether a text passes the filters. DateSent< and DateSent> take a day or a time in UTC, DateSent a day."""
     wanted = request.args
     day, until, since = (wanted.get(name, "").removesuffix("Z") for name in ("DateSent", "DateSent<", "DateSent>"))
     sent = text["sent_at"]
@@ -202,7 +202,7 @@ def _page(found: list[Message], page: int, size: int, account_sid: str) -> dict[
 
 
 def _resource(text: Message, account_sid: str) -> dict[str, Any]:
-    """A text as it is fetched: delivered, as nothing on this machine can delay it."""
+    """Return a text as fetched later: always delivered, as nothing on this machine can delay it."""
     date = format_datetime(datetime.fromisoformat(text["sent_at"]))
     uri = f"/2010-04-01/Accounts/{account_sid}/Messages/{text['id']}"
     is_service = bool(re.fullmatch(SERVICE, text["from"]))

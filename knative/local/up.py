@@ -1,8 +1,8 @@
-"""Runs the whole service on one machine: `make up`.
+"""Run the whole service on one machine: `make up`.
 
-PORT, LISTEN_ADDRESS and DATA_DIR move it. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS, when set, replace the
-embedded server; OWNER_DATABASE_URL is the database with the login of the tables' owner, for the migration. REPLICA=1
-starts a second PostgreSQL, which follows the first.
+PORT, LISTEN_ADDRESS and DATA_DIR set where. DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS replace the embedded
+servers. OWNER_DATABASE_URL is the database with the login of the tables' owner, for the migration. REPLICA=1 starts a
+second PostgreSQL, which follows the first.
 """
 
 import contextlib
@@ -36,7 +36,6 @@ from shared.runtime.stopping import stopped_by
 ROOT = Path(__file__).parents[2]
 TARGETS = "targets.json"
 """In the data folder while it runs: where Prometheus finds the functions (file_sd)."""
-"""In the data folder while it runs: the addresses and secrets, for the tests and for tools."""
 
 PRELOADED = (
     *(
@@ -46,21 +45,21 @@ PRELOADED = (
         "shared.postgresql.migrate",
         "shared.events.relay",
     ),
-    # What functions import on first use, and each has used by the time it is ready.
+    # Functions import these on first use, which is before they are ready.
     *("email_validator", "gunicorn.workers.gthread", "prometheus_client", "redis"),
     "sqlalchemy.dialects.postgresql.pg8000",
     *(f"functions.{name}" for name in functions()),
 )
-"""What is imported once, for all of the processes that are ours."""
+"""Modules imported once for all our processes."""
 
 OF_OPERATORS = ("OWNER_DATABASE_URL",)
-"""Settings that only the migration and the commands of an operator get."""
+"""Settings that only the migration and operator commands get."""
 
 DEFAULT_PORTS = {"DATABASE_URL": 5432, "REDIS_URL": 6379, "KAFKA_BOOTSTRAP_SERVERS": 9092}
 
 
 class Refused(Exception):
-    """It cannot start; the message says why and what to do."""
+    """The service cannot start. The message says why and what to do."""
 
 
 def main() -> None:
@@ -69,7 +68,7 @@ def main() -> None:
         if port not in range(1, 65536):
             raise ValueError
     except ValueError:
-        sys.exit("PORT is not a number from 1 to 65535.")
+        sys.exit("PORT must be a number from 1 to 65535.")
     data = (ROOT / (os.environ.get("DATA_DIR") or ".local")).resolve()
     stopped = stopped_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
@@ -80,18 +79,18 @@ def main() -> None:
     except (Refused, StartFailed) as error:
         sys.exit(f"\n{error}")
     except OSError as error:
-        sys.exit(f"\n{error}\nMake the folder yours, or choose another: make up DATA_DIR=...")
+        sys.exit(f"\n{error}\nMake the folder writable for you, or choose another: make up DATA_DIR=...")
 
 
 def say(line: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone must not keep it from stopping in order
+    with contextlib.suppress(OSError):  # a closed terminal must not prevent an orderly stop
         print(line, flush=True)
 
 
 def lock(data: Path, port: int) -> IO[str]:
-    """Holds the data folder until the process ends, however it ends."""
+    """Lock the data folder until the process ends, however it ends."""
     data.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Its secrets stay out of git wherever it is. A folder with contents of somebody else is not ours to hide.
+    # Keep its secrets out of git. Do not hide a folder that has other contents.
     if not any(data.iterdir()) or (data / "secrets.json").exists():
         (data / ".gitignore").write_text("*\n")
     file = (data / "lock").open("a+")
@@ -100,8 +99,8 @@ def lock(data: Path, port: int) -> IO[str]:
     except OSError:
         file.seek(0)
         raise Refused(
-            f"It is running already on {data}: {file.read().strip()}\n"
-            "Stop that one, or start another beside it: make up PORT=8081 DATA_DIR=.local2"
+            f"The service is already running on {data}: {file.read().strip()}\n"
+            "Stop it, or start another one beside it: make up PORT=8081 DATA_DIR=.local2"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()}, port {port}\n")
@@ -110,7 +109,7 @@ def lock(data: Path, port: int) -> IO[str]:
 
 
 def run(data: Path, port: int, stopped: threading.Event) -> None:
-    """Starts everything, keeps it running, and stops it again."""
+    """Start everything, keep it running, and stop it."""
     started = time.monotonic()
     supervisor = Supervisor(data, say, stopped)
     supervisor.stop_leftovers()
@@ -120,7 +119,7 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
     try:
         environment = start_servers(supervisor, data) | settings(data, port)
         edits = start_functions(supervisor, data, port, environment)
-        # Renamed when it is whole: who waits for it reads it at once.
+        # Renamed when complete: programs that wait for it read it at once.
         unfinished = data / f"{ENVIRONMENT}.unfinished"
         unfinished.touch(mode=0o600)
         unfinished.write_text(json.dumps(environment, indent=1))
@@ -137,7 +136,7 @@ def run(data: Path, port: int, stopped: threading.Event) -> None:
 
 
 def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
-    """Starts the servers that the environment does not name; returns the addresses of all."""
+    """Start the servers that the environment does not name. Return the addresses of all."""
     has_replica = os.environ.get("REPLICA") == "1"
     if has_replica and os.environ.get("DATABASE_URL"):
         raise Refused("REPLICA=1 is for the embedded PostgreSQL, and DATABASE_URL replaces it. Set one of them.")
@@ -182,7 +181,7 @@ def start_servers(supervisor: Supervisor, data: Path) -> dict[str, str]:
 
 
 def is_taken(port: int) -> bool:
-    """Whether a program listens on a port of localhost, by IPv4 or IPv6: a browser tries both."""
+    """Return whether a program listens on a port of localhost. Tries IPv4 and IPv6, as browsers do."""
     try:
         socket.create_connection(("localhost", port), timeout=0.5).close()
     except OSError:
@@ -191,7 +190,7 @@ def is_taken(port: int) -> bool:
 
 
 def check_listening(name: str, address: str) -> None:
-    """Refuses the address of a server that is not there, before anything waits for it."""
+    """Refuse an address where no server listens, before anything waits for it."""
     for each in address.split(","):
         parts = urlsplit(each if "://" in each else f"//{each}")
         try:
@@ -200,11 +199,11 @@ def check_listening(name: str, address: str) -> None:
         except ValueError:
             raise Refused(f"{name} is malformed.") from None
         except OSError as error:
-            raise Refused(f"{name} names {host}:{port}, which cannot be reached: {error}.") from None
+            raise Refused(f"Cannot reach {host}:{port} of {name}: {error}.") from None
 
 
 def settings(data: Path, port: int) -> dict[str, str]:
-    """All settings, secrets included; made once for a data folder."""
+    """Return all settings, including the secrets of the data folder."""
     signing_keys = secret(data, "signing_keys", new_signing_keys)
     return {
         "PATH": os.environ["PATH"],
@@ -213,9 +212,9 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "HOST": LOOPBACK,
         "ENVIRONMENT": "development",
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
-        # A name, as passkeys belong to a domain, which an IP address is not.
+        # A name, as passkeys need a domain, not an IP address.
         "PUBLIC_URL": f"http://localhost:{port}",
-        # /docs sends its requests to that name, also where it was opened by the address.
+        # /docs sends its requests to that name, even if it was opened by IP address.
         "CORS_ALLOWED_ORIGINS": ",".join(
             dict.fromkeys(
                 [
@@ -239,9 +238,9 @@ def settings(data: Path, port: int) -> dict[str, str]:
         "BACKUP_STORE": str(data / "backups"),
         "BACKUP_RECIPIENTS": recipient_of(secret(data, "backup_key", new_backup_key)),
         "BACKUP_MANIFEST_KEY": secret(data, "backup_manifest_key"),
-        # Elsewhere it is the operator's; here operator and machine are one.
+        # In other environments only operators have it.
         "BACKUP_IDENTITY": secret(data, "backup_key", new_backup_key),
-        # The router is the one proxy before the functions. Whoever is on this machine shares no limit: load tests are.
+        # The router is the only proxy. Loopback is exempt from per-address limits, for load tests.
         "TRUSTED_PROXY_HOPS": "1",
         "RATE_LIMIT_EXEMPT_NETWORKS": "127.0.0.0/8",
         "UNVERIFIED_MAILS_PER_HOUR": "10000000",
@@ -249,7 +248,7 @@ def settings(data: Path, port: int) -> dict[str, str]:
 
 
 def secret(data: Path, name: str, new: Callable[[], str] = lambda: secrets.token_hex(32)) -> str:
-    """A secret of this data folder, made on first use and readable by its owner alone."""
+    """Return a secret of this data folder, created on first use and readable only by its owner."""
     file = data / "secrets.json"
     file.touch(mode=0o600)
     known: dict[str, str] = json.loads(file.read_text() or "{}")
@@ -260,9 +259,9 @@ def secret(data: Path, name: str, new: Callable[[], str] = lambda: secrets.token
 
 
 def start_functions(supervisor: Supervisor, data: Path, port: int, environment: dict[str, str]) -> Edits:
-    """Migrates the database and starts all that is ours: functions, site, relay, dispatcher, router.
+    """Migrate the database and start our processes: functions, site, relay, dispatcher, router.
 
-    Returns what serves edits of them.
+    Returns the object that serves edits of them.
     """
     ports = {name: free_port() for name in (*functions(), SITE)}
     internal_port = free_port()
@@ -281,7 +280,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
     variables, named = containers(), secrets_of_functions()
 
     def server(name: str, its_port: int) -> Process:
-        """The process of a function, or of the site."""
+        """Return the process of a function or the site."""
         address = f"http://{LOOPBACK}:{its_port}"
         if name == SITE:
             process = python(name, "knative.local.site", PORT=str(its_port))
@@ -339,7 +338,7 @@ def start_functions(supervisor: Supervisor, data: Path, port: int, environment: 
 
 
 def containers() -> dict[str, dict[str, str]]:
-    """The environment variables that the manifests give to each function, but for secrets."""
+    """Return the environment variables, without secrets, of each function in the manifests."""
     return {
         name: {variable["name"]: variable["value"] for variable in variables if "value" in variable}
         for name, variables in _variables().items()
@@ -347,7 +346,7 @@ def containers() -> dict[str, dict[str, str]]:
 
 
 def secrets_of_functions() -> dict[str, set[str]]:
-    """The names of the secrets that the manifests give to each function."""
+    """Return the names of each function's secrets in the manifests."""
     return {
         name: {variable["name"] for variable in variables if "secretKeyRef" in variable.get("valueFrom", {})}
         for name, variables in _variables().items()
@@ -355,7 +354,7 @@ def secrets_of_functions() -> dict[str, set[str]]:
 
 
 def of_function(environment: Mapping[str, str], secrets_: set[str]) -> dict[str, str]:
-    """The settings without the secrets that are not among these, as on a cluster."""
+    """Return the settings with only these secrets, as on a cluster."""
     withheld = {"BACKUP_MANIFEST_KEY", "BACKUP_IDENTITY", *secrets_of(SECRETS)} - secrets_
     if "DB_PASSWORD" in withheld:
         withheld |= {"DATABASE_URL", "REPLICA_DATABASE_URL"}
@@ -363,7 +362,7 @@ def of_function(environment: Mapping[str, str], secrets_: set[str]) -> dict[str,
 
 
 def _variables() -> dict[str, list[dict[str, Any]]]:
-    """What stands under env of each function's container."""
+    """Return the `env` of each function's container."""
     return {
         function_name(manifest["metadata"]["name"]): manifest["spec"]["template"]["spec"]["containers"][0]["env"]
         for manifest in manifests()
@@ -397,7 +396,7 @@ Register a user, then open the link in the inbox:
   curl -i {base}/api/v1/users -H 'Content-Type: application/json' -d '{body}'
 
 Call every operation once:  {folder}make tour URL={base}
-Make an administrator:      {folder}./aegis admin create EMAIL
+Create an administrator:    {folder}./aegis admin create EMAIL
 
 Edits in functions/ and shared/ are served at once. Ctrl-C stops everything."""
     )

@@ -119,7 +119,7 @@ def test_code_that_cannot_be_imported_is_told_by_its_line_and_the_old_is_served(
     )
     shown = edit("functions/login.py", old, new)
     wait_for(partial(is_shown, up, f"functions/login.py:{line}: {reason}", shown))
-    assert "the version before it is still served" in up.output[shown:]
+    assert "the previous version is still served" in up.output[shown:]
     assert "Traceback" not in up.output
     assert refusal(up) == (401, TITLE)
 

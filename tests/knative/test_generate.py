@@ -73,7 +73,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copied / "functions" / "count_registrations.py").write_text(EVENT_FUNCTION.lstrip(), "utf-8")
     before = run(copied, "-m", "knative.generate", "--check")
     assert before.returncode == 1
-    assert f"{MANIFEST} is not what `make generate` writes: run make generate" in before.stderr.splitlines()
+    assert f"{MANIFEST} is outdated: run make generate" in before.stderr.splitlines()
     written = run(copied, "-m", "knative.generate")
     assert written.returncode == 0, written.stderr
     return copied

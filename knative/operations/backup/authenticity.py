@@ -64,7 +64,7 @@ def report(suspects: Collection[str], progress: Progress) -> None:
         named = ", ".join(sorted(suspects)[:NAMED])
         progress.say(
             f"WARNING: {few(suspects)} in the store cannot be verified. They do not count and are not deleted: {named}"
-            f"{', ...' if len(suspects) > NAMED else ''}. For the reason, run: aegis backups. For what to do, see docs/backup.md"
+            f"{', ...' if len(suspects) > NAMED else ''}. aegis backups shows why. See docs/backup.md"
         )
 
 
