@@ -17,36 +17,36 @@ test: setup  ## run the tests
 tour: setup-local  ## call every operation once, step by step (URL=http://localhost:8080)
 	@$(BIN)/python -m tests.tour
 
-fuzz: setup  ## send what nobody expects to every operation (EXAMPLES=300 for each)
+fuzz: setup  ## send random input to every operation (EXAMPLES=300 for each)
 	@EXAMPLES=$${EXAMPLES:-300} $(BIN)/python -m pytest tests/contract -n 0
 
-test-kafka: setup  ## run the tests of events on Apache Kafka (KAFKA=../shared/kafka/kafka, a command that sets one up)
+test-kafka: setup  ## run the event tests on Apache Kafka (KAFKA=../shared/kafka/kafka, a command that starts one)
 	@export KAFKA="$(or $(KAFKA),../shared/kafka/kafka)" KAFKA_DATA="$(CURDIR)/.local/kafka"; \
 	export KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) && trap '"$$KAFKA" down' EXIT && \
 	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/shared/test_consumer_lag.py tests/shared/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
 
-test-clients: setup  ## run the examples of docs/tokens.md in Node, Go and Spring, where these are installed
+test-clients: setup  ## run the examples of docs/tokens.md in Node, Go and Spring, if installed
 	@$(BIN)/python -m pytest tests/clients -n 0
 
-test-faults: setup  ## kill every process under load, check that nothing is lost or doubled (SEED= SECONDS=200)
+test-faults: setup  ## kill processes under load and check that nothing is lost or duplicated (SEED= SECONDS=200)
 	@$(BIN)/python -m pytest tests/faults -n 0 -s
 
 test-cluster: setup  ## run the tests on the current kube context (IMAGE= PROMETHEUS_URL= ENVIRONMENT=development TESTS=)
 	@$(BIN)/python -m pytest $(or $(TESTS),tests/cluster) -n 0 -s
 
-loadtest: setup  ## load the service, fail when an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL= COMPARE=)
+loadtest: setup  ## put load on the service and fail if an alert would fire (SCENARIO=smoke URL= USERS= DURATION= PROMETHEUS_URL= COMPARE=)
 	@$(BIN)/python -m loadtests.run
 
-loadtest-compare: setup  ## on a cluster: one spike against Knative, and against the guide's Deployment and HPA (URL= IMAGE= USERS=)
+loadtest-compare: setup  ## on a cluster: the same spike on Knative and on the guide's Deployment with HPA (URL= IMAGE= USERS=)
 	@$(BIN)/python -m loadtests.compare
 
-bench: setup  ## measure what speed costs, beside baselines in the same run (JSON=)
+bench: setup  ## measure performance against baselines in the same run (JSON=)
 	@$(BIN)/python -m tests.bench
 
-bench-scale: setup  ## measure what a million accounts cost beside a thousand: ten minutes, 6 GB of disk (JSON=)
+bench-scale: setup  ## compare latency with a million and a thousand accounts: ten minutes, 6 GB of disk (JSON=)
 	@$(BIN)/python -m tests.bench growth
 
-bench-cluster: setup  ## on a cluster: measure the way from zero pods, and what a pod of each function takes (JSON= WHAT=zero)
+bench-cluster: setup  ## on a cluster: measure cold starts and the capacity of a pod of each function (JSON= WHAT=zero)
 	@$(BIN)/python -m tests.bench.cluster $(WHAT)
 
 check: setup  ## lint code and API documents, check format, types, imports and generated files, render and validate the manifests
@@ -58,19 +58,19 @@ check: setup  ## lint code and API documents, check format, types, imports and g
 	@$(BIN)/python -m knative.check
 	@$(BIN)/python -m tests.documents
 
-generate: setup  ## write manifests, JSON Schemas of events and pages of docs from functions and settings
+generate: setup  ## write manifests, event schemas and pages of docs from functions and settings
 	@$(BIN)/python -m knative.generate
 
-secrets: setup-local  ## make the secrets of the overlays development and staging, once
+secrets: setup-local  ## create the secrets of the overlays development and staging, once
 	@$(BIN)/python -m knative.keys knative/overlays/{development,staging}/data/secrets.env
 
-setup:  ## install all that the tests and tools of these targets need
+setup:  ## install everything that these targets need
 	@$(PYTHON) knative/local/setup.py requirements-dev.lock
 
 setup-local:
 	@$(PYTHON) knative/local/setup.py requirements-local.lock
 
-lock: setup  ## resolve the dependencies in pyproject.toml anew
+lock: setup  ## update the lock files from pyproject.toml
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group local -c requirements-dev.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
