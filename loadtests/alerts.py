@@ -1,4 +1,4 @@
-"""The alerts of production as the judge of a load test: the same PrometheusRule files, three ways to ask them."""
+"""Judge load tests by production's alerts: the same PrometheusRule files, evaluated in one of three ways."""
 
 import os
 import shutil
@@ -28,11 +28,11 @@ sum by (name) (label_replace(
 
 
 class CannotJudge(Exception):
-    """The run says nothing; the message says why."""
+    """The run cannot be judged. The message says why."""
 
 
 class Subject(NamedTuple):
-    """An alert, and what it is about: a function, a pod, or the service."""
+    """An alert and what it is about: a function, a pod, or the service."""
 
     alert: str
     about: str
@@ -60,19 +60,19 @@ class Sample:
 
 
 Samples = Mapping[int, Sequence[Sample]]
-"""Of each second of a run."""
+"""By second of the run."""
 
 
 class Judge(Protocol):
     description: str
     before: frozenset[Subject]
-    """What was not quiet before the run began: no run is to blame for it."""
+    """Alerts that were active before the run. They do not count against it."""
 
     def alerts(self, samples: Samples, second: int) -> list[Alert]:
-        """The alerts that are not quiet now, `second` seconds into the run."""
+        """Return the alerts that are active `second` seconds into the run."""
 
     def pods(self) -> dict[str, int] | None:
-        """Pods of each function that has some now; None where that is not known."""
+        """Return the current number of pods by function, without zeros, or None if unknown."""
 
 
 class Prometheus:
@@ -81,7 +81,7 @@ class Prometheus:
     def __init__(self, url: str, description: str, *, before: Sequence[str], sees_pods: bool) -> None:
         """
         Args:
-            before: states of an alert, as firing, that hold nothing against the run when they were there before it.
+            before: states, such as firing, in which an alert that exists before the run does not count against it.
         """
         self._url = url
         self._sees_pods = sees_pods
@@ -106,13 +106,13 @@ class Prometheus:
 
 
 class LocustOnly:
-    """The same thresholds on Locust's own latencies, over the last seconds."""
+    """Compares Locust's own latencies and errors over the last seconds with the thresholds of the rules."""
 
-    description = "NO PROMETHEUS: THE WEAKER CHECK, LOCUST'S OWN LATENCIES AGAINST THE THRESHOLDS OF THE RULES"
+    description = "NO PROMETHEUS: THE WEAKER CHECK OF LOCUST'S OWN LATENCIES AGAINST THE THRESHOLDS OF THE RULES"
     before: frozenset[Subject] = frozenset()
     window = 10
     fewest = 20
-    """Requests of a function in a window: of fewer, the 95th percentile is the slowest one."""
+    """Minimum requests of a function in a window: with fewer, the 95th percentile is the slowest request."""
 
     def alerts(self, samples: Samples, second: int) -> list[Alert]:
         recent: dict[str, list[Sample]] = {}
@@ -136,7 +136,7 @@ class LocustOnly:
 
 
 def about(labels: Mapping[str, str]) -> str:
-    """What an alert is about, as its labels tell."""
+    """Return what an alert is about, from its labels."""
     named = (labels[name] for name in ("function", "pod", "kn_service_name", "trigger") if labels.get(name))
     others = (f"{name} {value}" for name, value in sorted(labels.items()) if name not in _OF_EVERY_ALERT)
     return next(named, None) or ", ".join(others) or "the service"
@@ -146,17 +146,17 @@ _OF_EVERY_ALERT = {"alertname", "severity", "service", "namespace", "job", "inst
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share of them does not exceed; 0 of nothing."""
+    """Return the smallest value that this share of the values does not exceed; 0 if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 @contextmanager
 def judge(url: str, run_seconds: int) -> Iterator[Judge]:
-    """The best judge there is for a run against this URL.
+    """Yield the best available judge for a run against this URL.
 
     Raises:
-        CannotJudge: the run is shorter than the alerts on latency and errors take to fire, or Prometheus is away.
+        CannotJudge: the run is too short for the alerts on latency and errors to fire, or Prometheus does not answer.
     """
     if named := os.environ.get("PROMETHEUS_URL"):
         longest = max(rules.fires_after(rule) for rule in rules.alerting() if rule["alert"] in (LATENCY, ERRORS))
@@ -165,18 +165,18 @@ def judge(url: str, run_seconds: int) -> Iterator[Judge]:
                 f"A run of {run_seconds} s cannot see an alert that takes {longest:.0f} s to fire: "
                 f"set DURATION={longest + 60:.0f}."
             )
-        # What is pending already may be a load of a minute ago, which goes on now.
+        # A pending alert may come from an earlier load that this run continues, so it counts.
         yield Prometheus(named.rstrip("/"), f"the alerts of Prometheus at {named}", before=["firing"], sees_pods=True)
         return
     binary = shutil.which("prometheus")
     if binary and is_local(url):
         with own_prometheus(binary, _targets(), run_seconds) as address:
-            # It has seen a service at rest alone: what is pending there waits for metrics that only a cluster has.
+            # The service was idle so far: alerts pending now wait for metrics that only a cluster has.
             left_out = rules.too_long_for(run_seconds)
             yield Prometheus(
                 address,
-                f"a Prometheus of this run's own; every 'for' and window of the rules is divided by {SCALE}"
-                + (f"; not by {', '.join(left_out)}, which look back further than it lasts" if left_out else ""),
+                f"a Prometheus started for this run; every 'for' and window of the rules is divided by {SCALE}"
+                + (f"; without {', '.join(left_out)}, which look back further than the run lasts" if left_out else ""),
                 before=["pending", "firing"],
                 sees_pods=False,
             )
@@ -185,8 +185,8 @@ def judge(url: str, run_seconds: int) -> Iterator[Judge]:
 
 
 def is_local(url: str) -> bool:
-    """Whether `make up` runs there, on the data folder that DATA_DIR names."""
-    named = url.replace("//127.0.0.1:", "//localhost:")  # as make up calls itself
+    """Return whether `make up` serves this URL from DATA_DIR."""
+    named = url.replace("//127.0.0.1:", "//localhost:")  # the name that make up uses
     return _targets().exists() and f'"{named}"' in _targets().read_text()
 
 
@@ -196,7 +196,7 @@ def _targets() -> Path:
 
 @contextmanager
 def own_prometheus(binary: str, targets: Path, run_seconds: int) -> Iterator[str]:
-    """Starts a Prometheus that scrapes the functions of `make up` every second, and ends it after the block."""
+    """Run a Prometheus that scrapes the functions of `make up` every second, until the block ends."""
     from knative.local.servers import LOOPBACK, free_port
 
     address = f"{LOOPBACK}:{free_port()}"
@@ -220,7 +220,7 @@ def own_prometheus(binary: str, targets: Path, run_seconds: int) -> Iterator[str
             url, deadline = f"http://{address}", time.monotonic() + START_SECONDS
             while not _has_seen_all(url):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise CannotJudge(f"The Prometheus of this run's own does not start:\n{log.read_text()[-1000:]}")
+                    raise CannotJudge(f"The Prometheus for this run does not start:\n{log.read_text()[-1000:]}")
                 time.sleep(0.2)
             yield url
         finally:
@@ -229,14 +229,14 @@ def own_prometheus(binary: str, targets: Path, run_seconds: int) -> Iterator[str
 
 
 def _has_seen_all(url: str) -> bool:
-    """Whether each target was scraped, and after that each rule evaluated: what is not quiet now was so at rest."""
+    """Return whether each target was scraped and each rule evaluated after that, so that idle alerts are known."""
     try:
         targets = ask(url, "targets", tries=0)["activeTargets"]
         evaluations = [group["lastEvaluation"] for group in ask(url, "rules", tries=0)["groups"]]
         scraped = float(
             ask(url, "query", tries=0, query="max(min_over_time(timestamp(up)[2m:1s]))")["result"][0]["value"][1]
         )
-    except (CannotJudge, IndexError):  # it does not listen yet, or has scraped nothing
+    except (CannotJudge, IndexError):  # not listening yet, or nothing scraped yet
         return False
     return all(target["health"] != "unknown" for target in targets) and all(
         datetime.fromisoformat(moment).timestamp() > scraped + 1 for moment in evaluations
@@ -244,10 +244,10 @@ def _has_seen_all(url: str) -> bool:
 
 
 def ask(url: str, path: str, tries: int = 3, **query: str) -> Any:
-    """What Prometheus' API answers.
+    """Return the data in an answer of Prometheus' API.
 
     Raises:
-        CannotJudge: it does not.
+        CannotJudge: Prometheus does not answer.
     """
     try:
         answer = urllib3.request(

@@ -1,10 +1,9 @@
-"""The same spike against the same image, as Knative Services and as the guide's one Deployment with its HPA.
+"""Compare Knative Services with the guide's Deployment and HPA: the same image under the same spike.
 
     make loadtest-compare URL=http://dev-api.aegis.example.com IMAGE=dev.local/aegis-user-service:dev USERS=120
 
-On the current kube context, where development is deployed and nobody uses it for the three quarters of an hour that
-this takes. It writes docs/knative-vs-hpa.md, with its plots; loadtests/compare has both sides. In the end development
-is as it was.
+Runs for 45 minutes on the current kube context, where development must be deployed and otherwise unused. It writes
+docs/knative-vs-hpa.md and its plots, and finally restores development. loadtests/compare has both sides.
 """
 
 import json
@@ -39,7 +38,7 @@ DOCUMENT = ROOT / "docs" / "knative-vs-hpa.md"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 SECONDS, QUIET_SECONDS = 300, 900
-"""Of the spike, a tenth of the people before and after it included, and of the time after it in which nobody comes."""
+"""Length of the spike, including the quieter parts before and after it, and of the idle time that follows."""
 SETTLING_SECONDS = 900.0
 MIN_REPLICAS = 3
 POD_LABEL = "app=user-service"
@@ -47,18 +46,18 @@ POD_LABEL = "app=user-service"
 
 @dataclass(frozen=True)
 class Pods:
-    """The pods of the service at a moment."""
+    """The pods of the service at one moment."""
 
     second: float
-    """Since the spike's run began."""
+    """Since the run began."""
     count: int
     cpu: float
-    """CPUs that they request."""
+    """CPUs that they request, in sum."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two, and what became of the spike there."""
+    """One of the two sides and its results."""
 
     name: str
     folder: str
@@ -68,7 +67,7 @@ class Side:
 
     @property
     def bad_seconds(self) -> int:
-        """In which the 95th percentile was over a second, or nobody got an answer."""
+        """Seconds in which the 95th percentile was over the limit, or nobody got an answer."""
         limit = self.run["thresholds"]["latency"]
         return sum(p95 is None or p95 > limit for p95 in self.run["over_time"]["p95"][self.first_answer :])
 
@@ -86,7 +85,7 @@ class Side:
         return self._over_time(lambda pods: pods.cpu)
 
     def of_a_day(self, spikes: int) -> float:
-        """Pod-seconds of a day with so many spikes, each with its quiet time, and at rest in all the time between."""
+        """Return the pod-seconds of a day with this many spikes and their quiet times, and idle otherwise."""
         at_rest = MIN_REPLICAS if self.folder == HPA.folder else 0
         return spikes * self.pod_seconds + at_rest * (86_400 - spikes * (SECONDS + QUIET_SECONDS))
 
@@ -108,7 +107,7 @@ def main() -> None:
         url, cluster = os.environ.get("URL", "").rstrip("/"), Cluster(None)
         refuse_unless_ready(url, cluster)
         try:
-            # The guide's first: what it leaves in caches and tables serves the other.
+            # The guide's first: the other side benefits from warm caches and tables.
             hpa, knative = (measured(side, url, cluster) for side in (HPA, KNATIVE))
         finally:
             only_knative()
@@ -122,26 +121,26 @@ def main() -> None:
 def refuse_unless_ready(url: str, cluster: Cluster) -> None:
     """
     Raises:
-        Refused: the cluster, or this machine, lacks something that this takes.
+        Refused: the cluster or this machine lacks a requirement.
     """
     if not url:
-        raise Refused("Name the gateway: make loadtest-compare URL=http://10.240.0.2")
+        raise Refused("URL is not set. Set it to the gateway: make loadtest-compare URL=http://10.240.0.2")
     if not CHROMIUM:
-        raise Refused("Chromium is not installed: it draws the plots.")
+        raise Refused("Chromium is not installed. It is needed to draw the plots.")
     try:
         cluster.request("GET", "/apis/metrics.k8s.io/v1beta1")
     except Rejected as error:
-        raise Refused(f"The HPA needs metrics-server, which the cluster has not: {error}") from error
+        raise Refused(f"The HPA needs metrics-server, which the cluster does not have: {error}") from error
     if not cluster.list("serving.knative.dev/v1", "Service"):
-        raise Refused("Development is not deployed there: kubectl apply -k knative/overlays/development")
+        raise Refused("Development is not deployed there. Deploy it: kubectl apply -k knative/overlays/development")
 
 
 def apply(folder: str) -> None:
-    """Applies an overlay, with the image that IMAGE names."""
+    """Apply an overlay with the image IMAGE."""
     WORK.mkdir(parents=True, exist_ok=True)
     name, _, tag = os.environ.get("IMAGE", "dev.local/aegis-user-service:dev").rpartition(":")
     kustomization = {
-        "resources": [os.path.relpath(ROOT / folder, WORK)],  # kustomize takes no absolute path
+        "resources": [os.path.relpath(ROOT / folder, WORK)],  # kustomize accepts no absolute paths
         "images": [
             {"name": stated, "newName": name, "newTag": tag}
             for stated in ("aegis/user-service", "dev.local/aegis-user-service")
@@ -152,10 +151,10 @@ def apply(folder: str) -> None:
 
 
 def kubectl(*arguments: str) -> str:
-    """What kubectl prints.
+    """Return the output of kubectl.
 
     Raises:
-        Refused: it fails; with its complaint.
+        Refused: kubectl failed. The message has its error.
     """
     done = subprocess.run([KUBECTL, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -164,15 +163,15 @@ def kubectl(*arguments: str) -> str:
 
 
 def only_knative() -> None:
-    """Takes the guide's Deployment away, if it is there."""
+    """Delete the guide's Deployment, if it exists."""
     for file in ("user_service.yaml", "network_policies.yaml"):
         kubectl("delete", "--ignore-not-found", "-f", str(SIDES / HPA.folder / file))
     kubectl("--namespace=aegis-user-service", "delete", "--ignore-not-found", "configmap/every-function")
 
 
 def measured(side: Side, url: str, cluster: Cluster) -> Side:
-    """Deploys a side, waits until it is at rest, and lets the spike come."""
-    print(f"\n{side.name}: deploying, and waiting until it is at rest", flush=True)
+    """Deploy a side, wait until it is idle, and run the spike."""
+    print(f"\n{side.name}: deploying and waiting until it is idle", flush=True)
     only_knative()
     apply(f"loadtests/compare/{side.folder}")
     wait_until_at_rest(side, cluster)
@@ -184,10 +183,10 @@ def measured(side: Side, url: str, cluster: Cluster) -> Side:
         "URL": url,
         "HOST_HEADER": side.host,
         "REPORT": str(file),
-        # How long it was slow is what is asked here, not whether an alert took notice.
+        # This measures how long it was slow, not whether an alert noticed.
         "PROMETHEUS_URL": "",
     }
-    # What an earlier run has left is not this one's.
+    # Delete the result of an earlier run.
     file.with_suffix(".json").unlink(missing_ok=True)
     with watched(cluster) as seen:
         done = subprocess.run([sys.executable, "-m", "loadtests.run"], cwd=ROOT, env=environment, check=False)
@@ -201,7 +200,7 @@ def measured(side: Side, url: str, cluster: Cluster) -> Side:
 def wait_until_at_rest(side: Side, cluster: Cluster) -> None:
     """
     Raises:
-        Refused: it does not come to rest.
+        Refused: it does not become idle.
     """
     kubectl("--namespace=aegis-user-service", "wait", "--for=condition=Ready", "ksvc", "--all", "--timeout=600s")
     kubectl(
@@ -210,12 +209,12 @@ def wait_until_at_rest(side: Side, cluster: Cluster) -> None:
     deadline = time.monotonic() + SETTLING_SECONDS
     while not is_at_rest(side, cluster):
         if time.monotonic() > deadline:
-            raise Refused(f"{side.name} has not come to rest in {SETTLING_SECONDS:.0f} s.")
+            raise Refused(f"{side.name} was not idle after {SETTLING_SECONDS:.0f} s.")
         time.sleep(2)
 
 
 def is_at_rest(side: Side, cluster: Cluster) -> bool:
-    """Whether functions have no pods, or the Deployment its three, of whose CPU the HPA knows."""
+    """Return whether no function has pods, or the Deployment has its three and the HPA knows their CPU use."""
     pods = cluster.list("v1", "Pod", POD_LABEL)
     if side.folder == KNATIVE.folder:
         return not pods
@@ -230,7 +229,7 @@ def is_at_rest(side: Side, cluster: Cluster) -> bool:
 
 @contextmanager
 def watched(cluster: Cluster) -> Iterator[list[Pods]]:
-    """Looks at the pods each second while the block runs."""
+    """Record the pods each second while the block runs."""
     seen: list[Pods] = []
     stopped, started = threading.Event(), time.monotonic()
 
@@ -247,18 +246,18 @@ def watched(cluster: Cluster) -> Iterator[list[Pods]]:
 
 
 def takes_resources(pod: Object) -> bool:
-    """Whether a node holds something ready for it: from when it is placed until it is gone."""
+    """Return whether a pod occupies resources of a node: from when it is scheduled until it is gone."""
     return "nodeName" in pod["spec"] and pod["status"]["phase"] in ("Pending", "Running")
 
 
 def cpu(pod: Object) -> float:
-    """CPUs that its containers request."""
+    """Return the CPUs that a pod's containers request."""
     texts = [one.get("resources", {}).get("requests", {}).get("cpu", "0") for one in pod["spec"]["containers"]]
     return sum(float(text.removesuffix("m")) * (0.001 if text.endswith("m") else 1) for text in texts)
 
 
 def write(knative: Side, hpa: Side) -> None:
-    """Writes the document and its plots."""
+    """Write the document and its plots."""
     for name, figure in (("latency", latency(knative, hpa)), ("pods", pods(knative, hpa))):
         DOCUMENT.with_name(f"knative-vs-hpa-{name}.svg").write_text(svg(figure), "utf-8")
     environment = Environment(loader=FileSystemLoader(SIDES), undefined=StrictUndefined, trim_blocks=True)  # noqa: S701
@@ -290,7 +289,7 @@ def pods(knative: Side, hpa: Side) -> go.Figure:
 
 
 def svg(figure: go.Figure) -> str:
-    """The figure as Plotly draws it in a browser."""
+    """Return the figure as SVG, drawn by Plotly in a browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,6 +1,6 @@
-"""People who use the service: they register, verify, log in, read, change, refresh, leave and come back.
+"""Simulated users: they register, verify, log in, read, change, refresh, leave and come back.
 
-Each request is named after the function that answers it. They ask for nothing that is refused: a failure is one.
+Each request is named after the function that answers it. They only send valid requests, so every refusal is a failure.
 """
 
 import os
@@ -25,22 +25,22 @@ PASSWORD = "copper lantern drifts north"  # noqa: S105
 USERS = "/api/v1/users"
 MAIL_TRIES = 100
 TRIES = 10
-"""Of what a person cannot go on without."""
+"""Tries of a request that a person cannot continue without."""
 HOST = {"Host": os.environ["HOST_HEADER"]} if os.environ.get("HOST_HEADER") else {}
-"""Set where the name of the gateway's host leads elsewhere and URL is an address."""
+"""Set HOST_HEADER if URL is an IP address because the gateway's host name resolves to another one."""
 INBOX_URL = os.environ.get("INBOX_URL", "").rstrip("/")
-"""Where mails are read; empty where that is the URL of the service."""
+"""Where mails are read. Empty for the URL of the service."""
 AIDS = "inbox"
-"""The name of requests that serve the test alone; they are not judged."""
+"""The name of requests that only help the test. They are not judged."""
 ADMINISTRATORS = 2
 ARRIVAL_SECONDS = 5.0
-"""Within which all who waited for the same hour log in."""
+"""Within which all waiting commuters log in."""
 MAILED_AGAIN = 0.1
-"""So large a share of people ask for their first mail again."""
+"""Share of people who ask for their first mail again."""
 
 
 class Somebody(HttpUser):
-    """Whoever has an account, a password, and the tokens of a session."""
+    """Somebody with an account, a password, and the tokens of a session."""
 
     abstract = True
     wait_time = between(0.5, 1.5)
@@ -69,39 +69,39 @@ class Somebody(HttpUser):
         self.log_in()
 
     def send(self, function: str, method: str, path: str, body: Any = None, *, expected: int = 0) -> Any:
-        """The answer of a function; None when it was none of success, nor the expected one."""
+        """Return the answer of a function, or None if it is neither a success nor has the expected status."""
         headers = {"Authorization": f"Bearer {self.tokens['access_token']}"} if self.tokens else {}
         with self.client.request(
             method, path, json=body, headers=headers, name=function, timeout=30, catch_response=True
         ) as answer:
-            # 0 where there was no answer at all
+            # status_code is 0 if there was no answer
             if not (200 <= answer.status_code < 300 or answer.status_code == expected):
                 return None
             answer.success()
             return answer
 
     def insist(self, function: str, method: str, path: str, body: Any = None, *, expected: int = 0) -> Any:
-        """The answer of a function to who cannot go on without.
+        """Return the answer of a function, with retries.
 
         Raises:
-            StopUser: it never came.
+            StopUser: all tries failed.
         """
         for _ in range(TRIES):
             answer = self.send(function, method, path, body, expected=expected)
-            if answer is not None:  # one that was expected to be of no success is false
+            if answer is not None:  # an expected error response is falsy
                 return answer
-            gevent.sleep(1)  # as the service asks for when it is too busy
+            gevent.sleep(1)  # the Retry-After of a busy service
         raise StopUser
 
     def mailed_token(self, mails: int = 1) -> str:
-        """The token in the newest mail, once there are so many."""
+        """Return the token in the newest mail, once there are this many mails."""
         return self.newest_message(self.email, mails).partition("#token=")[2].split()[0]
 
     def newest_message(self, to: str, messages: int = 1) -> str:
-        """The text of the newest message to an address or number, once there are so many.
+        """Return the text of the newest message to an address or number, once there are this many messages.
 
         Raises:
-            StopUser: they did not come.
+            StopUser: the messages did not arrive.
         """
         for _ in range(MAIL_TRIES):
             answer = self.client.get(
@@ -114,14 +114,14 @@ class Somebody(HttpUser):
 
 
 class Person(Somebody):
-    """Reads most of the time; logs out and in again, and seldom does what has to be done once."""
+    """Mostly reads; logs out and in again; rarely does what people do once."""
 
     def on_start(self) -> None:
         super().on_start()
         self.join()
 
     def join(self) -> None:
-        """What a new user goes through before anything else."""
+        """Register, verify and log in."""
         self.email = f"{uuid.uuid4().hex}@example.com"
         self.tokens = {}
         self.has_asked_for_code = self.has_exported = False
@@ -130,7 +130,7 @@ class Person(Somebody):
         if random.random() < MAILED_AGAIN and self.send(  # noqa: S311
             "request_email_verification", "POST", f"{USERS}/email/resend", {"email": self.email}
         ):
-            token = self.mailed_token(mails=2)  # it replaces the one before
+            token = self.mailed_token(mails=2)  # it replaces the first one
         self.insist("verify_email", "POST", f"{USERS}/email/verify", {"token": token, "password": PASSWORD})
         self.log_in()
 
@@ -157,7 +157,7 @@ class Person(Somebody):
 
     @task(2)
     def login_elsewhere_and_revoke_session(self) -> None:
-        self.log_in()  # the session before goes on
+        self.log_in()  # the previous session stays
         if not (answer := self.send("list_sessions", "GET", f"{USERS}/me/sessions")):
             return
         for session in answer.json()["sessions"]:
@@ -166,7 +166,7 @@ class Person(Somebody):
 
     @task(1)
     def request_phone_code_and_verify_phone(self) -> None:
-        if self.has_asked_for_code:  # an account may do so five times an hour
+        if self.has_asked_for_code:  # the limit is five an hour
             return
         self.has_asked_for_code = True
         phone = f"+8210{secrets.choice('2467')}{secrets.randbelow(10**7):07}"
@@ -176,19 +176,19 @@ class Person(Somebody):
 
     @task(1)
     def export_data(self) -> None:
-        if not self.has_exported:  # ten times an hour
+        if not self.has_exported:  # the limit is ten an hour
             self.has_exported = True
             self.send("export_data", "GET", f"{USERS}/me/export")
 
     @task(1)
     def withdraw(self) -> None:
-        """Leaves; somebody new comes in their place."""
+        """Withdraw, and continue as a new user."""
         self.send("withdraw", "POST", f"{USERS}/me/withdrawal", {"password": PASSWORD})
         self.join()
 
 
 class Commuter(Person):
-    """Has an account, and waits with all the others for the hour at which they log in."""
+    """Has an account, and waits to log in at the same time as all others."""
 
     wait_time = between(1, 3)
 
@@ -203,14 +203,14 @@ class Commuter(Person):
 
 
 class Administrator(Somebody):
-    """Searches users, in a session with a second factor, and looks into some."""
+    """Searches users and reads some, in a session with a second factor."""
 
     fixed_count = ADMINISTRATORS
     wait_time = between(1, 4)
     appointed: ClassVar[list[tuple[str, str]]] = []
-    """Addresses of accounts that have the role and no password yet, each with the code for its first factor."""
+    """Addresses of administrators without a password yet, each with the code for the first factor."""
     found = ""
-    """The id of a user whom they have seen in a list."""
+    """The id of a user seen in a list."""
 
     def on_start(self) -> None:
         super().on_start()
@@ -256,10 +256,10 @@ class Administrator(Somebody):
 
 
 def appoint_administrators() -> None:
-    """Makes the accounts of the administrators.
+    """Create the accounts of the administrators.
 
     Raises:
-        CannotJudge: the command that should make them fails.
+        CannotJudge: the command failed.
     """
     command = os.environ.get("ADMIN_CREATE") or f"{sys.executable} -m knative.aegis admin create"
     for _ in range(ADMINISTRATORS):
@@ -267,8 +267,8 @@ def appoint_administrators() -> None:
         done = subprocess.run([*shlex.split(command), email], capture_output=True, text=True, check=False)
         if done.returncode:
             raise CannotJudge(
-                f"No administrator can be made: {(done.stderr or done.stdout).strip()}\n"
-                f"ADMIN_CREATE is the command that makes one: {command}"
+                f"Cannot create an administrator: {(done.stderr or done.stdout).strip()}\n"
+                f"The command was {command}. Set ADMIN_CREATE to use another."
             )
         code = re.search("[0-9A-Z]{4}(-[0-9A-Z]{4}){5}", done.stdout)
         Administrator.appointed.append((email, code[0] if code else ""))

@@ -1,4 +1,4 @@
-"""The figures of a run as a JSON document: what its report shows, and what a later run is compared with."""
+"""The figures of a run as a JSON document, for its report and for comparisons with later runs."""
 
 import json
 import math
@@ -13,12 +13,12 @@ from loadtests.verdict import Run
 
 Record = dict[str, Any]
 MOST_STEPS = 600
-"""A longer run is told in steps of more than a second."""
+"""Runs with more seconds than this use longer steps."""
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 def record(run: Run, code: int) -> Record:
-    """The figures: latencies in milliseconds, `over_time` with one entry for each step of `step` seconds."""
+    """Return the figures: latencies in milliseconds; `over_time` has one entry per step of `step` seconds."""
     step = math.ceil((run.seconds + 1) / MOST_STEPS)
     moments = range(0, run.seconds + 1, step)
     steps = [
@@ -66,16 +66,16 @@ def write(recorded: Record, file: Path) -> None:
 
 
 def earlier(path: str | None) -> Record | None:
-    """The figures of the run that COMPARE names.
+    """Return the figures of the run in the file COMPARE.
 
     Raises:
-        CannotJudge: it names none.
+        CannotJudge: the file is not such a document.
     """
     if not path:
         return None
     try:
         found: Record = json.loads(Path(path).read_text("utf-8"))
-        found["p95_of_functions"]  # of no other document
+        found["p95_of_functions"]  # only these documents have it
     except (OSError, ValueError, KeyError, TypeError):
         raise CannotJudge(f"COMPARE={path} is not the JSON that an earlier run wrote beside its report.") from None
     return found
@@ -96,7 +96,7 @@ def _figures(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def _spells(run: Run) -> Iterator[Record]:
-    """Each time that an alert was pending or firing: from which second until which, and its greatest value."""
+    """Yield each period in which an alert was pending or firing, with its seconds and its highest value."""
     for subject in sorted({alert.subject for active in run.alerts.values() for alert in active}):
         seen = [
             (second, alert)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing else."""
+"""The report of a run: one self-contained HTML page."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -12,19 +12,19 @@ from jinja2 import Environment, FileSystemLoader
 from loadtests.record import Record
 
 WORDS = {0: "quiet", 1: "fired", 2: "not judged"}
-"""Of each exit code."""
+"""By exit code."""
 BLUE, ORANGE, PURPLE, RED, AMBER, GREY = "#3b82f6", "#e08a00", "#a855f7", "#dc2626", "#f0b429", "#8a94a6"
 COLORS = (BLUE, ORANGE, PURPLE, "#10b981", "#e11d74", "#0ea5b7", "#b45309", "#6366f1", "#84a110", GREY)
 PLOT_HEIGHT, LANE_HEIGHT = 380, 17
-"""Pixels of the plot of latency, and of each alert that was not quiet above it."""
+"""Pixels of the latency plot, and of each active alert above it."""
 SLOWEST = 6
-"""Functions whose latency has a line."""
-# Without a mouse a finger on a plot scrolls the page.
+"""How many functions have a latency line."""
+# On touch screens, dragging on a plot scrolls the page.
 FINGER = "if (matchMedia('(pointer: coarse)').matches) Plotly.relayout('{plot_id}', {dragmode: false});"
 
 
 def write_report(recorded: Record, compared: Record | None, file: Path) -> None:
-    """Writes the report of a run, beside the figures of an earlier one where there are."""
+    """Write the report of a run, compared with an earlier one if given."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     page = environment.get_template("report.html").render(
         run=recorded,
@@ -47,7 +47,7 @@ def moment(recorded: Record) -> str:
 
 def plots(recorded: Record, compared: Record | None) -> Iterator[tuple[str, go.Figure]]:
     over_time = recorded["over_time"]
-    yield "Latency, as the people saw it", latency(recorded, compared)
+    yield "Latency seen by users", latency(recorded, compared)
     slowest = sorted(recorded["functions"], key=lambda name: -recorded["functions"][name]["p95"])[:SLOWEST]
     yield (
         "The slowest functions, 95th percentile",
@@ -70,7 +70,7 @@ def seconds(recorded: Record) -> list[int]:
 
 
 def latency(recorded: Record, compared: Record | None) -> go.Figure:
-    """Percentiles with the thresholds; behind them bands where an alert was not quiet, and one lane for each above."""
+    """Plot percentiles and thresholds, with bands behind them and a lane above for each active alert."""
     shares = {name: recorded["over_time"][name] for name in ("p50", "p95", "p99")}
     figure = lines(recorded, shares, "ms", limits=True)
     if compared:
@@ -98,7 +98,7 @@ def latency(recorded: Record, compared: Record | None) -> go.Figure:
     for number, (alert, about) in enumerate(lanes):
         own = [spell for spell in recorded["alerts"] if (spell["alert"], spell["about"]) == (alert, about)]
         start, end = own[0]["from"], own[-1]["until"]
-        is_before = start > recorded["seconds"] - end  # where there is more room beside the bar
+        is_before = start > recorded["seconds"] - end  # the label goes where there is more room
         figure.add_annotation(
             text=f"{alert.removeprefix('UserService')} {about}", x=start if is_before else end, xref="x", yref="paper",
             xanchor="right" if is_before else "left", y=1 - share * (number + 0.4), yanchor="middle", showarrow=False,
@@ -109,12 +109,12 @@ def latency(recorded: Record, compared: Record | None) -> go.Figure:
 
 
 def spells(recorded: Record) -> list[dict[str, Any]]:
-    """The times when an alert was not quiet, firing ones first."""
+    """Return the periods with active alerts, firing ones first."""
     return sorted(recorded["alerts"], key=lambda spell: (spell["state"], spell["from"]))
 
 
 def union(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of time that overlap or touch, as one."""
+    """Merge spans of time that overlap or touch."""
     found: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
@@ -133,11 +133,11 @@ def lines(
     connect: bool = False,
     shape: str = "linear",
 ) -> go.Figure:
-    """Lines over the seconds of a run.
+    """Plot lines over the seconds of a run.
 
     Args:
-        limits: shows the thresholds on latency.
-        connect: goes on over seconds in which nothing is known.
+        limits: show the thresholds on latency.
+        connect: connect lines across seconds without data.
     """
     figure = go.Figure()
     for number, (name, values) in enumerate(series.items()):
@@ -189,7 +189,7 @@ def lines(
 
 
 def html(figure: go.Figure, *, first: bool) -> str:
-    """The figure as a part of a page; the first one brings the library along."""
+    """Return the figure as a part of a page. The first one includes the library."""
     text: Any = plotly.io.to_html(
         figure,
         full_html=False,

@@ -1,4 +1,4 @@
-"""What the PrometheusRule files of production say, and the same on a shorter scale of time."""
+"""The rules in production's PrometheusRule files, and the same on a shorter time scale."""
 
 import math
 import re
@@ -10,11 +10,11 @@ import yaml
 
 RULES = Path(__file__).parents[1] / "knative" / "components" / "monitoring"
 SCALE = 30
-"""A Prometheus of our own counts a minute as 2 s: windows and `for` are divided by this."""
+"""The local Prometheus divides windows and `for` by this: a minute becomes 2 s."""
 LATENCY, ERRORS = "UserServiceHighLatency", "UserServiceHighErrorRate"
 
 PASSING_OF_TIME = ("certmanager_", "kube_cronjob_")
-"""How the metrics begin that no load moves: an alert on them alone judges no run."""
+"""Prefixes of metrics that load does not influence. Alerts on them do not judge a run."""
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
 _DURATION = r"(?:\d+(?:ms|[smhdwy]))+"
@@ -27,7 +27,7 @@ Rule = dict[str, Any]
 
 @cache
 def groups(folder: Path = RULES) -> list[dict[str, Any]]:
-    """The groups of rules, recording and alerting, in all PrometheusRule files of a folder."""
+    """Return the groups of recording and alerting rules in all PrometheusRule files of a folder."""
     documents = [
         document for file in sorted(folder.glob("*.yaml")) for document in yaml.safe_load_all(file.read_text("utf-8"))
     ]
@@ -40,12 +40,12 @@ def groups(folder: Path = RULES) -> list[dict[str, Any]]:
 
 
 def alerting(folder: Path = RULES) -> list[Rule]:
-    """The rules that alert."""
+    """Return the alerting rules."""
     return [rule for group in groups(folder) for rule in group["rules"] if "alert" in rule]
 
 
 def judging(folder: Path = RULES) -> list[Rule]:
-    """The alerting rules that a load can set off: not those on what time alone brings, as a certificate's expiry."""
+    """Return the alerting rules that load can trigger, without those that depend on time, as a certificate's expiry."""
     return [
         rule
         for rule in alerting(folder)
@@ -54,10 +54,10 @@ def judging(folder: Path = RULES) -> list[Rule]:
 
 
 def seconds(duration: str) -> float:
-    """Seconds of a Prometheus duration such as 5m, 1h30m or 500ms.
+    """Return the seconds of a Prometheus duration such as 5m, 1h30m or 500ms.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is malformed.
     """
     if not re.fullmatch(_DURATION, duration):
         raise ValueError(f"{duration!r} is not a duration such as 30s, 5m or 1h30m")
@@ -65,18 +65,18 @@ def seconds(duration: str) -> float:
 
 
 def fires_after(rule: Rule) -> float:
-    """Seconds for which a rule must hold before it fires."""
+    """Return the seconds that a rule must hold before it fires."""
     return seconds(str(rule.get("for", "0s")))
 
 
 def threshold(name: str) -> float:
-    """The number above which an alert holds: the first that its expression compares with."""
+    """Return the threshold of an alert: the first number that its expression compares with."""
     expression = next(rule["expr"] for rule in alerting() if rule["alert"] == name)
     return float(re.findall(r">=?\s*([0-9.]+)", expression)[0])
 
 
 def latency_thresholds() -> list[float]:
-    """Seconds: that of the alert on latency, and those of the objectives, whose expressions name a bucket's edge."""
+    """Return the latency thresholds in seconds: of the alert, and of the objectives, which are bucket bounds."""
     edges = {
         float(edge)
         for group in groups()
@@ -87,10 +87,10 @@ def latency_thresholds() -> list[float]:
 
 
 def scaled(folder: Path = RULES, run_seconds: float = math.inf) -> list[dict[str, Any]]:
-    """The groups for a Prometheus that scrapes every second: each span of time is divided by SCALE.
+    """Return the groups for a Prometheus that scrapes every second: all durations are divided by SCALE.
 
-    It has no history. So an alert that looks back further than the run lasts is left out, or the part of it that does,
-    where `or` joins it to others: in a window that has just begun, one slow request is a burnt budget.
+    It has no history, so alerts, and alternatives joined by `or`, that look back further than the run lasts are left
+    out: in a window that has just begun, one slow request would use up the budget.
     """
     found = []
     for group in groups(folder):
@@ -100,13 +100,13 @@ def scaled(folder: Path = RULES, run_seconds: float = math.inf) -> list[dict[str
 
 
 def too_long_for(run_seconds: float, folder: Path = RULES) -> list[str]:
-    """The alerts that are left out for a run of so many seconds."""
+    """Return the alerts that are left out for a run of this length."""
     kept = {rule.get("alert") for group in scaled(folder, run_seconds) for rule in group["rules"]}
     return [rule["alert"] for rule in judging(folder) if rule["alert"] not in kept]
 
 
 def _within(rule: Rule, folder: Path, longest: float) -> Rule | None:
-    """A rule without the alternatives that look back for more than so many seconds; None when none is left."""
+    """Return a rule without alternatives that look back for more than `longest` seconds, or None if none is left."""
     if "record" in rule:
         return rule
     kept = [part for part in _alternatives(rule["expr"]) if _looks_back(_in_full(part, folder)) <= longest]
@@ -114,7 +114,7 @@ def _within(rule: Rule, folder: Path, longest: float) -> Rule | None:
 
 
 def _alternatives(expression: str) -> list[str]:
-    """What an expression joins by `or`, outside of all parentheses."""
+    """Split an expression at each `or` outside parentheses."""
     parts, depth, start = [], 0, 0
     for match in re.finditer(r"[({\[]|[)}\]]|\bor\b", expression):
         if match[0] != "or":
@@ -126,12 +126,12 @@ def _alternatives(expression: str) -> list[str]:
 
 
 def _looks_back(expression: str) -> float:
-    """Seconds of the longest window in it."""
+    """Return the seconds of the longest window in an expression."""
     return max((seconds(match[1]) for match in _WINDOW.finditer(expression)), default=0.0)
 
 
 def _in_full(expression: str, folder: Path) -> str:
-    """An expression, followed by those of all that it takes from recording rules."""
+    """Return an expression followed by those of all recording rules that it uses."""
     recorded: dict[str, str] = {}
     for group in groups(folder):
         for rule in group["rules"]:

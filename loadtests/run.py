@@ -1,8 +1,8 @@
-"""Runs a scenario and fails exactly when an alert of production would fire: `make loadtest`.
+"""Run a scenario and fail exactly when one of production's alerts would fire: `make loadtest`.
 
     SCENARIO=smoke URL=http://localhost:8080 python -m loadtests.run
 
-Exits with 0 when all alerts stayed quiet, 1 when one fired, 2 when the run failed or was too small to judge.
+Exits with 0 if no alert fired, 1 if one fired, 2 if the run failed or was too small to judge.
 """
 
 import os
@@ -27,7 +27,7 @@ from loadtests.verdict import NOT_JUDGED, Run, verdict
 
 PROGRESS_SECONDS = 5
 TO_ZERO_SECONDS = 480
-"""An idle function's last pod goes after its window (60 s), the delay of 300 s, and Knative's grace of 30 s."""
+"""An idle function's last pod stops after its window (60 s), the delay of 300 s, and Knative's grace of 30 s."""
 
 
 def main() -> None:
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def chosen(name: str) -> Scenario:
-    """The scenario with this name, with USERS and DURATION in place of its own.
+    """Return the scenario with this name. USERS and DURATION override its values.
 
     Raises:
-        CannotJudge: there is none, or they are no numbers.
+        CannotJudge: there is no such scenario, or a value is malformed.
     """
     if name not in SCENARIOS:
         lines = [f"  {known:16} {scenario.says}" for known, scenario in SCENARIOS.items()]
-        raise CannotJudge("\n".join([f"There is no scenario {name}. SCENARIO is one of", *lines]))
+        raise CannotJudge("\n".join([f"There is no scenario {name}. SCENARIO must be one of", *lines]))
     scenario, duration = SCENARIOS[name], os.environ.get("DURATION")
     try:
         users = int(os.environ.get("USERS") or scenario.users)
@@ -75,27 +75,27 @@ def chosen(name: str) -> Scenario:
         if users < 1 or seconds < 1:
             raise ValueError
     except ValueError:
-        raise CannotJudge("USERS is a whole number, DURATION one of seconds, or such as 5m.") from None
+        raise CannotJudge("USERS must be a whole number, and DURATION seconds or a duration such as 5m.") from None
     return replace(scenario, users=users, seconds=int(seconds))
 
 
 def check_answers(url: str) -> None:
-    """Refuses a service that nobody answers for."""
+    """Raise CannotJudge if the service does not answer."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url + USERS, headers=HOST), timeout=10):  # noqa: S310
             pass
     except urllib.error.HTTPError:
-        pass  # an answer, if not a friendly one
+        pass  # an error is an answer, too
     except OSError as error:
-        raise CannotJudge(f"Nobody answers at {url} ({type(error).__name__}). Start it: make up.") from None
+        raise CannotJudge(f"No answer from {url} ({type(error).__name__}). Start the service: make up") from None
 
 
 def wait_for_zero(url: str, judge: Judge) -> None:
-    """Returns when no function has a pod, or none has been called for as long as its last pod stays."""
+    """Wait until no function has a pod, or until TO_ZERO_SECONDS have passed."""
     if alerts.is_local(url):
-        print("nothing to scale here: make up runs one process of each function at all times; judged all the same")
+        print("nothing scales from zero here: make up always runs one process per function; judged anyway")
         return
-    print(f"waiting until no function has a pod, for {TO_ZERO_SECONDS} s at the most", flush=True)
+    print(f"waiting until no function has a pod, for at most {TO_ZERO_SECONDS} s", flush=True)
     until = time.monotonic() + TO_ZERO_SECONDS
     while time.monotonic() < until:
         if judge.pods() == {}:
@@ -104,7 +104,7 @@ def wait_for_zero(url: str, judge: Judge) -> None:
 
 
 def perform(run: Run, scenario: Scenario, judge: Judge) -> None:
-    """Lets the people come, and notes each second what they meet and what the judge says."""
+    """Run the scenario, and record each second what users experience and what the judge reports."""
     environment = Environment(user_classes=list(scenario.people), host=run.url, shape_class=Shape(scenario))
     runner = environment.create_local_runner()
     started = time.monotonic()

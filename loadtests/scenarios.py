@@ -1,4 +1,4 @@
-"""How many people come when."""
+"""The scenarios: how many people arrive when."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from loadtests.people import Administrator, Commuter, Person, Somebody
 
 @dataclass(frozen=True)
 class Stage:
-    """So many people, as a share of USERS, until so much of DURATION has passed; they arrive in so many seconds."""
+    """A share of USERS until a share of DURATION has passed. They arrive within `arrive_in` seconds."""
 
     until: float
     share: float
@@ -24,9 +24,9 @@ class Scenario:
     stages: tuple[Stage, ...]
     people: tuple[type[Somebody], ...] = (Person,)
     begins: float = 0.0
-    """When so much of DURATION has passed, they do what they have come for."""
+    """The share of DURATION after which commuters log in."""
     from_zero: bool = False
-    """It waits until no function has a pod."""
+    """Wait until no function has a pod."""
 
 
 SCENARIOS = {
@@ -49,7 +49,7 @@ SCENARIOS = {
         ),
     ),
     "login-storm": Scenario(
-        "60 people who have accounts log in within 5 s",
+        "60 people with accounts log in within 5 s",
         60,
         120,
         (
@@ -62,14 +62,14 @@ SCENARIOS = {
     ),
     "soak": Scenario("20 people for an hour", 20, 3600, (Stage(until=1, share=1, arrive_in=20),)),
     "scale-from-zero": Scenario(
-        "20 people at once, where no function has a pod",
+        "20 people at once, while no function has a pod",
         20,
         120,
         (Stage(until=1, share=1, arrive_in=1),),
         from_zero=True,
     ),
     "mixed": Scenario(
-        "40 people, and administrators who search users among them, for three minutes",
+        "40 people, including administrators who search users, for three minutes",
         40,
         180,
         (Stage(until=1, share=1, arrive_in=20),),
@@ -79,14 +79,14 @@ SCENARIOS = {
 
 
 class Shape(LoadTestShape):
-    """Lets Locust follow a scenario."""
+    """Makes Locust follow a scenario."""
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__()
         self.scenario = scenario
 
     def passed(self) -> float:
-        """The share of DURATION that has passed."""
+        """Return the share of DURATION that has passed."""
         return float(self.get_run_time()) / self.scenario.seconds
 
     def has_begun(self) -> bool:

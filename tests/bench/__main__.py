@@ -1,7 +1,7 @@
-"""Measures all figures, or those of the files that it is given: python -m tests.bench [events ...].
+"""Measure all figures, or those of the given parts: python -m tests.bench [events ...].
 
-KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL and REDIS_URL name servers in place of the embedded ones; the broker is to be one
-without our topic. JSON= is a file for the figures.
+KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL and REDIS_URL replace the embedded servers. The broker must not have our topic.
+JSON= is a file for the figures.
 """
 
 import json
@@ -31,8 +31,8 @@ MEASURES: dict[str, Callable[[], Sequence[Figure]]] = {
 def main() -> None:
     names = sys.argv[1:] or [*MEASURES]
     if unknown := set(names) - MEASURES.keys():
-        sys.exit(f"There is no {', '.join(sorted(unknown))} to measure, but {', '.join(MEASURES)}.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are stopped then as well
+        sys.exit(f"Unknown: {', '.join(sorted(unknown))}. Choose from: {', '.join(MEASURES)}.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also stops the servers
     with tempfile.TemporaryDirectory(prefix="aegis-bench-") as name:
         (folder := Path(name)).chmod(0o755)
         supervisor = Supervisor(folder, print, threading.Event())
@@ -63,7 +63,7 @@ def show(figures: Sequence[Figure]) -> None:
 
 
 def number(value: float | None) -> str:
-    """With three digits that say something."""
+    """Format with three significant digits."""
     return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,9 +1,9 @@
-"""Fills a migrated database with accounts of the last year and all that belongs to them, for what is measured at scale.
+"""Fill a migrated database with a year's accounts and their data, to measure at scale.
 
     DATABASE_URL=postgresql://... python -m tests.bench.accounts 1000000
 
-A million take 210 s of work, which two connections share, and 6 GB. Every row is made by PostgreSQL itself, under the
-constraints and indexes of the schema; one password opens all of them.
+A million accounts take 210 s of work, shared by two connections, and 6 GB. PostgreSQL creates every row itself, under
+the constraints and indexes of the schema. All accounts have the same password.
 """
 
 import sys
@@ -21,10 +21,10 @@ from shared.runtime.settings import settings
 from tests.bench.people import PASSWORD
 
 ADMINISTRATORS = 40
-"""Of any number of accounts the first so many, each with a session that goes on."""
+"""The first accounts are administrators, each with an active session."""
 
 AT_ONCE = 50_000
-"""Each table's rows of so many accounts go into its indexes in order, and so go through them a few times only."""
+"""Rows of this many accounts are inserted in index order at once, so each index is traversed only a few times."""
 WRITERS = 2
 SURNAMES = "김 이 박 최 정 강 조 윤 장 임 한 오 서 신 권 황 안 송 류 홍"
 SURNAMES_IN_LATIN = "kim lee park choi jung kang cho yoon jang lim han oh seo shin kwon hwang ahn song ryu hong"
@@ -166,7 +166,7 @@ FUNCTIONS = (
 
 
 def load(accounts: int) -> None:
-    """Adds so many accounts to the database of DATABASE_URL, which has none yet."""
+    """Add this many accounts to the database of DATABASE_URL, which must be empty."""
     now = datetime.now(UTC)
     for day in (now - partitions.KEPT, now - partitions.KEPT / 2):
         partitions.keep_days(day)
@@ -186,7 +186,7 @@ def load(accounts: int) -> None:
         parts = [parameters | {"first": first, "last": min(first + AT_ONCE - 1, accounts)} for first in firsts]
         for _ in writers.map(lambda part: _write(engine, part), parts):
             pass
-    # What autovacuum would do in the middle of what is measured.
+    # Otherwise autovacuum would do this during the measurement.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE)"))
     engine.dispose()

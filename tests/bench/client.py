@@ -1,4 +1,4 @@
-"""A client that costs little of the cores that it shares with the server: bytes over kept connections, and epoll."""
+"""A cheap client, as it shares cores with the server: prepared bytes, persistent connections and epoll."""
 
 import contextlib
 import re
@@ -17,18 +17,18 @@ _SUCCESS = re.compile(rb"HTTP/1\.1 2\d\d ")
 
 @dataclass
 class Load:
-    """What became of requests."""
+    """The result of sending requests."""
 
     rate: float = 0.0
     """Answers a second."""
     seconds: list[float] = field(default_factory=list)
-    """To each of the answers."""
+    """The time to each answer."""
     failure: str = ""
-    """One that was none of success, if there was any."""
+    """An answer that was not a success, if any."""
 
 
 def rate(port: int, requests: Sequence[bytes], connections: int = 16) -> float:
-    """Answers a second to these requests, all of success."""
+    """Return the answers a second to these requests, which must all succeed."""
     done = load(("127.0.0.1", port), requests, connections)
     if done.failure:
         sys.exit(f"A request failed: {done.failure}")
@@ -36,7 +36,7 @@ def rate(port: int, requests: Sequence[bytes], connections: int = 16) -> float:
 
 
 def load(address: tuple[str, int], requests: Sequence[bytes], connections: int) -> Load:
-    """Sends each of these requests once; every connection sends its next when it has the answer."""
+    """Send each request once. A connection sends its next request when it has the answer."""
     waiting = iter(requests)
     poll = select.epoll()
     sockets: dict[int, socket.socket] = {}
@@ -71,7 +71,7 @@ def load(address: tuple[str, int], requests: Sequence[bytes], connections: int) 
 
 
 def connect(address: tuple[str, int]) -> socket.socket:
-    """A connection to a server, which may have just been started."""
+    """Connect to a server, which may have just been started."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(ConnectionRefusedError):

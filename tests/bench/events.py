@@ -1,4 +1,4 @@
-"""What an event takes from its commit: the relay's rate beside a bare producer's, and the time to its handler."""
+"""Events: the relay's rate compared with a bare producer's, and the time from a commit to the event's handler."""
 
 import json
 import os
@@ -29,17 +29,17 @@ RUNS = 3
 EVENTS = 10_000
 USERS = 500
 BLOCK = 2000
-"""Of so many the bare producer waits for the answers: within the time that it gives a delivery."""
+"""How many events the bare producer sends before it waits for the answers, to stay within its delivery timeout."""
 RATE, SECONDS = 50, 20
 
 
 def measure() -> list[Figure]:
-    # The other way round, the dispatcher would have all of that to deliver.
+    # In the other order, the dispatcher would have to deliver all relayed events.
     return [_event_latency(), _relay()]
 
 
 def _relay() -> Figure:
-    """Events a second from a full outbox to the broker's answer, beside a bare producer with the same settings."""
+    """Events a second from a full outbox to the broker's answer, compared with a bare producer."""
     admin = KafkaAdminClient(bootstrap_servers=settings().kafka_bootstrap_servers)
     kafka.ensure_topic(admin)
     admin.close()
@@ -83,7 +83,7 @@ def _wait_for(futures: list[FutureRecordMetadata]) -> None:
 
 
 def _relayed() -> float:
-    """Of a relay in a process of its own, from its first batch to its last."""
+    """Return the rate of a relay in its own process, from its first batch to its last."""
     fill = """
         INSERT INTO outbox (id, type, subject, data, request_id)
         SELECT gen_random_uuid(), :type, subject,
@@ -168,5 +168,5 @@ def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit("The events do not arrive; look into what relay and dispatcher have written above.")
+            sys.exit("The events do not arrive. See the output of relay and dispatcher above.")
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A figure: what was measured, the baseline beside it, and whether their ratio meets the goal."""
+"""A figure: the measured value, its baseline, and whether their ratio meets the goal."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ class Figure:
     baseline: float | None
     ratio: float | None
     goal: str
-    """Such as "<= 1.2" of the ratio, or of the value where no baseline stands beside it; empty where none is set."""
+    """Such as "<= 1.2", for the ratio, or for the value if there is no baseline; empty without a goal."""
     runs: int
     spread: float
-    """The largest of the runs less the smallest, in parts of their median."""
+    """The largest minus the smallest run, relative to their median."""
 
     @property
     def met(self) -> bool:
@@ -30,7 +30,7 @@ class Figure:
 
 
 def beside(figure: str, unit: str, goal: str, pairs: Sequence[tuple[float, float]]) -> Figure:
-    """The figure of runs that each measured (value, baseline) one right after the other; its ratio is their median."""
+    """Return the figure of runs that measured (value, baseline) in succession. Its ratio is the median ratio."""
     ratios = [value / baseline for value, baseline in pairs]
     ratio = statistics.median(ratios)
     return Figure(
@@ -46,6 +46,6 @@ def beside(figure: str, unit: str, goal: str, pairs: Sequence[tuple[float, float
 
 
 def in_turns(runs: int, measure: Callable[[], float], baseline: Callable[[], float]) -> list[tuple[float, float]]:
-    """Measures both so often, in turns, so that what else the machine does meets both; the first pair warms up."""
+    """Measure both in turns, so that other load affects both. The first pair is a warm-up."""
     measure(), baseline()
     return [(measure(), baseline()) for _ in range(runs)]

@@ -1,7 +1,7 @@
-"""What a thousand times as many accounts cost: p95 at 1,000,000 beside p95 at 1,000, in turns on one PostgreSQL.
+"""The cost of a thousand times as many accounts: p95 at 1,000,000 and at 1,000, in turns on one PostgreSQL.
 
-Takes ten minutes, more than half of them to make the accounts, and 6 GB where PostgreSQL keeps its data. It empties
-Redis, so that each request is a miss.
+Takes ten minutes, most of them to create the accounts, and 6 GB of PostgreSQL's disk. It empties Redis, so that each
+request is a miss.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from tests.bench.people import PASSWORD
 SMALL, LARGE = 1_000, 1_000_000
 RUNS = 5
 REQUESTS = 250
-"""Of each run and size; fewer than there are users who may be asked at 1,000 accounts, so that each is asked once."""
+"""Requests per run and size. Fewer than the usable accounts among 1,000, so that each account is used once."""
 SEARCHES: Sequence[tuple[dict[str, str], dict[str, str]]] = (
     ({}, {}),
     ({"status": "active"}, {"status": "active"}),
@@ -43,7 +43,7 @@ SEARCHES: Sequence[tuple[dict[str, str], dict[str, str]]] = (
     ({"name": "김"}, {"name": "김"}),  # a fifth of all
     ({"name": "김"}, {"name": "김서연"}),  # one in a hundred
 )
-"""What is searched for at 1,000 and at 1,000,000 accounts: each fills a page of 100."""
+"""The searches at 1,000 and at 1,000,000 accounts. Each fills a page of 100."""
 
 
 class _Request(NamedTuple):
@@ -73,9 +73,9 @@ def measure() -> list[Figure]:
 
 
 def _p95s(function: str, small: tuple[Engine, Prepare], large: tuple[Engine, Prepare]) -> list[tuple[float, float]]:
-    """Of each run the p95 at the large size and at the small one, in milliseconds; each second request is the other's.
+    """Return the p95 in milliseconds of each run at the large and the small size. Their requests alternate.
 
-    The first run warms up.
+    The first run is a warm-up.
     """
     pairs = []
     redis = Redis.from_url(os.environ["REDIS_URL"])
@@ -91,7 +91,7 @@ def _p95s(function: str, small: tuple[Engine, Prepare], large: tuple[Engine, Pre
 
 @contextmanager
 def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], float]]:
-    """Asks a function on a database, on a connection that is kept, and gives how many milliseconds it took."""
+    """Yield a callable that sends a request to a function on a database and returns the milliseconds it took."""
     operation = HTTP_FUNCTIONS[function]
     unlimited = {"DATABASE_URL": _url(database), "RATE_LIMIT_EXEMPT_NETWORKS": f"{LOOPBACK}/32"}
     with servers.function(function, **unlimited)() as server:
@@ -109,7 +109,7 @@ def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], flo
             content = response.read()
             took = time.perf_counter() - began
             if response.status != 200:
-                sys.exit(f"{function} answers with {response.status}: {content.decode()}")
+                sys.exit(f"{function} answered {response.status}: {content.decode()}")
             return took * 1000
 
         with contextlib.closing(connection):
@@ -118,7 +118,7 @@ def _asker(function: str, database: Engine) -> Iterator[Callable[[_Request], flo
 
 @contextmanager
 def _database(accounts: int) -> Iterator[Engine]:
-    """A database of its own with so many accounts."""
+    """Yield a new database with this many accounts."""
     server_url = settings().privileged_database_url
     url = make_url(server_url).set(drivername="postgresql+pg8000")
     name = f"aegis_growth_{accounts}"
@@ -148,7 +148,7 @@ def _rows(database: Engine, query: str) -> Sequence[Any]:
 
 
 def _log_ins(database: Engine) -> list[_Request]:
-    """Of users at random, all over the year, who need no second factor."""
+    """Return log-ins of random users of the whole year without a second factor."""
     query = """
         SELECT email FROM account LEFT JOIN totp ON account_id = id
         WHERE status = 'active' AND account_id IS NULL ORDER BY random() LIMIT :requests
@@ -157,7 +157,7 @@ def _log_ins(database: Engine) -> list[_Request]:
 
 
 def _of_users(database: Engine) -> list[_Request]:
-    """In sessions of users at random, all over the year."""
+    """Return requests in sessions of random users of the whole year."""
     query = """
         SELECT account_id, id FROM (
             SELECT DISTINCT ON (account_id) account_id, session.id FROM session JOIN account ON account.id = account_id
@@ -169,7 +169,7 @@ def _of_users(database: Engine) -> list[_Request]:
 
 
 def _searches(queries: Sequence[dict[str, str]]) -> Prepare:
-    """In turns, and between them pages from anywhere in the older half; by many administrators, each with a limit."""
+    """Alternate searches with pages from the older half, by many administrators because of their rate limits."""
 
     def prepare(database: Engine) -> list[_Request]:
         older = """

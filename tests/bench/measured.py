@@ -1,4 +1,4 @@
-"""What one pod of each function takes, as docs/capacity.json has it from `make bench-cluster`."""
+"""The capacity of one pod of each function, in docs/capacity.json, measured by `make bench-cluster`."""
 
 import json
 from collections.abc import Mapping
@@ -33,16 +33,16 @@ FUNCTIONS = (
     "send_email",
     "send_sms",
 )
-"""Those that carry load; get_profile twice, as it misses the cache at times."""
+"""Functions with significant load. get_profile is listed twice, as it sometimes misses the cache."""
 ENOUGH = 0.95
-"""Of the most requests a second: more connections than reach it only wait longer."""
+"""Share of the highest rate: connections beyond those that reach it only wait longer."""
 READ_MILLISECONDS, MILLISECONDS = 300, 1000
 """The objectives of docs/alerts.md, for the 95th percentile; deliveries of events have none."""
 
 
 @dataclass(frozen=True)
 class Try:
-    """What one pod did over so many connections, each of which sends its next request when it has the answer."""
+    """The result of one pod with this many connections, each of which sends its next request after the answer."""
 
     connections: int
     rate: float
@@ -50,27 +50,27 @@ class Try:
     p95: float
     """Milliseconds."""
     busy: float
-    """Of the node's processors: 1 where the node, not the pod, was the limit."""
+    """Utilisation of the node's processors: 1 if the node, not the pod, was the limit."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one pod. What a request costs is the mean over all tries."""
+    """The figures of one pod. Costs per request are means over all tries."""
 
     tries: list[Try]
     function: float
-    """Milliseconds of CPU for a request: of the function's process, and of each server."""
+    """Milliseconds of CPU per request: of the function's process, and below of each server."""
     postgres: float
     pgbouncer: float
     redis: float
     transactions: float
-    """Of PostgreSQL, for a request."""
+    """PostgreSQL transactions per request."""
     commands: float
-    """Of Redis, those in scripts included."""
+    """Redis commands per request, including those in scripts."""
     events: float
 
     def capacity(self, name: str) -> Try:
-        """The fewest connections that reach about the most requests a second within the objective."""
+        """Return the try with the fewest connections that nearly reaches the highest rate within the objective."""
         within = [one for one in self.tries if one.p95 <= objective(name)]
         return next(one for one in within if one.rate >= ENOUGH * max(one.rate for one in within))
 
@@ -80,7 +80,7 @@ def function_of(name: str) -> str:
 
 
 def objective(name: str) -> float:
-    """Milliseconds that the 95th percentile is to stay under."""
+    """Return the limit of the 95th percentile in milliseconds."""
     load_all()
     operation = HTTP_FUNCTIONS.get(function_of(name))
     if operation is None:

@@ -1,8 +1,8 @@
-"""What ten million daily users take, from what a pod takes: the tables of docs/capacity.md and docs/autoscaling.md.
+"""The needs of ten million daily users, from the capacity of a pod: tables of docs/capacity.md and docs/autoscaling.md.
 
     python -m tests.bench.model
 
-prints them; tests/test_docs.py holds that the documents have them so.
+prints them. tests/test_docs.py checks that the documents have the same tables.
 """
 
 import math
@@ -24,9 +24,9 @@ from tests.knative.environments import functions_of, objects_of, scaling, variab
 DAILY_USERS = 10_000_000
 ENOUGH_MILLIONS = 30
 PEAK = 3
-"""The busiest minutes of a day beside its mean."""
+"""The load of the busiest minutes of a day relative to its mean."""
 UTILIZATION = 0.7
-"""target-utilization-percentage: the rest is for the next burst."""
+"""target-utilization-percentage. The rest is for the next burst."""
 DAY_SECONDS = 86_400
 
 A_DAY = {
@@ -54,7 +54,7 @@ A_DAY = {
 """Requests of a daily user in a day."""
 MAILED = ("register", "request_email_verification", "verify_phone", "withdraw")
 TEXTED = ("request_phone_code",)
-"""Whose events go to send_email and to send_sms; those of all go to record_audit."""
+"""Functions whose events go to send_email and to send_sms. All events go to record_audit."""
 
 ROWS = {
     "used refresh tokens": (219, sessions.LIFETIME.days),
@@ -63,23 +63,22 @@ ROWS = {
     "processed events": (267, partitions.KEPT.days),
     "audit trail, of a year": (355, 365),
 }
-"""Bytes of a row with its indexes, measured in a database of 60,000 accounts, and for how many days it is kept."""
+"""Bytes of a row with its indexes, measured with 60,000 accounts, and the days for which it is kept."""
 CACHE_BYTES = 1_320
-"""Of Redis for a user who reads their profile, four entries for a minute: 27,166 entries took 8.9 MB."""
+"""Redis memory of a user who reads their profile: four entries for a minute. 27,166 entries took 8.9 MB."""
 RELAYED = 5_895
 """Events a second that a relay sends (docs/performance.md)."""
 CLEANED = 1_780_000
-"""Used refresh tokens that a run of clean_up deletes in its 20 seconds, of which there is one a day: measured, 89,000 a
-second."""
+"""Used refresh tokens that the daily run of clean_up deletes in its 20 seconds: measured, 89,000 a second."""
 POSTGRES_CORES, DISK_BYTES = 2, 100 * 2**30
 PGBOUNCERS, CLIENTS, POOL = 2, 1000, 40
 REDIS_MASTERS, REDIS_BYTES = 3, 768 * 2**20
-"""Of production's servers, as its manifests have them; a PgBouncer and a Redis use one core each."""
+"""Production's servers, as in its manifests. A PgBouncer and a Redis use one core each."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a function is asked for at the peak; of get_profile there are two."""
+    """The load of a function at the peak. get_profile has two parts."""
 
     name: str
     rate: float
@@ -93,7 +92,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Limit:
-    """Something of which there is only so much."""
+    """A limited resource."""
 
     what: str
     needed: float
@@ -103,7 +102,7 @@ class Limit:
 
     @property
     def millions(self) -> float:
-        """Of daily users, at which it gives way."""
+        """Return the millions of daily users at which it is exhausted."""
         return DAILY_USERS * self.there / self.needed / 1e6
 
 
@@ -117,12 +116,12 @@ def parts() -> list[Part]:
 
 
 def services() -> dict[str, dict[str, Any]]:
-    """The Knative Services of production, by function."""
+    """Return production's Knative Services by function."""
     return {function_name(one["metadata"]["name"]): one for one in functions_of(objects_of("production"))}
 
 
 def busy_pods(asked: Iterable[Part]) -> Mapping[str, float]:
-    """How many pods of each function have no idle moment."""
+    """Return how many fully busy pods each function needs."""
     pods: dict[str, float] = defaultdict(float)
     for part in asked:
         pods[function_of(part.name)] += part.busy_pods
@@ -134,7 +133,7 @@ def pods_at_peak(busy: float) -> int:
 
 
 def clients(busy: Mapping[str, float]) -> int:
-    """Connections to PgBouncer: one for each thread of what uses the database."""
+    """Return the connections to PgBouncer: one per thread of functions that use the database."""
     load_all()
     there = services()
     return sum(
@@ -145,7 +144,7 @@ def clients(busy: Mapping[str, float]) -> int:
 
 
 def rows_a_day(asked: Iterable[Part]) -> Mapping[str, float]:
-    """Of the tables that grow with what users do."""
+    """Return the rows a day of tables that grow with use."""
     by_name = {part.name: part.rate * DAY_SECONDS / PEAK for part in asked}
     events = by_name["record_audit"]
     return {
@@ -158,10 +157,10 @@ def rows_a_day(asked: Iterable[Part]) -> Mapping[str, float]:
 
 
 def limits(asked: Sequence[Part]) -> list[Limit]:
-    """Those that are reached first come first."""
+    """Return the limits, those that are reached first at the start."""
 
     def total(cost: str) -> float:
-        """Of the requests of a second."""
+        """Return the total cost of the requests of a second."""
         return float(sum(part.rate * getattr(part.figure, cost) for part in asked))
 
     there, busy = services(), busy_pods(asked)
@@ -193,7 +192,7 @@ def limits(asked: Sequence[Part]) -> list[Limit]:
         Limit("connections to PostgreSQL", in_progress, PGBOUNCERS * POOL, "in use", "larger pools"),
         Limit("PgBouncer's processors", total("pgbouncer") / 1000, PGBOUNCERS, "cores", "more pods"),
         Limit("connections to PgBouncer", clients(busy), PGBOUNCERS * CLIENTS, "open", "more pods"),
-        # All counts of a function have one hash tag, and so one master.
+        # All counters of a function share a hash tag, and so one master.
         Limit("the Redis that counts for get_profile", counting, 1, "cores", "a hash tag for each account"),
         Limit("memory of Redis", cached / 1e9, REDIS_MASTERS * REDIS_BYTES / 1e9, "GB", "more masters"),
         Limit("the relay", by_name["record_audit"].rate, RELAYED, "events a second", "more than one that leads"),
@@ -202,7 +201,7 @@ def limits(asked: Sequence[Part]) -> list[Limit]:
 
 
 def one_pod() -> str:
-    """The table of docs/autoscaling.md."""
+    """Return the table of docs/autoscaling.md."""
     lines = []
     for name, figure in measured.read().items():
         chosen = figure.capacity(name)
@@ -232,7 +231,7 @@ def one_pod() -> str:
 
 
 def demand() -> str:
-    """The first table of docs/capacity.md."""
+    """Return the first table of docs/capacity.md."""
     asked, there = parts(), services()
     busy = busy_pods(asked)
     lines = [
@@ -271,7 +270,7 @@ def demand() -> str:
 
 
 def stored() -> str:
-    """The second one."""
+    """Return the second one."""
     written = rows_a_day(parts())
     lines = [
         (
@@ -288,7 +287,7 @@ def stored() -> str:
 
 
 def bottlenecks() -> str:
-    """The third one, without functions that have pods to spare."""
+    """Return the third one, without functions that have pods to spare."""
     lines = [
         (limit.what, f"{number(limit.needed)} {limit.unit}", number(limit.there), number(limit.millions), limit.lifted)
         for limit in limits(parts())
@@ -298,7 +297,7 @@ def bottlenecks() -> str:
 
 
 def number(value: float) -> str:
-    """With two digits that say something, and no more."""
+    """Format with two significant digits."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

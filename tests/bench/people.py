@@ -1,4 +1,4 @@
-"""Users with a session each, and the requests that they send."""
+"""Users with a session each, and their requests."""
 
 import itertools
 import json
@@ -25,13 +25,13 @@ class Person:
     id: uuid.UUID
     email: str
     address: str
-    """That they alone call from, so that no limit of an address is reached."""
+    """An address that nobody else uses, so that no per-address limit is reached."""
     access_token: str = ""
-    """Good for ten minutes; none before they have an account."""
+    """Valid for ten minutes; empty without an account."""
     refresh_token: str = ""
 
     def request(self, method: str, path: str, body: object = None) -> bytes:
-        """A request as a gateway hands it on (RFC 9112)."""
+        """Return a request as a gateway forwards it (RFC 9112)."""
         content = b"" if body is None else json.dumps(body).encode()
         lines = [
             f"{method} {path} HTTP/1.1",
@@ -46,7 +46,7 @@ class Person:
 
 
 def strangers(count: int) -> list[Person]:
-    """So many people without an account."""
+    """Return this many people without an account."""
     return [
         Person(user_id := uuid.uuid4(), f"{user_id.hex}@example.com", str(IPv4Address("10.0.0.0") + next(_numbers)))
         for _ in range(count)
@@ -54,7 +54,7 @@ def strangers(count: int) -> list[Person]:
 
 
 def users(count: int, *, roles: tuple[str, ...] = ()) -> list[Person]:
-    """So many users who have logged in just now, all with one password; with a second factor where they have a role."""
+    """Create this many users who have just logged in, with the same password. With roles, they used a second factor."""
     now = int(time.time())
     amr = ("pwd", "otp", "mfa") if roles else ("pwd",)
     people, callers = [], []

@@ -1,4 +1,4 @@
-"""The servers of one function that are measured, and those of the baselines, each in processes of its own."""
+"""The measured servers of one function, and those of the baselines, each in its own processes."""
 
 import os
 import subprocess
@@ -22,19 +22,19 @@ class Server:
     process: psutil.Process
 
     def megabytes(self) -> float:
-        """Resident memory of all its processes, with what they share counted once.
+        """Return the resident memory of all its processes, counting shared pages once.
 
-        Not the proportional set of all: other processes of this machine with the same libraries would bear a part.
+        Not the proportional set size, which other processes with the same libraries would reduce.
         """
         processes = [self.process, *self.process.children(recursive=True)]
         resident = [_kilobytes(process.pid) for process in processes]
-        anonymous = sum(one["Pss_Anon"] for one in resident)  # which only processes of one family share
+        anonymous = sum(one["Pss_Anon"] for one in resident)  # shared only within a family of processes
         files = max(one["Rss"] - one["Anonymous"] for one in resident)
         return (anonymous + files) / 1024
 
 
 def _kilobytes(pid: int) -> dict[str, int]:
-    """What Linux says of a process's memory, in sum (proc_pid_smaps_rollup(5))."""
+    """Return Linux's summary of a process's memory (proc_pid_smaps_rollup(5))."""
     _, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
 
@@ -43,22 +43,22 @@ Start = Callable[[], AbstractContextManager[Server]]
 
 
 def function(name: str, module: str = "shared.framework.server", **others: str) -> Start:
-    """A function as production runs it: with the variables of its manifest, and limits that count, but for `others`."""
+    """Return a function as in production: with the variables of its manifest and active rate limits, plus `others`."""
     variables = {
         **containers()[name],
         "LOG_LEVEL": "INFO",
         "TRUSTED_PROXY_HOPS": "1",
         "RATE_LIMIT_EXEMPT_NETWORKS": "",
-        "GATEWAY_KEY": "",  # requests come without a gateway, and say whose they are
+        "GATEWAY_KEY": "",  # requests come without a gateway and state their address
         **others,
     }
     return lambda: _server(lambda _port: [sys.executable, "-m", module], variables)
 
 
 def baseline(app: str) -> Start:
-    """An application of the libraries alone, under gunicorn with the settings of get_profile.
+    """Return an application with only the libraries, under gunicorn with the settings of get_profile.
 
-    By gunicorn's own command, which starts hello in less time than that of functions-framework does.
+    gunicorn's command starts hello faster than that of functions-framework.
     """
     threads = containers()["get_profile"]["THREADS"]
     settings = ["--preload", "--worker-class", "gthread", "--threads", threads, "--keep-alive", "120"]
@@ -67,13 +67,13 @@ def baseline(app: str) -> Start:
 
 
 def hello() -> Start:
-    """The function of functions-framework that does nothing."""
+    """Return the function for functions-framework that does nothing."""
     return baseline(f"functions_framework:create_app('hello', '{BASELINES / 'hello.py'}')")
 
 
 @contextmanager
 def _server(command: Callable[[int], list[str]], variables: dict[str, str]) -> Iterator[Server]:
-    """Just started: what it asks for may not be there yet."""
+    """Yield a server that was just started and may not listen yet."""
     port = free_port()
     with (Path(os.environ["DATA_DIR"]) / "logs" / f"server-{port}.log").open("wb") as log:
         process = psutil.Popen(

@@ -1,4 +1,4 @@
-"""How many requests a second one server answers, beside what the libraries alone do on the same cores."""
+"""Requests a second of one server, compared with only the libraries on the same cores."""
 
 import os
 import statistics
@@ -30,7 +30,7 @@ def measure() -> list[Figure]:
         return [_cached(), _miss(), _login(), _refresh(), _register()]
     finally:
         with unpooled(settings().privileged_database_url).begin() as connection:
-            connection.execute(text("TRUNCATE outbox"))  # or whoever measures the relay would find them
+            connection.execute(text("TRUNCATE outbox"))  # otherwise the measurement of the relay would include them
 
 
 def read_profile(readers: Sequence[Person]) -> list[bytes]:
@@ -38,7 +38,7 @@ def read_profile(readers: Sequence[Person]) -> list[bytes]:
 
 
 def fill_cache(port: int, requests: Sequence[bytes]) -> None:
-    """Lets a server answer these, so that what they read is in the cache for a whole minute."""
+    """Send these requests to a server, so that their data is in the cache for a full minute."""
     if entries := _redis().keys("aegis:{*"):
         _redis().delete(*entries)
     client.rate(port, requests)
@@ -50,7 +50,7 @@ def _redis() -> Redis:
 
 
 def _cached() -> Figure:
-    """Reads of profiles in the cache, beside hello."""
+    """Cached reads of profiles, compared with hello."""
     requests = read_profile(people.users(USERS))
     with servers.function("get_profile")() as ours, servers.hello()() as hello:
 
@@ -63,7 +63,7 @@ def _cached() -> Figure:
 
 
 def _miss() -> Figure:
-    """Reads of profiles that are not in the cache, in sessions that are, beside Flask and pg8000 alone."""
+    """Reads of uncached profiles in cached sessions, compared with only Flask and pg8000."""
     readers = people.users(USERS)
     requests = read_profile(readers)
     bare_requests = [reader.request("GET", f"/{reader.id}") for reader in readers]
@@ -73,7 +73,7 @@ def _miss() -> Figure:
         def missed() -> float:
             fill_cache(ours.port, requests)
             if _redis().delete(*entries) != USERS:
-                sys.exit("The profiles are not in the cache under the keys that this expects.")
+                sys.exit("The profiles are not in the cache under the expected keys.")
             return client.rate(ours.port, requests)
 
         pairs = in_turns(RUNS, missed, lambda: client.rate(bare.port, bare_requests))
@@ -81,7 +81,7 @@ def _miss() -> Figure:
 
 
 def _login() -> Figure:
-    """Log-ins, beside argon2id alone in as many threads as there are cores."""
+    """Log-ins, compared with only argon2id in one thread per core."""
     requests = [
         one.request("POST", "/api/v1/users/login", {"email": one.email, "password": PASSWORD})
         for one in people.users(LOGINS)
@@ -100,7 +100,7 @@ def _login() -> Figure:
 
 
 def _refresh() -> Figure:
-    """Refreshes of as many sessions, each with the successor of the token that it had before."""
+    """Refreshes of sessions, each with the successor of its previous token."""
     owners = people.users(USERS)
     tokens = [owner.refresh_token for owner in owners]
     with servers.function("refresh_token")() as ours:
@@ -117,7 +117,7 @@ def _refresh() -> Figure:
 
 
 def _register() -> Figure:
-    """Registrations without the hash: by a server of the same code whose argon2id costs nothing."""
+    """Registrations without the cost of the hash: the same code with a nearly free argon2id."""
     with servers.function("register", "tests.bench.baselines.without_hash")() as ours:
 
         def registered() -> float:
@@ -131,7 +131,7 @@ def _register() -> Figure:
 
 
 def _alone(figure: str, unit: str, measured: Callable[[], float]) -> Figure:
-    """A figure that is reported, beside nothing; its first run warms up."""
+    """Return a figure without a baseline. The first run is a warm-up."""
     measured()
     values = [measured() for _ in range(RUNS)]
     median = statistics.median(values)

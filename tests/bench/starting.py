@@ -1,4 +1,4 @@
-"""What a server of get_profile takes to start, and to stay: time to its first answer, and memory."""
+"""The start of a get_profile server: time to its first answer, and memory."""
 
 import compileall
 import time
@@ -16,7 +16,7 @@ FEW, MANY = 1_000, 100_000
 
 
 def measure() -> list[Figure]:
-    # To bytecode, as in the image, also where PYTHONDONTWRITEBYTECODE is set.
+    # As in the image, and also if PYTHONDONTWRITEBYTECODE is set.
     compileall.compile_file(ROOT / "main.py", quiet=1)
     for folder in (ROOT / "functions", ROOT / "shared", BASELINES):
         compileall.compile_dir(folder, quiet=1)
@@ -24,7 +24,7 @@ def measure() -> list[Figure]:
     with servers.function("get_profile")() as other:
 
         def ours(measured: Callable[[Start, Sequence[bytes]], float]) -> float:
-            """Of get_profile, with all profiles in the cache."""
+            """Measure get_profile with all profiles in the cache."""
             fill_cache(other.port, requests)
             return measured(servers.function("get_profile"), requests)
 
@@ -41,7 +41,7 @@ def measure() -> list[Figure]:
 
 
 def _seconds_to_answer(start: Start, requests: Sequence[bytes]) -> float:
-    """From exec to the first answer."""
+    """Return the time from exec to the first answer."""
     began = time.perf_counter()
     with start() as server:
         client.rate(server.port, requests[:1])
@@ -49,14 +49,14 @@ def _seconds_to_answer(start: Start, requests: Sequence[bytes]) -> float:
 
 
 def _megabytes(start: Start, requests: Sequence[bytes]) -> float:
-    """Of a server that has answered so many requests."""
+    """Return the memory of a server that has answered these requests."""
     with start() as server:
         client.rate(server.port, requests)
         return server.megabytes()
 
 
 def _memory_growth() -> Figure:
-    """Memory of a server of get_profile after 100,000 requests, beside that after 1,000."""
+    """Memory of a get_profile server after 100,000 requests, compared with that after 1,000."""
     requests = read_profile(people.users(FEW))
     with servers.function("get_profile")() as server:
         client.rate(server.port, requests)

@@ -1,4 +1,4 @@
-"""What capacity is measured with is what people and events ask for, and what was measured fits the targets."""
+"""The requests of the capacity measurement succeed, and the figures fit the targets."""
 
 import pytest
 

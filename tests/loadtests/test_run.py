@@ -133,12 +133,12 @@ def test_a_scenario_runs_against_make_up(scenario: str, functions: set[str], say
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"URL": "http://127.0.0.1:9"}, "Nobody answers"),
+        ({"URL": "http://127.0.0.1:9"}, "No answer from"),
         ({"USERS": "many"}, "whole number"),
         ({"USERS": "0"}, "whole number"),
         ({"DURATION": "long"}, "such as 5m"),
         ({"COMPARE": "README.md"}, "COMPARE=README.md is not the JSON that an earlier run wrote"),
-        ({"SCENARIO": "mixed", "ADMIN_CREATE": "false"}, "No administrator can be made"),
+        ({"SCENARIO": "mixed", "ADMIN_CREATE": "false"}, "Cannot create an administrator"),
         ({"PROMETHEUS_URL": "http://127.0.0.1:9"}, "cannot see an alert that takes 300 s to fire: set DURATION=360"),
         ({"PROMETHEUS_URL": "http://127.0.0.1:9", "DURATION": "6m"}, "does not answer"),
     ],
@@ -172,7 +172,7 @@ def test_make_up_has_nothing_that_scales_from_zero(
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(DATA))
     run.wait_for_zero(os.environ["PUBLIC_URL"], LocustOnly())
-    assert "nothing to scale here" in capsys.readouterr().out
+    assert "nothing scales from zero here" in capsys.readouterr().out
 
 
 def run_of(*samples: Sample, **more: Any) -> Run:
@@ -193,7 +193,7 @@ def test_people_who_fail_without_an_alert_are_no_success() -> None:
 def test_a_run_without_requests_is_no_success() -> None:
     empty = run_of()
     assert verdict(empty) == 2
-    assert "0 of 0 requests were answered" in empty.verdict
+    assert "0 of 0 requests succeeded" in empty.verdict
 
 
 def test_what_fired_before_the_run_is_named_and_not_held_against_it() -> None:
@@ -204,7 +204,7 @@ def test_what_fired_before_the_run_is_named_and_not_held_against_it() -> None:
     assert f"FIRED: {LATENCY} for login, first after 4 s, with 1.1." in blamed.verdict
     innocent = run_of(*samples(100, 1.1), alerts=active, before=frozenset({alert.subject}))
     assert verdict(innocent) == 0
-    assert f"as it was there before: {LATENCY} for login" in innocent.verdict
+    assert f"Ignored, as active before the run: {LATENCY} for login" in innocent.verdict
 
 
 def test_the_weaker_check_has_the_same_thresholds() -> None:

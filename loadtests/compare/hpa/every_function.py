@@ -1,6 +1,6 @@
-"""All functions in one process, as the guide's Deployment has them: what Knative is compared with.
+"""All functions in one process, as in the guide's Deployment, for the comparison with Knative.
 
-It is mounted into the service's own image, and leads each request to its function by the routes of the manifests.
+It is mounted into the image of the service and dispatches each request by the routes of the manifests.
 """
 
 import os
@@ -16,11 +16,11 @@ from shared.runtime.resource_names import function_name
 from shared.runtime.settings import load
 
 PRECISION = ("Exact", "RegularExpression", "PathPrefix")
-"""Which of several routes that match is taken, as the gateway does."""
+"""The precedence of matching routes, as in the gateway."""
 
 
 class EveryFunction:
-    """A WSGI application of all functions."""
+    """A WSGI application with all functions."""
 
     def __init__(self) -> None:
         self.apps = {name: create_app(name) for name in functions()}
@@ -31,11 +31,11 @@ class EveryFunction:
         return self.apps[function](environ, start_response)
 
     def find(self, method: str, path: str) -> tuple[str, str]:
-        """The function, and the path that it sees."""
+        """Return the function and the path that it sees."""
         service, _, rest = path.removeprefix("/").partition("/")
         if function_name(service) in self.apps:  # an event, from the dispatcher
             return function_name(service), "/" + rest
-        if path in ("/health/live", "/metrics"):  # of the process, whichever function is asked
+        if path in ("/health/live", "/metrics"):  # about the process, so any function can answer
             return "fallback", path
         route = next(route for route in self.routes if route.method in (None, method) and _is_at(route, path))
         return route.function, f"{route.replaced_by}{path}" if route.replaced_by else path
@@ -50,7 +50,7 @@ def main() -> None:
     needed = frozenset().union(*(uses(name) for name in functions()))
     settings = load(os.environ, needed)
     wait_for_network(settings, needed)
-    address = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ['PORT']}"  # noqa: S104  # everywhere, as a pod must
+    address = f"{os.environ.get('HOST', '0.0.0.0')}:{os.environ['PORT']}"  # noqa: S104  # a pod must listen on all addresses
     Server(cast(Flask, app), bind=address, settings=settings).run()
 
 

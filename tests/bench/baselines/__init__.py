@@ -1,1 +1,1 @@
-"""What figures are measured beside: the least that the libraries alone can do. gunicorn serves each by itself."""
+"""Baselines: minimal applications with only the libraries, each served by gunicorn."""

@@ -1,4 +1,4 @@
-"""A profile by its id, with Flask and pg8000 alone: one transaction, on a connection of each thread."""
+"""A profile by its id, with only Flask and pg8000: one transaction, one connection per thread."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The function of functions-framework that does nothing."""
+"""A function for functions-framework that does nothing."""
 
 from flask import Request
 

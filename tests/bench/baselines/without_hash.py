@@ -1,4 +1,4 @@
-"""The server of a function whose passwords cost nothing: argon2id with the least memory there is, and one pass."""
+"""The server of a function with a nearly free password hash: argon2id with minimal memory and one pass."""
 
 from argon2 import PasswordHasher
 

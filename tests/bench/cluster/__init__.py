@@ -1,5 +1,5 @@
-"""What functions do as Knative Services: the way from zero pods, and what a pod takes: `make bench-cluster`.
+"""Measure functions as Knative Services, their start from zero pods and the capacity of a pod: `make bench-cluster`.
 
-It runs where development is deployed and nobody uses it. What is measured are copies of functions, which go in the end;
-the accounts that it makes stay. testbed.py puts all up, generator.py is what sends the requests, from a pod beside.
+Development must be deployed and otherwise unused. Copies of functions are measured and deleted in the end; the accounts
+that it creates stay. testbed.py deploys everything; generator.py sends the requests from another pod.
 """

@@ -1,6 +1,6 @@
-"""Measures on the current kube context, all or what it is given: python -m tests.bench.cluster [zero capacity].
+"""Measure on the current kube context: python -m tests.bench.cluster [zero capacity].
 
-JSON= is a file for the figures of zero; those of capacity are docs/capacity.json. FUNCTIONS= names some alone.
+JSON= is a file for the figures of zero. Those of capacity go to docs/capacity.json. FUNCTIONS= selects functions.
 """
 
 import json
@@ -20,8 +20,8 @@ MEASURES = ("zero", "capacity")
 def main() -> None:
     names = sys.argv[1:] or [*MEASURES]
     if unknown := set(names) - {*MEASURES}:
-        sys.exit(f"There is no {', '.join(sorted(unknown))} to measure, but {', '.join(MEASURES)}.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was put up is taken away then as well
+        sys.exit(f"Unknown: {', '.join(sorted(unknown))}. Choose from: {', '.join(MEASURES)}.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also cleans up the cluster
     try:
         testbed.refuse_unless_ready()
         with testbed.generator() as generator:

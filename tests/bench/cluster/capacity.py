@@ -1,7 +1,7 @@
-"""How many requests a second one pod of each function answers, in what time, and what a request costs.
+"""Measure the requests a second of one pod of each function, their latency, and the cost of a request.
 
-The pod is as production has it, and the only one; the requests come from a pod beside it, past gateway and activator,
-over more and more connections, each of which sends its next request when it has the answer.
+There is one pod, configured as in production. Another pod sends requests directly to it, bypassing gateway and
+activator, over more and more connections. Each connection sends its next request when it has the answer.
 """
 
 from collections import Counter
@@ -16,9 +16,9 @@ from tests.bench.cluster.testbed import Generator
 from tests.bench.measured import Measured, Try
 
 SECONDS = 5.0
-"""For which each number of connections is tried, about."""
+"""Approximate time per number of connections."""
 FEWEST, MOST = 40, 4000
-"""Requests of a try."""
+"""Requests per try."""
 SERVERS = {
     "postgres": ("pod/postgres-0", "postgres"),
     "pgbouncer": ("deployment/pgbouncer", "pgbouncer"),
@@ -29,7 +29,7 @@ VARIABLES = {"TRUSTED_PROXY_HOPS": "2", "GATEWAY_KEY": "", "RATE_LIMIT_EXEMPT_NE
 
 
 def measure(generator: Generator, names: Sequence[str]) -> None:
-    """Writes the figures of these functions, or of all."""
+    """Measure these functions, or all, and write the figures."""
     figures = measured.read() if measured.FIGURES.exists() else {}
     for name in names or measured.FUNCTIONS:
         figures[name] = _measured(generator, name)
@@ -75,7 +75,7 @@ def _steps(most: int) -> Iterator[int]:
 
 
 def _alone(manifest: Object) -> Object:
-    """A function as it is, but for its one pod."""
+    """Return a function with exactly one pod."""
     manifest["metadata"]["name"] = f"bench-{manifest['metadata']['name']}"
     template = manifest["spec"]["template"]
     template["metadata"]["annotations"] |= {
@@ -89,7 +89,7 @@ def _alone(manifest: Object) -> Object:
 
 
 def _try(generator: Generator, traffic: str, pod: Object, connections: int, requests: int) -> dict[str, Any]:
-    """What became of so many requests, and what they asked of each server: seconds of CPU, and in its own terms."""
+    """Return the result of these requests and their cost on each server: CPU seconds, and counts of its work."""
     requests = generator.ask("prepare", traffic=traffic, requests=min(max(requests, FEWEST), MOST))
     containers = SERVERS | {"function": (f"pod/{pod['metadata']['name']}", "function")}
     before = testbed.seconds_of_cpu(containers)

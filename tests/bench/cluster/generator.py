@@ -1,4 +1,4 @@
-"""Sends requests from within the cluster; takes commands from standard input, and answers each line with one."""
+"""Send requests from within the cluster. Reads commands from standard input and answers each line with one line."""
 
 import json
 import sys
@@ -15,16 +15,16 @@ from tests.bench import accounts, client
 from tests.bench.cluster.traffic import TRAFFIC
 
 ACCOUNTS = 50_000
-"""In which administrators search: as many as a small volume holds."""
+"""For administrators' searches: as many as fit on a small volume."""
 AT_ONCE = 500
-"""People are made in groups, as a statement must not take long."""
+"""People are created in groups, to keep statements short."""
 KOURIER = "kourier-internal.kourier-system.svc.cluster.local"
 QUEUE_PROXY = 8012
 
 
 class Commands:
     def begin(self) -> None:
-        """Makes accounts where there are none yet, and remembers which events were there."""
+        """Create accounts if there are none yet, and remember the last existing event."""
         with transaction() as connection:
             count = connection.scalar(select(func.count()).select_from(account)) or 0
         if count < ACCOUNTS:
@@ -37,7 +37,7 @@ class Commands:
             connection.execute(text("DELETE FROM outbox WHERE position > :first"), {"first": self.first_event})
 
     def reach(self, host: str, traffic: str) -> float:
-        """Seconds to the answer of a function that Knative's own ingress leads to by this host."""
+        """Return the seconds to the answer of a function, called by its host through Knative's ingress."""
         (request,) = TRAFFIC[traffic](1)
         load = client.load((KOURIER, 80), [request.replace(b"Host: 127.0.0.1", f"Host: {host}".encode())], 1)
         if load.failure:
@@ -45,14 +45,14 @@ class Commands:
         return load.seconds[0]
 
     def prepare(self, traffic: str, requests: int) -> int:
-        """Makes requests that nobody has sent; how many there are."""
+        """Create new requests and return how many there are."""
         self.prepared = []
         while len(self.prepared) < requests:
             self.prepared += TRAFFIC[traffic](min(AT_ONCE, requests - len(self.prepared)))
         return len(self.prepared)
 
     def load(self, address: str, connections: int) -> dict[str, Any]:
-        """Sends what was prepared to a pod, and says what became of it and what it asked of the servers."""
+        """Send the prepared requests to a pod, and return the result and the cost on the servers."""
         before = _counts()
         load = client.load((address, QUEUE_PROXY), self.prepared, connections)
         after = _counts()
@@ -68,15 +68,15 @@ class Commands:
 
 
 def _counts() -> dict[str, float]:
-    """What the servers have done so far, and the node's processors."""
+    """Return counters of the servers and of the node's processors."""
     ticks = [int(tick) for tick in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    _value("SELECT 1 FROM pg_stat_force_next_flush()")  # or what was prepared would count as well
+    _value("SELECT 1 FROM pg_stat_force_next_flush()")  # otherwise the preparation would count as well
     return {
         "transactions": _value("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"),
         "events": _value("SELECT last_value FROM outbox_positions"),
         "commands": redis.Redis.from_url(settings().redis_url).info("stats")["total_commands_processed"],
         "ticks": sum(ticks[:8]),
-        "idle": ticks[1] + ticks[3] + ticks[4],  # what is nice gives way
+        "idle": ticks[1] + ticks[3] + ticks[4],  # nice processes yield, so they count as idle
     }
 
 

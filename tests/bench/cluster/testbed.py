@@ -1,4 +1,4 @@
-"""What is put up on the cluster to measure: a pod that sends requests, and copies of functions."""
+"""What the measurement deploys: a pod that sends requests, and copies of functions."""
 
 import json
 import os
@@ -23,16 +23,16 @@ IN_POD = (
     *(f"tests/bench/{name}.py" for name in ("__init__", "accounts", "client", "people")),
     *(f"tests/bench/cluster/{name}.py" for name in ("__init__", "generator", "traffic")),
 )
-"""What the pod that sends requests has beside the product."""
+"""Files that the sending pod needs in addition to the image."""
 READY_SECONDS = 180
 SETTLED_SECONDS = 600
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """What kubectl prints of the service's namespace.
+    """Run kubectl in the service's namespace and return its output.
 
     Raises:
-        Refused: it fails; with its complaint.
+        Refused: kubectl failed. The message has its error.
     """
     command = [str(KUBECTL), f"--namespace={NAMESPACE}", *arguments]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
@@ -52,13 +52,13 @@ def refuse_unless_ready() -> None:
         Refused: development is not deployed there.
     """
     if "get-profile" not in kubectl("get", "ksvc", "--ignore-not-found", "-o", "name"):
-        raise Refused("Development is not deployed there: kubectl apply -k knative/overlays/development")
+        raise Refused("Development is not deployed there. Deploy it: kubectl apply -k knative/overlays/development")
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = READY_SECONDS) -> None:
     """
     Raises:
-        Refused: it takes longer than this.
+        Refused: it takes longer than `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -68,7 +68,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = READY_
 
 
 class Generator:
-    """The process in the pod that sends requests; it takes commands line by line (generator.py)."""
+    """The process in the sending pod, which reads commands line by line (generator.py)."""
 
     def __init__(self) -> None:
         command = [str(KUBECTL), f"--namespace={NAMESPACE}", "exec", "-i", NAME, "--", "python", "-u", "-m"]
@@ -77,17 +77,17 @@ class Generator:
         )
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """What it answers.
+        """Send a command and return the answer.
 
         Raises:
-            Refused: it ended instead; it has said why.
+            Refused: the process ended. It has printed why.
         """
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps([command, arguments]) + "\n")
         self._process.stdin.flush()
         if not (answer := self._process.stdout.readline()):
-            raise Refused("The process that sends requests has ended: see above.")
+            raise Refused("The process that sends requests has ended. See its output above.")
         return json.loads(answer)
 
     def end(self) -> None:
@@ -98,10 +98,10 @@ class Generator:
 
 @contextmanager
 def generator() -> Iterator[Generator]:
-    """The pod that sends requests, as long as the block runs.
+    """Run the pod that sends requests for the block.
 
-    No event is relayed in that time, as what takes it would take the node's processors as well; those that the bench
-    has caused are dropped in the end.
+    The relay is stopped meanwhile, so that event functions do not use the node's processors. Events of the measurement
+    are deleted in the end.
     """
     relays = get("deployment", "relay")["spec"]["replicas"]
     kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": _generator()}))
@@ -198,7 +198,7 @@ def copies(*manifests: Object) -> Iterator[None]:
 
 
 def until_no_pods(*services: str) -> None:
-    """Returns when they have none. One that Knative has given up is not waited for, as it drains for half a minute."""
+    """Wait until functions have no pods. Pods that Knative has deleted are killed, as they would drain for 30 s."""
 
     def has_none() -> bool:
         pods = [pod for service in services for pod in pods_of(service)]
@@ -221,9 +221,9 @@ def _pods(selector: str) -> list[Object]:
 
 
 def seconds_of_cpu(pods: dict[str, tuple[str, str]]) -> dict[str, float]:
-    """What the processes of each container have used so far; a container is (pod, name) to kubectl.
+    """Return the CPU seconds used so far by the processes of each container, given as (pod, name).
 
-    Ended children count where their parent is the first process, as PostgreSQL's are.
+    Ended children count if their parent is process 1, as with PostgreSQL.
     """
     with ThreadPoolExecutor(len(pods)) as threads:
         used = threads.map(_seconds_of_cpu, pods.values())
@@ -233,7 +233,7 @@ def seconds_of_cpu(pods: dict[str, tuple[str, str]]) -> dict[str, float]:
 def _seconds_of_cpu(container: tuple[str, str]) -> float:
     pod, name = container
     ticks = 0
-    # A process may end while it is looked for.
+    # A process may end while it is read.
     for line in kubectl(
         "exec", pod, "-c", name, "--", "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true"
     ).splitlines():

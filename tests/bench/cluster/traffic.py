@@ -1,4 +1,4 @@
-"""What people and events ask of each function that carries load: requests as its pod gets them, each good for once."""
+"""The requests to each function with significant load, as its pod receives them. Each can be used once."""
 
 import time
 import uuid
@@ -23,12 +23,12 @@ from tests.bench.people import PASSWORD, Person, strangers, users
 
 USERS = "/api/v1/users"
 READERS = 300
-"""Of the profiles in the cache: each is read some times within the minute that it stays there."""
+"""Cached profiles. Each is read several times within its minute in the cache."""
 CODE = "123456"
 
 
 def _signed_in(count: int, *, roles: tuple[str, ...] = ()) -> list[Person]:
-    """Users whose sessions are in the cache, as those have who read their profile a moment ago."""
+    """Return users whose sessions are cached, as if they had just read their profile."""
     people = users(count, roles=roles)
     for one in people:
         authentication.has_session(access_tokens.verify(one.access_token), None)
@@ -62,7 +62,7 @@ def _login_with_second_factor(count: int) -> list[bytes]:
             [{"account_id": one.id, "secret": seal_secret(one.id, secret)} for one in people],
         )
         tokens = [challenges.create(connection, challenges.SECOND_FACTOR, one.id) for one in people]
-    code = pyotp.TOTP("A" * 32).now()  # of the same 160 bits
+    code = pyotp.TOTP("A" * 32).now()  # the same 160 bits in Base32
     return [
         one.request("POST", f"{USERS}/login/second-factor", {"challenge": token, "code": code})
         for one, token in zip(people, tokens, strict=True)
@@ -152,7 +152,7 @@ def _withdraw(count: int) -> list[bytes]:
 
 
 def _export_data(count: int) -> list[bytes]:
-    """Of users who have logged in several times."""
+    """Return exports of users who have logged in several times."""
     now = int(time.time())
     with transaction() as connection:
         found = connection.scalars(
@@ -165,7 +165,7 @@ def _export_data(count: int) -> list[bytes]:
             .limit(count)
         ).all()
         callers = [
-            # By a passkey, as some have one.
+            # Logged in with a passkey, as some users have one.
             Caller(user_id=user_id, session_id=uuid.uuid4(), amr=tuple(AMR), authenticated_at=now)
             for user_id in found
         ]
@@ -189,7 +189,7 @@ def _jwks(count: int) -> list[bytes]:
 
 
 def _list_users(count: int) -> list[bytes]:
-    """Searches as administrators make them: by a beginning of a name or an address, or by a state."""
+    """Return typical searches of administrators: by the start of a name or address, or by status."""
     searches = (f"name={quote('김민')}", "email=minjun.kim", "status=suspended")
     return [
         one.request("GET", f"{USERS}?{searches[number % len(searches)]}")
@@ -229,7 +229,7 @@ def _send_sms(count: int) -> list[bytes]:
 
 
 def _delivery(event: Event) -> bytes:
-    """An event as the dispatcher delivers it (CloudEvents over HTTP, binary mode)."""
+    """Return an event as the dispatcher delivers it (CloudEvents over HTTP, binary mode)."""
     content = event.model_dump_json().encode()
     lines = [
         "POST / HTTP/1.1",
@@ -272,4 +272,4 @@ TRAFFIC: dict[str, Callable[[int], list[bytes]]] = {
     "send_email": _send_email,
     "send_sms": _send_sms,
 }
-"""By function, and what it does; a request for each that is asked for, or fewer where there are not so many users."""
+"""By function: creates the given number of requests, or fewer if there are not enough users."""

@@ -1,4 +1,4 @@
-"""The time to an answer of a function that has no pod, beside hello of functions-framework with the same settings."""
+"""The time to an answer of a function without pods, compared with functions-framework's hello, same settings."""
 
 from knative.kubernetes.cluster import Object
 from shared.runtime.manifests import NAMESPACE
@@ -9,7 +9,7 @@ from tests.bench.servers import BASELINES
 
 RUNS = 15
 SCALING = {"min-scale": "0", "window": "6s", "scale-down-delay": "0s"}
-"""The shortest way back to no pods that Knative knows."""
+"""The fastest scale-down to zero that Knative allows."""
 CACHED, MISSED, HELLO = "bench-get-profile", "bench-get-profile-missed", "bench-hello"
 TRAFFIC = {CACHED: "get_profile", MISSED: "get_profile, missed", HELLO: "hello"}
 
@@ -23,7 +23,7 @@ def measure(generator: Generator) -> list[Figure]:
         return took
 
     with testbed.copies(_get_profile(CACHED), _get_profile(MISSED), _hello()):
-        # In turns, so that what else the node does meets all; the first ones warm up.
+        # In turns, so that other load on the node affects all. The first round is a warm-up.
         rounds = [{service: seconds(service) for service in TRAFFIC} for _ in range(RUNS + 1)][1:]
     pairs = {name: [(one[name], one[HELLO]) for one in rounds] for name in (CACHED, MISSED)}
     return [
