@@ -172,7 +172,7 @@ def limits(asked: Sequence[Part]) -> list[Limit]:
     cached = CACHE_BYTES * by_name["get_profile, missed"].rate * 60
     in_progress = sum(part.rate / part.figure.tries[0].rate for part in asked if part.figure.transactions)
     found = [
-        Limit(f"pods of {name}, all busy", pods, int(scaling(there[name])["max-scale"]), "pods", "`max-scale`")
+        Limit(f"busy pods of {name}", pods, int(scaling(there[name])["max-scale"]), "pods", "`max-scale`")
         for name, pods in busy.items()
     ]
     found += [
@@ -185,17 +185,17 @@ def limits(asked: Sequence[Part]) -> list[Limit]:
             written["used refresh tokens"] / 1e6,
             CLEANED / 1e6,
             "million a day",
-            "more than a run a day",
+            "more runs of clean_up a day",
         ),
-        Limit("PostgreSQL's volume", kept / 1e9, DISK_BYTES / 1e9, "GB", "a larger one"),
+        Limit("PostgreSQL's volume", kept / 1e9, DISK_BYTES / 1e9, "GB", "a larger volume"),
         Limit("PostgreSQL's processors", total("postgres") / 1000, POSTGRES_CORES, "cores", "its CPU limit"),
         Limit("connections to PostgreSQL", in_progress, PGBOUNCERS * POOL, "in use", "larger pools"),
         Limit("PgBouncer's processors", total("pgbouncer") / 1000, PGBOUNCERS, "cores", "more pods"),
         Limit("connections to PgBouncer", clients(busy), PGBOUNCERS * CLIENTS, "open", "more pods"),
         # All counters of a function share a hash tag, and so one master.
-        Limit("the Redis that counts for get_profile", counting, 1, "cores", "a hash tag for each account"),
+        Limit("Redis counters of get_profile", counting, 1, "cores", "one hash tag per account"),
         Limit("memory of Redis", cached / 1e9, REDIS_MASTERS * REDIS_BYTES / 1e9, "GB", "more masters"),
-        Limit("the relay", by_name["record_audit"].rate, RELAYED, "events a second", "more than one that leads"),
+        Limit("the relay", by_name["record_audit"].rate, RELAYED, "events a second", "more than one leader"),
     ]
     return sorted(found, key=lambda limit: limit.millions)
 
@@ -219,10 +219,10 @@ def one_pod() -> str:
     head = (
         "function",
         "requests/s",
-        "over",
+        "connections",
         "p95, ms",
         "node busy",
-        "its own CPU, ms",
+        "function CPU, ms",
         "PostgreSQL",
         "PgBouncer",
         "Redis",
@@ -257,7 +257,7 @@ def demand() -> str:
     lines.append(("all", "", total, "", sum(map(pods_at_peak, busy.values())), "", *sums))
     head = (
         "function",
-        "a user's day",
+        "per user and day",
         "requests/s",
         "busy pods",
         "pods",
@@ -293,7 +293,7 @@ def bottlenecks() -> str:
         for limit in limits(parts())
         if limit.unit != "pods" or limit.millions < ENOUGH_MILLIONS
     ]
-    return table(("what", "at the peak", "there is", "gives way at, million users", "lifted by"), lines)
+    return table(("resource", "at the peak", "available", "exhausted at, million users", "remedy"), lines)
 
 
 def number(value: float) -> str:
