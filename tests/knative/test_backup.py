@@ -404,9 +404,7 @@ def test_ctrl_c_ends_a_backup_in_a_line_and_leaves_nothing(database: str, vault:
 def test_of_two_restores_at_once_one_is_refused(database: str, vault: Vault) -> None:
     made = backup(database, vault)
     with alone(database, RESTORE_LOCK, "A test"):
-        assert "another restore of this database is running" in refusal(
-            lambda: bring_back(vault, database, force=True)
-        )
+        assert "another restore of this database is running" in refusal(lambda: bring_back(vault, database, force=True))
     assert bring_back(vault, database, force=True) == made
 
 
