@@ -22,7 +22,8 @@ fuzz: setup  ## send random input to every operation (EXAMPLES=300 for each)
 
 test-kafka: setup  ## run the event tests on Apache Kafka (KAFKA=../shared/kafka/kafka, a command that starts one)
 	@export KAFKA="$(or $(KAFKA),../shared/kafka/kafka)" KAFKA_DATA="$(CURDIR)/.local/kafka"; \
-	export KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) && trap '"$$KAFKA" down' EXIT && \
+	command -v "$$KAFKA" >/dev/null || { echo "There is no command $$KAFKA. Set KAFKA= to one that starts Apache Kafka: 'KAFKA up PORT' prints its HOST:PORT, 'KAFKA down' stops it." >&2; exit 1; }; \
+	KAFKA_BOOTSTRAP_SERVERS=$$("$$KAFKA" up 19092) || exit 1; trap '"$$KAFKA" down' EXIT; export KAFKA_BOOTSTRAP_SERVERS; \
 	$(BIN)/python -m pytest -n 0 tests/shared/test_relay.py tests/shared/test_consumer_lag.py tests/shared/test_dispatcher.py tests/test_end_to_end.py tests/test_tour.py
 
 test-clients: setup  ## run the examples of docs/tokens.md in Node, Go and Spring, if installed

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Collection, Iterator
 
-from shared.events.types import ALL_EVENTS
 from shared.framework.http_function import RECENT_SECONDS
 from shared.framework.openapi import TAGS, tag
 from shared.framework.registry import EventFunction, HttpFunction
@@ -113,8 +112,6 @@ def _callers(function: HttpFunction) -> str:
 def _types(function: EventFunction) -> str:
     if not function.handles:
         return "events that no other function could process"
-    if len(function.handles) == len(ALL_EVENTS):
-        return "all"
     if len(function.handles) > MOST_TYPES:
         return f"{len(function.handles)} types"
     return ", ".join(type_.removeprefix("com.aegis.user.").removesuffix(".v1") for type_ in function.handles)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from shared.events.types import ALL_EVENTS
 from shared.framework.http_function import path_pattern
 from shared.framework.registry import EventFunction, HttpFunction
 from shared.runtime.manifests import NAMESPACE
@@ -184,8 +183,6 @@ def _trigger(function: EventFunction) -> str:
 
 
 def _filters(types: list[str]) -> str:
-    if set(types) == {event.type for event in ALL_EVENTS}:
-        return "    - prefix: {type: com.aegis.user.}\n"
     if len(types) == 1:
         return f"    - exact: {{type: {types[0]}}}\n"
     return "    - any:\n" + "".join(f"        - exact: {{type: {type_}}}\n" for type_ in types)

@@ -3,11 +3,8 @@
 The handler's parameters declare what it needs:
 
     event: Event            the validated data of the event
-    envelope: CloudEvent    the event as received, for its attributes
-    connection: Connection  the transaction that also marks the event as processed, so that what the handler writes in
-                            it happens exactly once
-    mark: Mark              marks the event as processed in a transaction of the handler, for one that calls a provider
-                            before it writes
+    mark: Mark              marks the event as processed in a transaction of the handler: what it writes there happens
+                            exactly once
 
 It serves CloudEvents over HTTP in both content modes. It registers as an HTTP function, because functions-framework's
 CloudEvent mode passes malformed JSON to the handler as bytes and answers 500 to a structured event that is not an
@@ -17,7 +14,7 @@ object.
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, get_type_hints
@@ -29,7 +26,7 @@ from cloudevents.http import CloudEvent
 from flask import Request, Response
 from functions_framework import HTTPFunction
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.events import cloud_events, delivery_tokens
@@ -38,7 +35,6 @@ from shared.events.types import Event
 from shared.framework.registry import EVENT_FUNCTIONS, EventFunction
 from shared.framework.scaling import EVENT, SCHEDULE, Delivery, Scaling
 from shared.http.request import MAX_BODY_BYTES, answer, empty_response
-from shared.postgresql.pool import prepared
 from shared.postgresql.tables import processed_event
 from shared.postgresql.transactions import transaction
 from shared.runtime import logs, metrics
@@ -46,7 +42,7 @@ from shared.runtime.problems import InvalidRequest, MalformedRequest, MethodNotA
 from shared.runtime.resource_names import resource_name
 from shared.runtime.settings import Dependency
 
-GIVEN = frozenset({"event", "envelope", "connection", "mark"})
+GIVEN = frozenset({"event", "mark"})
 GIVEN_UNREAD = frozenset({"headers", "body"})
 MAX_UNREAD_BYTES = 1024 * 1024
 """Kafka's default limit for a record."""
@@ -72,15 +68,6 @@ class DeliveryUnderWay(Problem):
     detail = "Deliver it again later. By then the other delivery has succeeded, failed or expired."
 
 
-class Envelope(CloudEvent):
-    """An event as received: the SDK would add the current time to one without a time."""
-
-    def __init__(self, attributes: Mapping[str, str], data: Any = None) -> None:
-        super().__init__(attributes, data)
-        if "time" not in attributes:
-            del self["time"]
-
-
 def event_function(
     *events: type[Event] | type[ScheduleFired],
     uses: Collection[Dependency] = (),
@@ -92,9 +79,8 @@ def event_function(
 
     A delivery needs a token (shared/events/delivery_tokens.py). An event is identified by its source and id.
 
-    A handler with `connection` runs in the transaction that also marks the event as processed. For any other handler,
-    the event is claimed first, and marked when the handler returns. If it raises, the claim is released and the next
-    delivery tries again.
+    The event is claimed before the handler runs, and marked as processed when it returns. If it raises, the claim is
+    released and the next delivery tries again.
 
     Only a request to a provider can happen twice. Either the provider accepts it, and before the event is marked the
     process dies, or it freezes or has no database for longer than a claim lives. Or the provider's response is lost,
@@ -175,15 +161,9 @@ def _process(function: EventFunction, envelope: CloudEvent) -> bool:
     if request_id := str(envelope.get("requestid", "")):
         logs.request_id.set(request_id)
     event, event_id = _event(function, envelope), f"{envelope['source']} {envelope['id']}"
-    if "connection" in function.takes:
-        with transaction() as connection:
-            is_new = _is_first(connection, function.name, event_id)
-            if is_new:
-                _call(function, event=event, envelope=envelope, connection=connection)
-            return is_new
     with _claimed(function.name, event_id) as mark:
         if mark:
-            _call(function, event=event, envelope=envelope, mark=mark)
+            _call(function, event=event, mark=mark)
         return mark is not None
 
 
@@ -198,7 +178,7 @@ def _envelope(request: Request, body: bytes) -> CloudEvent:
         MalformedRequest: the request is not a CloudEvent, or its data is not a JSON object.
     """
     try:
-        envelope = from_http(Envelope, dict(request.headers.items()), body)
+        envelope = from_http(CloudEvent, dict(request.headers.items()), body)
     except (
         cloudevents_exceptions.GenericException,
         ValueError,
@@ -235,24 +215,6 @@ def _event(function: EventFunction, envelope: CloudEvent) -> Event | ScheduleFir
         # Not the values, which may be data that no event should contain.
         faults = [f"{'.'.join(map(str, fault['loc']))} ({fault['type']})" for fault in error.errors()[:5]]
         raise InvalidRequest(f"The data does not match the type {model.type}: {', '.join(faults)}.") from None
-
-
-def _is_first(connection: Connection, function: str, event_id: str) -> bool:
-    """Mark an event as processed; return False if it was before. A concurrent delivery waits for the first to end."""
-    return connection.scalar(_FIRST, {"by": function, "of_event": event_id}) is not None
-
-
-# Built once, because composing a statement takes longer than executing it.
-_FIRST = prepared(
-    insert(processed_event)
-    .values(function=bindparam("by"), event_id=bindparam("of_event"), done_at=func.now())
-    .on_conflict_do_update(
-        index_elements=["function", "event_id"],
-        set_={"done_at": func.now()},
-        where=processed_event.c.done_at.is_(None),  # claimed by an earlier version of the function
-    )
-    .returning(processed_event.c.done_at)
-)
 
 
 @contextmanager

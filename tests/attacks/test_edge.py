@@ -61,7 +61,7 @@ def forge(function: str, type_: str, data: Any, **headers: str) -> int:
 def test_a_forged_event_does_not_show_in_the_audit_trail(address: str) -> None:
     user, admin = create_user(address), Caller()
     admin.access_token = create_admin(f"admin-{address}")[1]["access_token"]
-    assert forge("record_audit", "com.aegis.user.suspended.v1", {"user_id": str(user.id)}) == 401
+    assert forge("verify_business", "com.aegis.user.suspended.v1", {"user_id": str(user.id)}) == 401
     assert admin.send("GET", f"{USERS}/{user.id}/audit").body["entries"] == []
 
 

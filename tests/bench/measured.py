@@ -29,7 +29,6 @@ FUNCTIONS = (
     "get_user",
     "list_audit",
     "export_data",
-    "record_audit",
     "send_email",
     "send_sms",
 )

@@ -54,7 +54,7 @@ A_DAY = {
 """Requests of a daily user in a day."""
 MAILED = ("register", "request_email_verification", "verify_phone", "withdraw")
 TEXTED = ("request_phone_code",)
-"""Functions whose events go to send_email and to send_sms. All events go to record_audit."""
+"""Functions whose events go to send_email and to send_sms."""
 
 ROWS = {
     "used refresh tokens": (219, sessions.LIFETIME.days),
@@ -109,7 +109,6 @@ class Limit:
 def parts() -> list[Part]:
     figures = measured.read()
     rates = {name: count * DAILY_USERS * PEAK / DAY_SECONDS for name, count in A_DAY.items()}
-    rates["record_audit"] = sum(rate * figures[name].events for name, rate in rates.items())
     rates["send_email"] = sum(rates[name] for name in MAILED)
     rates["send_sms"] = sum(rates[name] for name in TEXTED)
     return [Part(name, rates[name], figures[name]) for name in measured.FUNCTIONS]
@@ -143,15 +142,20 @@ def clients(busy: Mapping[str, float]) -> int:
     )
 
 
+def announced(asked: Iterable[Part]) -> float:
+    """Events a second."""
+    return sum(part.rate * part.figure.events for part in asked)
+
+
 def rows_a_day(asked: Iterable[Part]) -> Mapping[str, float]:
     """Return the rows a day of tables that grow with use."""
     by_name = {part.name: part.rate * DAY_SECONDS / PEAK for part in asked}
-    events = by_name["record_audit"]
+    events = announced(asked) * DAY_SECONDS / PEAK
     return {
         "used refresh tokens": by_name["refresh_token"],
         "sessions": by_name["login"] + by_name["login_with_second_factor"],
         "events in the outbox": events,
-        "processed events": events + by_name["send_email"] + by_name["send_sms"],
+        "processed events": by_name["send_email"] + by_name["send_sms"],
         "audit trail, of a year": events,
     }
 
@@ -165,7 +169,7 @@ def limits(asked: Sequence[Part]) -> list[Limit]:
 
     there, busy = services(), busy_pods(asked)
     by_name = {part.name: part for part in asked}
-    delivered = {name: kafka.PARTITIONS * by_name[name].figure.tries[0].rate for name in ("record_audit", "send_email")}
+    delivered = {name: kafka.PARTITIONS * by_name[name].figure.tries[0].rate for name in ("send_email", "send_sms")}
     written = rows_a_day(asked)
     kept = sum(written[what] * days * size for what, (size, days) in ROWS.items())
     counting = sum(part.rate * part.figure.redis for part in asked if function_of(part.name) == "get_profile") / 1000
@@ -195,7 +199,7 @@ def limits(asked: Sequence[Part]) -> list[Limit]:
         # All counters of a function share a hash tag, and so one master.
         Limit("Redis counters of get_profile", counting, 1, "cores", "one hash tag per account"),
         Limit("memory of Redis", cached / 1e9, REDIS_MASTERS * REDIS_BYTES / 1e9, "GB", "more masters"),
-        Limit("the relay", by_name["record_audit"].rate, RELAYED, "events a second", "more than one leader"),
+        Limit("the relay", announced(asked), RELAYED, "events a second", "more than one leader"),
     ]
     return sorted(found, key=lambda limit: limit.millions)
 

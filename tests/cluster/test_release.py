@@ -28,7 +28,7 @@ HOLD = "20"
 SOME = 300
 """Requests, after which a load has settled."""
 FEW = (
-    *("fallback", "get-profile", "jwks", "keep-dead-letter", "list-sessions", "login", "logout", "record-audit"),
+    *("fallback", "get-profile", "jwks", "keep-dead-letter", "list-sessions", "login", "logout", "verify-business"),
     *("refresh-token", "register", "send-email", "update-profile", "verify-email"),
 )
 """The functions that the load calls, and what they need: as many as a node of two cores can have twice."""

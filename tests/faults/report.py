@@ -67,18 +67,16 @@ def longest_waits(run: "Run") -> dict[str, float]:
     return longest
 
 
-def recorded(run: "Run") -> list[tuple[float, float]]:
-    """When each event occurred and when record_audit was done with it, in seconds since 1970."""
+def handled(run: "Run") -> list[tuple[float, float]]:
+    """When each event occurred and when its function was done with it, in seconds since 1970."""
     return [
-        (each.event.occurred_at.timestamp(), each.done_at.timestamp())
-        for each in run.evidence.handled
-        if each.function == "record_audit" and each.done_at
+        (each.event.occurred_at.timestamp(), each.done_at.timestamp()) for each in run.evidence.handled if each.done_at
     ]
 
 
 def longest_gaps(run: "Run") -> dict[str, float]:
     """By what was killed alone: until an event that occurred after it was recorded, where nothing else died before."""
-    times, kills = recorded(run), run.service.kills
+    times, kills = handled(run), run.service.kills
     longest: dict[str, float] = {}
     for kill, next_ in itertools.pairwise(kills):
         until = min((done for occurred, done in times if occurred > kill.at), default=math.inf)
@@ -89,5 +87,5 @@ def longest_gaps(run: "Run") -> dict[str, float]:
 
 def longest_standstill(run: "Run") -> float:
     """The longest time in which no event was recorded, in seconds."""
-    ends = sorted(done for _, done in recorded(run))
+    ends = sorted(done for _, done in handled(run))
     return max((later - earlier for earlier, later in itertools.pairwise(ends)), default=0.0)

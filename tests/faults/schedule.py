@@ -4,7 +4,7 @@ import random
 from collections.abc import Collection, Sequence
 
 BROKER = "kafka"
-EVENTS_PASS = ("send_email", "record_audit", "relay", "dispatcher", "postgresql")
+EVENTS_PASS = ("send_email", "relay", "dispatcher", "postgresql")
 """What an event passes, besides the broker: killed alone most often."""
 INVOLVED = (
     *("register", "verify_email", "login", "get_profile", "update_profile", "refresh_token", "logout"),

@@ -76,11 +76,11 @@ def test_what_comes_twice_counts_once_and_after_a_retry_once_more() -> None:
 
 def test_an_event_that_two_functions_could_not_process_is_two_dead_letters() -> None:
     headers = envelope(REGISTERED)
-    for service in ("send-email", "record-audit"):
+    for service in ("send-email", "verify-business"):
         given_up(DATA, headers, dest=f"http://{service}.aegis-user-service.svc.cluster.local")
     with transaction() as connection:
         query = select(dead_letter.c.function).where(dead_letter.c.event_id == headers["ce-id"])
-        assert sorted(connection.scalars(query)) == ["record_audit", "send_email"]
+        assert sorted(connection.scalars(query)) == ["send_email", "verify_business"]
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_the_open_ones_are_counted_by_function(own_database: object) -> None:
             return dead_letters.count(connection)
 
     assert count() == {}
-    for service in ("send-email", "send-email", "record-audit"):
+    for service in ("send-email", "send-email", "verify-business"):
         given_up(DATA, envelope(REGISTERED), dest=f"http://{service}.x.svc.cluster.local")
-    assert count() == {"send_email": 2, "record_audit": 1}
+    assert count() == {"send_email": 2, "verify_business": 1}
     with transaction() as connection:
         connection.execute(
-            update(dead_letter).where(dead_letter.c.function == "record_audit").values(retried_at=func.now())
+            update(dead_letter).where(dead_letter.c.function == "verify_business").values(retried_at=func.now())
         )
     assert count() == {"send_email": 2}

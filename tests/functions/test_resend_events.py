@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid7
 from functions import resend_events
 from knative.local.supervisor import Process
 from knative.operations import dead_letters
-from shared.events.types import LoggedIn, UserRegistered
+from shared.events.types import LoggedOut, PhoneCodeRequested, UserRegistered, UserRestored
 from shared.postgresql.tables import dead_letter, outbox, processed_event
 from shared.postgresql.transactions import transaction
 from shared.runtime.manifests import triggers
@@ -39,15 +39,21 @@ def waiting() -> set[uuid.UUID]:
 
 
 def test_an_event_that_a_function_did_not_process_is_sent_again(own_database: Process) -> None:
-    unmailed = sent(UserRegistered.type, ["record_audit"])
-    unrecorded = sent(LoggedIn.type, [])
+    unsent = sent(PhoneCodeRequested.type, [])
+    unchecked = sent(UserRestored.type, ["send_email"])
     assert fire("resend_events").status_code == 204
-    assert waiting() == {unmailed, unrecorded}
+    assert waiting() == {unsent, unchecked}
 
 
 def test_an_event_that_every_function_has_processed_is_left_alone(own_database: Process) -> None:
-    sent(UserRegistered.type, ["record_audit", "send_email"])
-    sent(LoggedIn.type, ["record_audit"])
+    sent(UserRestored.type, ["verify_business", "send_email"])
+    sent(PhoneCodeRequested.type, ["send_sms"])
+    fire("resend_events")
+    assert waiting() == set()
+
+
+def test_an_event_that_no_function_takes_is_left_alone(own_database: Process) -> None:
+    sent(LoggedOut.type, [])
     fire("resend_events")
     assert waiting() == set()
 
@@ -59,31 +65,36 @@ def test_an_event_that_may_be_on_its_way_is_left_alone(own_database: Process) ->
 
 
 def test_a_delivery_that_began_and_never_ended_is_made_again(own_database: Process) -> None:
-    id_ = sent(LoggedIn.type, [])
+    id_ = sent(PhoneCodeRequested.type, [])
     with transaction() as connection:
-        this = {"function": "record_audit", "event_id": f"/aegis/user-service {id_}"}
+        this = {"function": "send_sms", "event_id": f"/aegis/user-service {id_}"}
         connection.execute(insert(processed_event).values(this))
     fire("resend_events")
     assert waiting() == {id_}
 
 
 def test_a_dead_letter_waits_for_an_operator(own_database: Process) -> None:
-    id_ = sent(LoggedIn.type, [])
-    row = {"function": "record_audit", "source": "/aegis/user-service", "event_id": str(id_), "type": LoggedIn.type}
+    id_ = sent(PhoneCodeRequested.type, [])
+    row = {
+        "function": "send_sms",
+        "source": "/aegis/user-service",
+        "event_id": str(id_),
+        "type": PhoneCodeRequested.type,
+    }
     with transaction() as connection:
         connection.execute(insert(dead_letter).values(**row, attributes={}, data=b"", error="500"))
     fire("resend_events")
     assert waiting() == set()
-    assert dead_letters.drop(dead_letters.Chosen(function="record_audit")).text == "1 dropped."
+    assert dead_letters.drop(dead_letters.Chosen(function="send_sms")).text == "1 dropped."
     fire("resend_events")
     assert waiting() == set()
 
 
 def test_all_that_was_lost_is_found_in_small_steps(own_database: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resend_events, "BATCH", 3)
-    lost = {sent(LoggedIn.type, []) for _ in range(10)}
+    lost = {sent(PhoneCodeRequested.type, []) for _ in range(10)}
     for _ in range(10):
-        sent(LoggedIn.type, ["record_audit"])
+        sent(PhoneCodeRequested.type, ["send_sms"])
     fire("resend_events")
     assert waiting() == lost
 

@@ -299,13 +299,13 @@ def dead(capsys: Any, *arguments: str | int) -> list[str]:
 def test_the_list_shows_the_newest_first_in_columns(own_database: Process, capsys: Any) -> None:
     assert dead(capsys, "list") == ["There are no dead letters."]
     give_up()
-    give_up(function="record_audit", error="400 \x1b[31mred", attributes={"type": "com.other.thing"}, count=12)
+    give_up(function="verify_business", error="400 \x1b[31mred", attributes={"type": "com.other.thing"}, count=12)
     retried = give_up(retried_at=func.now())
     head, *lines = dead(capsys, "list")
     assert head.split() == ["NUMBER", "FUNCTION", "TYPE", "LAST", "COUNT", "ERROR"]
     assert [line.split()[0] for line in lines] == ["2", "1"], "no retried one"
     assert lines[0].split()[1:3] + lines[0].split()[5:] == [
-        "record_audit",
+        "verify_business",
         "com.other.thing",
         "12",
         "400",
@@ -402,12 +402,12 @@ def test_a_retry_lets_the_relay_send_the_event_again(own_database: Process, caps
     with transaction() as connection:
         connection.execute(insert(outbox).values(**held, sent_at=func.now()))
     number = give_up(attributes={"id": str(held["id"])})
-    give_up(attributes={"id": str(held["id"])}, function="record_audit")
+    give_up(attributes={"id": str(held["id"])}, function="verify_business")
     assert dead(capsys, "retry", number) == ["1 put back for delivery. Events that fail again are listed again."]
     (row,) = sent_again()
     assert (row.id, row.type, row.data) == (held["id"], "tested", {"a": 1}), "as the outbox has it"
     assert letter(number).retried_at is not None
-    assert [line.split()[1] for line in dead(capsys, "list")[1:]] == ["record_audit"]
+    assert [line.split()[1] for line in dead(capsys, "list")[1:]] == ["verify_business"]
 
 
 def test_an_event_that_the_outbox_has_no_more_is_put_there_as_it_was(own_database: Process, capsys: Any) -> None:
@@ -464,8 +464,8 @@ def test_all_takes_what_the_list_has(own_database: Process, capsys: Any, monkeyp
     for _ in range(5):
         give_up()
     for _ in range(3):
-        give_up(function="record_audit")
-    other = give_up(function="record_audit", attributes={"source": "/elsewhere"})
+        give_up(function="verify_business")
+    other = give_up(function="verify_business", attributes={"source": "/elsewhere"})
     assert dead(capsys, "retry", "--all", "--function", "send_email")[0].startswith("5 put back for delivery.")
     assert len(sent_again()) == 5
     assert refusal("events", "dead", "retry", "--all").startswith("3 put back for delivery.")

@@ -17,7 +17,7 @@ from shared.runtime.manifests import schedules, triggers
 from tests.conftest import client, counted, envelope
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
-SENDER = "system:serviceaccount:aegis-user-service:record-audit-oidc-eventing.knative.dev-trigger"
+SENDER = "system:serviceaccount:aegis-user-service:verify-business-oidc-eventing.knative.dev-trigger"
 SUSPENDED = "com.aegis.user.suspended.v1"
 
 
@@ -41,29 +41,29 @@ def test_a_delivery_without_a_token_is_refused_and_counted(function: str) -> Non
 
 
 def test_a_token_for_one_function_is_none_for_another() -> None:
-    assert deliver("record_audit", delivery_tokens.authorization("send-email")["Authorization"]).status_code == 401
+    assert deliver("verify_business", delivery_tokens.authorization("send-email")["Authorization"]).status_code == 401
 
 
 def test_a_token_is_good_for_minutes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = delivery_tokens.authorization("record-audit")["Authorization"]
-    assert deliver("record_audit", token).status_code == 422  # it is let in, and its event is none that there is
+    token = delivery_tokens.authorization("verify-business")["Authorization"]
+    assert deliver("verify_business", token).status_code == 422  # it is let in, and its event is none that there is
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 300)
-    assert deliver("record_audit", token).status_code == 401
+    assert deliver("verify_business", token).status_code == 401
 
 
 def test_a_token_whose_time_was_changed_is_refused() -> None:
     expires, _, signature = (
-        delivery_tokens.authorization("record-audit")["Authorization"].partition(" ")[2].partition(".")
+        delivery_tokens.authorization("verify-business")["Authorization"].partition(" ")[2].partition(".")
     )
-    assert deliver("record_audit", f"Bearer {int(expires) + 3600}.{signature}").status_code == 401
+    assert deliver("verify_business", f"Bearer {int(expires) + 3600}.{signature}").status_code == 401
 
 
 @pytest.mark.parametrize(
     "given", ["Basic YTpi", "Bearer", "Bearer .", "Bearer a.b.c", "Bearer 9" + "9" * 9000, "Bearer é.é"]
 )
 def test_what_is_no_token_is_refused(given: str) -> None:
-    assert deliver("record_audit", given).status_code == 401
+    assert deliver("verify_business", given).status_code == 401
 
 
 KEY = rsa.generate_private_key(65537, 2048)
@@ -82,15 +82,15 @@ def knative(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def token_of(key: Any = KEY, kid: str = "cluster", algorithm: str = "RS256", **changes: Any) -> str:
-    """The token that Knative Eventing sends to record_audit, but for these claims."""
+    """The token that Knative Eventing sends to verify_business, but for these claims."""
     now = int(time.time())
-    claims = {"iss": ISSUER, "sub": SENDER, "aud": ["record-audit"], "iat": now, "exp": now + 3600, **changes}
+    claims = {"iss": ISSUER, "sub": SENDER, "aud": ["verify-business"], "iat": now, "exp": now + 3600, **changes}
     return "Bearer " + jwt.encode(claims, key, algorithm, {"kid": kid})
 
 
 @pytest.mark.usefixtures("knative")
 def test_a_delivery_of_knatives_own_broker_is_let_in() -> None:
-    assert deliver("record_audit", token_of()).status_code == 422  # its event is none that there is
+    assert deliver("verify_business", token_of()).status_code == 422  # its event is none that there is
 
 
 @pytest.mark.usefixtures("knative")
@@ -101,7 +101,7 @@ def test_a_delivery_of_knatives_own_broker_is_let_in() -> None:
         {"iss": "https://elsewhere.example.com"},
         {"exp": int(time.time()) - 3600},
         {"sub": "system:serviceaccount:aegis-user-service:user-service"},
-        {"sub": "system:serviceaccount:tenant:record-audit-oidc-eventing.knative.dev-trigger"},
+        {"sub": "system:serviceaccount:tenant:verify-business-oidc-eventing.knative.dev-trigger"},
         {"key": rsa.generate_private_key(65537, 2048)},
         {"kid": "unknown"},
         {"key": "s" * 32, "algorithm": "HS256"},
@@ -110,11 +110,11 @@ def test_a_delivery_of_knatives_own_broker_is_let_in() -> None:
          "an unknown key", "a shared secret"],
 )  # fmt: skip
 def test_a_token_of_the_cluster_that_is_not_the_brokers_for_this_function_is_refused(changes: dict[str, Any]) -> None:
-    assert deliver("record_audit", token_of(**changes)).status_code == 401
+    assert deliver("verify_business", token_of(**changes)).status_code == 401
 
 
 def test_a_token_of_a_cluster_is_refused_where_none_is_trusted() -> None:
-    assert deliver("record_audit", token_of()).status_code == 401
+    assert deliver("verify_business", token_of()).status_code == 401
 
 
 def test_every_trigger_and_schedule_names_its_function_as_the_audience() -> None:

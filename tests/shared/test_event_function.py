@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from cloudevents.http import CloudEvent
 from flask import Flask, Response, request
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from sqlalchemy import Connection, func, insert, select, update
 
 from knative.local.supervisor import Process, Supervisor
@@ -21,7 +23,7 @@ from shared.postgresql.tables import processed_event, stored_answer
 from shared.postgresql.transactions import transaction
 from shared.runtime.manifests import triggers
 from shared.runtime.problems import ServiceUnavailable
-from tests.conftest import envelope, somebody_waits_for, wait_for
+from tests.conftest import envelope, wait_for
 from tests.servers import kill, start_again
 
 REGISTERED = UserRegistered.type
@@ -103,6 +105,35 @@ NO_OBJECT = "The data of the event is not a JSON object."
 
 
 @pytest.mark.parametrize(
+    "time",
+    [
+        *("2025-01-02T03:04:05Z", "2025-01-02t03:04:05.25z", "2025-01-02T12:04:05.123456789+09:00"),
+        "2024-02-29T23:59:59-23:59",
+    ],
+)
+def test_a_time_is_taken_however_rfc_3339_lets_it_be_written(
+    function: Any, taken: list[UserRegistered], time: str
+) -> None:
+    assert deliver(function, DATA, envelope(REGISTERED, time=time)).status_code == 204
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *("", "soon", "2025-01-02", "2025-01-02T03:04:05", "2025-01-02T03:04Z", "20250102T030405Z", "1735787045"),
+        *("2025-01-02 03:04:05Z", "2025-W01-4T03:04:05Z", "2025-01-02T03:04:05+0900", "2025-01-02T03:04:05,5Z"),
+        *("2025-02-30T03:04:05Z", "2025-01-02T24:00:00Z", "2025-01-02T03:04:05+24:00", "2025-01-02T03:04:05+09:00:30"),
+        # There is no such time in UTC that Python could read again.
+        *("0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"),
+    ],
+)
+def test_a_time_that_is_none_of_rfc_3339_is_a_400(function: Any, taken: list[UserRegistered], time: str) -> None:
+    response = deliver(function, DATA, envelope(REGISTERED, time=time))
+    assert (response.status_code, response.get_json()["detail"], taken) == (400, NO_TIME, [])
+
+
+@pytest.mark.parametrize(
     ("change", "body", "reason"),
     [
         ({"ce-id": None}, b"{}", NO_EVENT),
@@ -112,8 +143,6 @@ NO_OBJECT = "The data of the event is not a JSON object."
         ({"ce-source": None}, b"{}", NO_EVENT),
         ({"ce-source": "a b"}, b"{}", NO_URI),
         ({"ce-source": "/%zz"}, b"{}", NO_URI),
-        ({"ce-time": "soon"}, b"{}", NO_TIME),
-        ({"ce-time": "2026-01-02T03:04:05"}, b"{}", NO_TIME),
         ({"ce-with-hyphen": "a"}, b"{}", "The name of an attribute contains characters other than a to z and 0 to 9."),
         ({"ce-type": None}, b"{}", NO_EVENT),
         ({"ce-specversion": None}, b"{}", NO_EVENT),
@@ -212,18 +241,6 @@ def test_get_is_a_405(function: Any) -> None:
     assert (response.status_code, response.headers["Allow"]) == (405, "POST")
 
 
-def test_a_handler_gets_the_envelope_where_it_asks_for_it() -> None:
-    taken: list[CloudEvent] = []
-
-    @event_function(ScheduleFired, schedule="0 0 * * *")
-    def takes_both(event: ScheduleFired, envelope: CloudEvent) -> None:
-        taken.append(envelope)
-
-    sent = envelope(ScheduleFired.type)
-    assert deliver(takes_both, {"a": 1}, sent).status_code == 204
-    assert [(event["id"], event.data) for event in taken] == [(sent["ce-id"], {"a": 1})]
-
-
 def test_an_event_of_a_schedule_without_a_meaning_is_taken() -> None:
     taken: list[ScheduleFired] = []
 
@@ -252,7 +269,7 @@ def test_what_takes_all_that_it_is_sent_is_given_no_event() -> None:
             pass
 
 
-# --- handlers that write in the transaction in which the event is marked
+# --- what a handler writes, and the mark
 
 
 def written(name: str) -> int:
@@ -278,53 +295,17 @@ def test_what_a_handler_writes_and_the_mark_are_one_transaction() -> None:
     headers, fails = envelope(REGISTERED), [True, False]
 
     @event_function(UserRegistered)
-    def writes(event: UserRegistered, connection: Connection) -> None:
-        write(connection, headers["ce-id"])
-        if fails.pop(0):
-            raise ServiceUnavailable
+    def writes(event: UserRegistered, mark: Mark) -> None:
+        with transaction() as connection:
+            write(connection, headers["ce-id"])
+            mark(connection)
+            if fails.pop(0):
+                raise ServiceUnavailable
 
     assert deliver(writes, DATA, headers).status_code == 503
     assert (written(headers["ce-id"]), processed(headers)) == (0, [])
     assert [deliver(writes, DATA, headers).status_code for _ in range(2)] == [204, 204]
     assert (written(headers["ce-id"]), processed(headers), fails) == (1, [True], [])
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_delivery_at_the_same_time_waits_and_takes_effect_when_the_first_did_not(fails: bool) -> None:
-    headers, deliveries = envelope(REGISTERED), []
-
-    @event_function(UserRegistered)
-    def writes_slowly(event: UserRegistered, connection: Connection) -> None:
-        write(connection, headers["ce-id"])
-        deliveries.append(1)
-        if len(deliveries) == 1:
-            second.append(pool.submit(deliver, writes_slowly, DATA, headers))
-            wait_for(lambda: somebody_waits_for(connection))
-            if fails:
-                raise ServiceUnavailable
-
-    second: list[Future[Response]] = []
-    with ThreadPoolExecutor(1) as pool:
-        assert deliver(writes_slowly, DATA, headers).status_code == (503 if fails else 204)
-        assert second[0].result().status_code == 204
-    assert (written(headers["ce-id"]), len(deliveries)) == (1, 2 if fails else 1)
-
-
-def test_an_event_that_was_claimed_before_the_function_wrote_in_one_transaction_takes_effect() -> None:
-    headers = envelope(REGISTERED)
-
-    @event_function(UserRegistered)
-    def writes_now(event: UserRegistered, connection: Connection) -> None:
-        write(connection, headers["ce-id"])
-
-    event_id = f"{headers['ce-source']} {headers['ce-id']}"
-    with transaction() as connection:
-        connection.execute(insert(processed_event).values(function="writes_now", event_id=event_id))
-    assert deliver(writes_now, DATA, headers).status_code == 204
-    assert (written(headers["ce-id"]), processed(headers)) == (1, [True])
-
-
-# --- handlers that ask a provider
 
 
 def let_the_claim_expire(headers: dict[str, str]) -> None:
@@ -409,3 +390,23 @@ def test_a_claim_outlives_every_delivery_and_the_retries_outlive_the_claim() -> 
     for trigger in triggers():
         waits = [backoff(trigger, attempt) for attempt in range(trigger.retries)]
         assert 2 * trigger.timeout_seconds <= CLAIM_LIFETIME.total_seconds() < sum(waits) / 2
+
+
+attributes = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.text(st.characters(exclude_categories=()), max_size=20)
+        for name in ("id", "source", "time", "subject", "requestid", "partitionkey", "dataschema")
+    },
+)
+
+
+@settings_of_hypothesis(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(attributes, st.text(st.characters(exclude_categories=()), max_size=5))
+def test_whatever_an_event_holds_it_is_processed_or_refused_for_good(
+    function: Any, changes: dict[str, str], locale: str
+) -> None:
+    known = {name.removeprefix("ce-"): value for name, value in envelope(REGISTERED).items()}
+    event = json.dumps(known | changes | {"data": DATA | {"locale": locale}}).encode()
+    response = deliver(function, event, {"Content-Type": "application/cloudevents+json"})
+    assert response.status_code in (204, 400, 422)

@@ -71,7 +71,7 @@ def test_what_waits_and_the_dead_letters_are_counted(own_database: Process) -> N
             connection.execute(insert(outbox).values(**event, **ids, occurred_at=ago))
         for number, function in enumerate(("send_email", "send_email", "send_sms")):
             connection.execute(insert(dead_letter).values(**letter, event_id=f"{number}", function=function))
-        retried = letter | {"event_id": "4", "function": "record_audit", "retried_at": func.now()}
+        retried = letter | {"event_id": "4", "function": "verify_business", "retried_at": func.now()}
         connection.execute(insert(dead_letter).values(retried))
     found = samples(OutboxCollector())
     assert 120 <= found.pop("outbox_waiting_seconds") < 180

@@ -11,7 +11,7 @@ import pyotp
 from sqlalchemy import func, insert, select, update
 
 from functions.login_with_passkey import AMR
-from shared.events.types import SOURCE, Event, LoggedIn, PhoneCodeRequested, UserRegistered
+from shared.events.types import SOURCE, Event, PhoneCodeRequested, UserRegistered
 from shared.identity import access_tokens, authentication, challenges, verifications
 from shared.identity.access_tokens import Caller
 from shared.identity.second_factors import SECRET_BYTES, seal_secret
@@ -214,10 +214,6 @@ def _of_others(count: int, path: str) -> list[bytes]:
     ]
 
 
-def _record_audit(count: int) -> list[bytes]:
-    return [_delivery(LoggedIn(user_id=one.id, session_id=uuid.uuid4(), amr=["pwd"])) for one in users(count)]
-
-
 def _send_email(count: int) -> list[bytes]:
     return [_delivery(UserRegistered(user_id=one.id, locale="ko")) for one in _pending(count)]
 
@@ -268,7 +264,6 @@ TRAFFIC: dict[str, Callable[[int], list[bytes]]] = {
     "get_user": _get_user,
     "list_audit": _list_audit,
     "export_data": _export_data,
-    "record_audit": _record_audit,
     "send_email": _send_email,
     "send_sms": _send_sms,
 }
