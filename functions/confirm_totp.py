@@ -49,7 +49,7 @@ def confirm_totp(body: TotpConfirmation, caller: Caller) -> NewRecoveryCodes:
 
     From now on, logging in with a password also requires a code. The response contains ten recovery codes, each valid
     for one log-in without the app; they are not shown again. The user's other sessions end because they have not
-    passed the second factor. This session continues, but for operations that require a second factor, log in with it.
+    passed the second factor. This session continues, but operations that require a second factor need a new log-in.
 
     If the account has a role and no factor yet, `first_factor_code` is required.
     """

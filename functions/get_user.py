@@ -15,7 +15,7 @@ from shared.users.users import UserDetails
 def get_user(user_id: UUID, caller: Caller) -> Reply[UserDetails]:
     """Read a user.
 
-    `passkeys` and `sessions` are counts. Send the ETag in If-Match to change this state only. It does not depend on the
+    `passkeys` and `sessions` are counts. Send the ETag in If-Match when you update the user. It does not depend on the
     number of sessions.
     """
     user = read(lambda connection: users.read(connection, user_id))

@@ -33,7 +33,7 @@ def register(body: Registration) -> None:
     """Register a user.
 
     The response is the same whether or not the address is taken. A new address gets a mail with a link that verifies
-    it. If the address already has an account, its owner gets a mail that someone tried to register it again.
+    it. If the address already has an account, its owner is told by mail that someone tried to register it again.
     Registering an address again before it is verified replaces the password and name, and sends a new link.
     """
     password = body.password.get_secret_value()

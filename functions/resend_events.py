@@ -60,7 +60,7 @@ def resend_events(event: ScheduleFired) -> None:
             resent += _resend_unprocessed(connection, ids)
             last = ids[-1]
     if resent:
-        log.warning("sent again what was not processed", extra={"events": resent})
+        log.warning("resent unprocessed events", extra={"events": resent})
 
 
 def _resend_unprocessed(connection: Connection, ids: Sequence[UUID]) -> int:

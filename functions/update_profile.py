@@ -29,8 +29,8 @@ def update_profile(caller: Caller, body: ProfilePatch, if_match: str | None) -> 
     """Change the caller's profile.
 
     The body is a JSON merge patch (RFC 7396): absent members stay unchanged, and a null name removes the name. Returns
-    the new profile. To avoid overwriting a concurrent change, send the profile's ETag in If-Match: the change is then
-    made only to that state.
+    the new profile. To avoid overwriting a concurrent change, send the profile's ETag in If-Match: if the profile has
+    changed since, the answer is 412.
     """
     given: dict[str, Any] = body.model_dump(exclude_unset=True)
     with change(caller) as connection:

@@ -33,7 +33,7 @@ class Verification(RequestBody):
 def verify_email(body: Verification) -> None:
     """Verify an e-mail address.
 
-    Send the token from the mail, which works once, within 24 hours, and the account's password. The token proves access
+    Send the account's password and the token from the mail, which works once, within 24 hours. The token proves access
     to the mailbox; the password proves that the account belongs to the same person. A new account becomes active. If a
     user is changing their address, the new one replaces the old one, which is notified and can undo it for seven days.
     """

@@ -12,7 +12,7 @@ _TEXTS = Path(__file__).parent
 
 
 def compose(mail: str, locale: str, link: str = "") -> tuple[str, str, str]:
-    """Return the subject, plain text and HTML of a mail. No input of users is in it, as it may reach a stranger.
+    """Return the subject, plain text and HTML of a mail. It has no user input, because it may reach a stranger.
 
     Args:
         mail: a section of mails.toml.
