@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONPATH := $(CURDIR)
+unexport PYTHONDONTWRITEBYTECODE # or each process compiles all of its modules anew, which takes seconds
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -10,9 +11,14 @@ help:  ## list the targets
 up: setup-local  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local REPLICA=1)
 	@exec $(BIN)/python -m knative.local.up
 
-test: setup  ## run the tests
+test: setup  ## run the tests, but for the slow ones
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## run the tests that take long by nature: they start more services or measure time
+	@$(BIN)/python -m pytest -m slow
+
+coverage: setup  ## run all of these tests, and list the lines of functions/ and shared/ that none of them reaches
 	@$(BIN)/python -m pytest --cov=functions --cov=shared --cov-report=term-missing:skip-covered
-	@$(BIN)/python -m pytest tests/loadtests -n 2
 
 tour: setup-local  ## call every operation once, step by step (URL=http://localhost:8080)
 	@$(BIN)/python -m tests.tour
@@ -76,4 +82,4 @@ lock: setup  ## update the lock files from pyproject.toml
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group dev -c requirements.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-dev.lock
 	@$(BIN)/uv pip compile --system-certs -q pyproject.toml --group local -c requirements-dev.lock --universal --generate-hashes --no-emit-index-url --no-header -o requirements-local.lock
 
-.PHONY: help up test tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check generate secrets setup setup-local lock
+.PHONY: help up test test-slow coverage tour fuzz test-kafka test-clients test-faults test-cluster loadtest loadtest-compare bench bench-scale bench-cluster check generate secrets setup setup-local lock

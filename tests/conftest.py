@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -17,6 +16,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 from urllib.parse import urlencode
@@ -48,18 +48,14 @@ PASSWORD = "copper lantern drifts north"
 START_SECONDS = 180.0
 MAX_LOG_LINES = 100
 
-_service: list[subprocess.Popen[bytes]] = []
 _only_run: list[TextIO] = []
 """Holds the lock on the data folder as long as this process lives."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Starts the service once, in the process that hands out the tests; its workers inherit the environment."""
-    on_their_own = all(re.search("tests/(cluster|faults)", argument) for argument in config.args)
-    if hasattr(config, "workerinput") or config.option.collectonly or on_their_own:
+    """Keeps other runs away from the data folder, in the process that hands out the tests."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
         return
-    from knative.local.servers import free_port
-
     DATA.parent.mkdir(exist_ok=True)
     _only_run.append(lock := DATA.with_suffix(".lock").open("w"))
     try:
@@ -67,27 +63,48 @@ def pytest_configure(config: pytest.Config) -> None:
     except BlockingIOError:
         pytest.exit(f"Other tests run in {ROOT}: wait until they end, or use a clone of its own.", returncode=1)
     shutil.rmtree(DATA, ignore_errors=True)
-    port = str(free_port())
-    DATA.mkdir(parents=True)
+    DATA.mkdir()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the service too, as Ctrl-C does
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not item.get_closest_marker("no_service"):
+        use_service()
+
+
+@cache
+def use_service() -> None:
+    """Takes the settings of the service, which the first test that needs it starts, in whichever process."""
+    environment = DATA / "environment.json"
+    with (DATA / "start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not environment.exists():
+            start_service(environment)
+    os.environ.update(json.loads(environment.read_text()))
+
+
+def start_service(environment: Path) -> None:
+    from knative.local.servers import free_port
+
+    own = {"PORT": str(free_port()), "DATA_DIR": str(DATA)}
     command = [sys.executable, "-m", "knative.local.up"]
     with (DATA / "up.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"PORT": port, "DATA_DIR": str(DATA)}, stdout=log, stderr=log
-        )
-    _service.append(process)
-    environment = DATA / "environment.json"
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log)
+    (DATA / "pid").write_text(str(process.pid))
     deadline = time.monotonic() + START_SECONDS
     while not environment.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             pytest.exit(f"the service does not start:\n{(DATA / 'up.log').read_text()}", returncode=1)
         time.sleep(0.05)
-    os.environ.update(json.loads(environment.read_text()))
 
 
 def pytest_unconfigure() -> None:
-    for process in _service:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
+    if _only_run and (DATA / "pid").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((DATA / "pid").read_text()), signal.SIGTERM)
+        with (DATA / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the service holds it until it has ended
         shutil.rmtree(DATA, ignore_errors=True)
 
 
@@ -154,15 +171,22 @@ def create_user(address: str, status: str = "active") -> User:
     from sqlalchemy import insert
     from uuid_utils.compat import uuid7
 
-    from shared.identity.passwords import hash_password
     from shared.postgresql.tables import account, credential
 
     user = User(uuid7(), address)
     with transaction() as connection:
         row = {"id": user.id, "email": address, "canonical_email": address, "name": "김민준", "locale": "ko"}
         connection.execute(insert(account).values(status=status, **row))
-        connection.execute(insert(credential).values(account_id=user.id, password_hash=hash_password(PASSWORD)))
+        connection.execute(insert(credential).values(account_id=user.id, password_hash=password_hash()))
     return user
+
+
+@cache
+def password_hash() -> str:
+    """One hash of PASSWORD for all users, as a hash each would take long."""
+    from shared.identity.passwords import hash_password
+
+    return hash_password(PASSWORD)
 
 
 class BufferedClient(FlaskClient):
@@ -411,10 +435,12 @@ def inbox(address: str) -> list[dict[str, Any]]:
 
 def counted(name: str, **labels: str) -> float:
     """What this process has counted under a name, over all series with these labels."""
+    from prometheus_client import REGISTRY
+
     from shared.runtime import metrics
 
-    families = text_string_to_metric_families(metrics.exposition()[0].decode())
-    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    metrics.load()
+    samples = [sample for family in REGISTRY.collect() for sample in family.samples if sample.name == name]
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 

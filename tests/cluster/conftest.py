@@ -47,6 +47,10 @@ SCALED_DOWN = {
 HAS_TLS = ENVIRONMENT != "development"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker("no_service")
+
+
 def kubectl(*arguments: str) -> str:
     """What kubectl prints; fails with what it complains about."""
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)

@@ -25,6 +25,10 @@ SETTLE_SECONDS = 100.0
 """An event whose function was away may wait out a claim (30 s) and the longest back-off (60 s)."""
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker("no_service")  # it has one of its own
+
+
 @dataclass(frozen=True)
 class Run:
     """What was done, and what came of it."""

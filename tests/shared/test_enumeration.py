@@ -10,10 +10,9 @@ import pytest
 from sqlalchemy import insert
 from uuid_utils.compat import uuid7
 
-from shared.identity.passwords import hash_password
 from shared.postgresql.tables import account, credential
 from shared.postgresql.transactions import transaction
-from tests.conftest import PASSWORD, User, call, session_of
+from tests.conftest import PASSWORD, User, call, password_hash, session_of
 
 PAIRS = 200
 LEAST, MOST = 0.4, 0.6
@@ -24,9 +23,8 @@ Ask = Callable[[str], Any]
 
 
 def create_users(count: int) -> list[User]:
-    """Accounts like those of `create_user`, all with one hash, as a hash each would take long."""
+    """Accounts like those of `create_user`, in one statement."""
     users = [User(uuid7(), f"{uuid.uuid4().hex[:12]}@example.com") for _ in range(count)]
-    password_hash = hash_password(PASSWORD)
     with transaction() as connection:
         connection.execute(
             insert(account),
@@ -36,7 +34,7 @@ def create_users(count: int) -> list[User]:
             ],
         )
         connection.execute(
-            insert(credential), [{"account_id": user.id, "password_hash": password_hash} for user in users]
+            insert(credential), [{"account_id": user.id, "password_hash": password_hash()} for user in users]
         )
     return users
 
