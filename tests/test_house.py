@@ -2,7 +2,7 @@
 
 import pytest
 
-from knative import check, ping
+from knative import ping
 from knative.local.up import containers
 from shared.events.schedules import ScheduleFired
 from shared.framework.http_function import path_pattern
@@ -10,6 +10,7 @@ from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 from shared.runtime.manifests import functions, manifests, routes, schedules, triggers
 from shared.runtime.resource_names import function_name
 from tests.conftest import ROOT
+from tests.knative.environments import objects_of
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def test_every_event_function_has_a_trigger_or_a_schedule_or_is_a_dead_letter_si
 
 
 def test_where_eventing_is_absent_cron_jobs_fire_at_the_same_times() -> None:
-    rendered = check.render(check.OVERLAYS / "development")
+    rendered = objects_of("development").values()
     assert not [item for item in rendered if item["kind"] in ("PingSource", "Trigger")]
     fired = {
         (pod["containers"][0]["args"][0], item["spec"]["schedule"], item["spec"]["timeZone"])

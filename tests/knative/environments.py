@@ -1,9 +1,13 @@
 """The three environments, rendered once for all tests."""
 
+import fcntl
+import json
 from functools import cache
 from typing import Any
 
 from knative import check
+from knative.kubernetes import overlays
+from tests.conftest import DATA
 
 ENVIRONMENTS = ("development", "staging", "production")
 
@@ -14,8 +18,16 @@ Objects = dict[tuple[str, str], dict[str, Any]]
 @cache
 def objects_of(environment: str, part: str = "", delivery: str | None = None) -> Objects:
     """What an environment consists of; `part` is data or migration."""
-    rendered = check.render(check.OVERLAYS / environment / part, delivery)
-    return {(item["kind"], item["metadata"]["name"]): item for item in rendered}
+    rendered = DATA / f"rendered-{environment}-{part}-{delivery}.json"
+    with rendered.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one worker renders it for all, as kubectl takes seconds
+        if not rendered.exists():
+            rendered.write_text(json.dumps(check.render(check.OVERLAYS / environment / part, delivery)))
+    return {(item["kind"], item["metadata"]["name"]): item for item in json.loads(rendered.read_text())}
+
+
+released = cache(overlays.environment)
+"""An environment in a version that is released. It is the same object for all tests: none may change it."""
 
 
 def functions_of(objects: Objects) -> list[dict[str, Any]]:

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 
 from knative import check
-from knative.kubernetes import overlays
 from knative.kubernetes.overlays import PREPARED, pods
 from knative.release import checks
 from tests.conftest import ROOT
-from tests.knative.environments import ENVIRONMENTS, Objects, objects_of
+from tests.knative.environments import ENVIRONMENTS, Objects, objects_of, released
 
 NAMESPACE = "aegis-user-service"
 RELEASE = [*(ROOT / "knative" / "release").glob("*.py"), *(ROOT / "knative" / "kubernetes").glob("*.py")]
@@ -54,6 +54,7 @@ ESCAPES = [
 """Each a way to Secrets, to other accounts, past the walls, or out of the namespace."""
 
 
+@cache
 def access() -> list[dict[str, Any]]:
     return check.render(check.ACCESS)
 
@@ -133,7 +134,7 @@ def test_outside_of_the_namespace_a_release_only_reads_what_it_names() -> None:
 
 def test_no_wall_or_secret_is_among_what_a_release_applies() -> None:
     for name in ENVIRONMENTS:
-        environment = overlays.environment(name, "v1")
+        environment = released(name, "v1")
         assert not {one["kind"] for one in environment.objects} & PREPARED
         assert {one["kind"] for one in environment.prepared} <= PREPARED
         everything = objects_of(name) | objects_of(name, "migration")

@@ -1,44 +1,41 @@
 """What `make check` finds in rendered manifests."""
 
 import copy
-from typing import Any
 
 import pytest
 
 from knative import check
 from shared.events import kafka
 from shared.runtime.manifests import schedules, triggers
-from tests.knative.environments import container, functions_of
-
-DEVELOPMENT = check.OVERLAYS / "development"
+from tests.knative.environments import Objects, container, functions_of, objects_of
 
 
 @pytest.fixture
-def objects() -> dict[tuple[str, str], dict[str, Any]]:
-    """The objects of the development overlay, by kind and name."""
-    return {(item["kind"], item["metadata"]["name"]): item for item in check.render(DEVELOPMENT)}
+def objects() -> Objects:
+    """The objects of the development overlay, for the test to change."""
+    return copy.deepcopy(objects_of("development"))
 
 
 @pytest.fixture
-def with_eventing() -> dict[tuple[str, str], dict[str, Any]]:
+def with_eventing() -> Objects:
     """The same where Knative Eventing delivers the events."""
-    return {(item["kind"], item["metadata"]["name"]): item for item in check.render(DEVELOPMENT, "eventing")}
+    return objects_of("development", delivery="eventing")
 
 
-def problems(objects: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+def problems(objects: Objects) -> list[str]:
     return list(check.problems_of(list(objects.values())))
 
 
-def test_the_overlay_is_sound_with_knative_eventing(with_eventing: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_the_overlay_is_sound_with_knative_eventing(with_eventing: Objects) -> None:
     assert problems(with_eventing) == []
 
 
-def test_a_misspelt_field_is_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_a_misspelt_field_is_found(objects: Objects) -> None:
     objects["Deployment", "relay"]["spec"]["replica"] = 2
     assert any("replica" in problem for problem in problems(objects))
 
 
-def test_a_pod_that_is_not_restricted_is_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_a_pod_that_is_not_restricted_is_found(objects: Objects) -> None:
     del container(objects["Service", "login"])["securityContext"]["readOnlyRootFilesystem"]
     container(objects["Deployment", "relay"])["securityContext"]["runAsNonRoot"] = False
     assert sorted(problems(objects)) == [
@@ -47,13 +44,13 @@ def test_a_pod_that_is_not_restricted_is_found(objects: dict[tuple[str, str], di
     ]
 
 
-def test_two_routes_with_one_match_are_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_two_routes_with_one_match_are_found(objects: Objects) -> None:
     objects["HTTPRoute", "logout"]["spec"]["rules"] = objects["HTTPRoute", "login"]["spec"]["rules"]
     assert any("2 routes match" in problem for problem in problems(objects))
 
 
 def test_a_redirect_of_one_listener_is_no_second_match_of_a_route_at_another(
-    objects: dict[tuple[str, str], dict[str, Any]],
+    objects: Objects,
 ) -> None:
     redirect = copy.deepcopy(objects["HTTPRoute", "login"])
     redirect["spec"]["parentRefs"][0]["sectionName"] = "http"
@@ -62,13 +59,13 @@ def test_a_redirect_of_one_listener_is_no_second_match_of_a_route_at_another(
     assert problems(objects) == []
 
 
-def test_a_route_without_a_timeout_is_found(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_a_route_without_a_timeout_is_found(objects: Objects) -> None:
     del objects["HTTPRoute", "login"]["spec"]["rules"][0]["timeouts"]
     assert problems(objects) == ["HTTPRoute login states no timeout: the gateway's default is 15 s"]
 
 
 def test_knative_eventing_reads_the_topic_of_the_relay_by_the_same_triggers(
-    with_eventing: dict[tuple[str, str], dict[str, Any]],
+    with_eventing: Objects,
 ) -> None:
     names = {kind: {name for of, name in with_eventing if of == kind} for kind, _ in with_eventing}
     assert names["Trigger"] == {trigger.name for trigger in triggers()}
@@ -83,7 +80,7 @@ def test_knative_eventing_reads_the_topic_of_the_relay_by_the_same_triggers(
     assert servers.partition(":")[0].endswith(".svc.cluster.local")  # it is resolved in another namespace
 
 
-def test_the_route_of_a_function_leads_to_it(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_the_route_of_a_function_leads_to_it(objects: Objects) -> None:
     for service in functions_of(objects):
         name = service["metadata"]["name"]
         if ("HTTPRoute", name) in objects:

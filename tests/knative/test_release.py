@@ -18,6 +18,7 @@ from knative.release.report import table
 from knative.terminal import Progress, Refused
 from shared.runtime.manifests import functions
 from tests.conftest import DATA, ROOT
+from tests.knative.environments import ENVIRONMENTS, released
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -40,9 +41,9 @@ def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("name", ["development", "staging", "production"])
+@pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_release_has_one_image_in_every_place_and_leaves_the_servers_theirs(name: str) -> None:
-    environment = overlays.environment(name, "v1.2.3")
+    environment = released(name, "v1.2.3")
     images = {
         container["image"]
         for one in [*environment.objects, environment.migration]
@@ -76,7 +77,7 @@ def test_a_secret_without_values_replaces_none_of_the_cluster() -> None:
 
 
 def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_one_before() -> None:
-    (login,) = [one for one in overlays.environment("production", "v1").functions if one["metadata"]["name"] == "login"]
+    (login,) = [one for one in released("production", "v1").functions if one["metadata"]["name"] == "login"]
     first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0}, is_live=False)["spec"]
     assert first["template"]["metadata"]["name"] == "login-r12"
     assert first["traffic"] == [
@@ -92,7 +93,7 @@ def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_o
 
 
 def test_a_function_without_an_earlier_revision_can_be_called_by_its_tag_before_the_release_is_live() -> None:
-    (login,) = [one for one in overlays.environment("production", "v1").functions if one["metadata"]["name"] == "login"]
+    (login,) = [one for one in released("production", "v1").functions if one["metadata"]["name"] == "login"]
     starting = rollout.service(login, 1, {"login-r1": 100}, is_live=False)["spec"]["traffic"]
     assert starting == [{"revisionName": "login-r1", "percent": 100, "tag": "next"}]
     assert rollout.service(login, 1, {"login-r1": 100}, is_live=True)["spec"]["traffic"] == [

@@ -13,7 +13,7 @@ from knative.local import up
 from knative.release.checks import with_settings
 from shared.framework.registry import load_all, uses
 from shared.runtime.settings import REQUIRED_BY, SECRETS, load, secrets_of
-from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of
+from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of, released
 
 OF_OWNER = {"DB_OWNER", "DB_OWNER_PASSWORD"}
 OF_SIGNERS = {"login", "login_with_passkey", "login_with_second_factor", "refresh_token"}
@@ -52,7 +52,7 @@ def test_the_owner_of_the_tables_is_known_to_the_database_the_migration_and_the_
 
 
 def test_jobs_that_only_look_are_not_given_the_owner() -> None:
-    environment = overlays.environment("production", "v1")
+    environment = released("production", "v1")
     for job in (
         derived(environment.migration, "smoke", ["python"]),
         derived(with_settings(environment), "settings", ["python"]),
@@ -144,6 +144,6 @@ def test_every_required_secret_can_be_given() -> None:
 
 
 def test_the_job_that_looks_at_the_settings_has_the_secrets_of_all_functions() -> None:
-    job = with_settings(overlays.environment("production", "v1"))
+    job = with_settings(released("production", "v1"))
     sources = container(job)["envFrom"]
     assert sources == [{"secretRef": {"name": "user-service-secrets"}}]
