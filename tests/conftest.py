@@ -100,12 +100,14 @@ def start_service(environment: Path) -> None:
 
 
 def pytest_unconfigure() -> None:
-    if _only_run and (DATA / "pid").exists():
+    if not _only_run:
+        return
+    if (DATA / "pid").exists():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int((DATA / "pid").read_text()), signal.SIGTERM)
         with (DATA / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the service holds it until it has ended
-        shutil.rmtree(DATA, ignore_errors=True)
+    shutil.rmtree(DATA, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,11 +4,14 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 import yaml
 
 from knative.local.servers import MAX_CONNECTIONS
 from knative.local.up import DEFAULT_PORTS
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.no_service
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
 SERVERS = COMPOSE["services"].keys() - {"user-service"}

@@ -12,6 +12,8 @@ from tests.bench import model
 from tests.cluster.documents import commands
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.no_service
+
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 

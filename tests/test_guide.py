@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.knative.environments import Objects, container, objects_of, scaling
 
+pytestmark = pytest.mark.no_service
+
 ID = "AEG-SPC-USER-20250917-7.0"
 PAGE = (ROOT / "docs" / "guide.md").read_text("utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")

@@ -12,6 +12,8 @@ from shared.runtime.resource_names import function_name
 from tests.conftest import ROOT
 from tests.knative.environments import objects_of
 
+pytestmark = pytest.mark.no_service
+
 
 @pytest.fixture(autouse=True)
 def all_functions() -> None:

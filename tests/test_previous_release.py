@@ -84,6 +84,7 @@ def run(tree: Path, environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_previous_release_does_all_it_did_on_the_schema_of_this_one(
     previous: Path, own_database: Process, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from knative.release import checks
 from tests.conftest import ROOT
 from tests.knative.environments import ENVIRONMENTS, Objects, objects_of, released
 
+pytestmark = pytest.mark.no_service
+
 NAMESPACE = "aegis-user-service"
 RELEASE = [*(ROOT / "knative" / "release").glob("*.py"), *(ROOT / "knative" / "kubernetes").glob("*.py")]
 

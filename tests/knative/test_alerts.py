@@ -18,6 +18,8 @@ from tests.conftest import ROOT
 from tests.knative.environments import objects_of
 from tests.shared.test_metrics import documented
 
+pytestmark = pytest.mark.no_service
+
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="NO PROMTOOL: install Prometheus to test the alerting rules")
 

@@ -13,6 +13,8 @@ from knative.operations.backup import identity, in_cluster
 from tests.conftest import ROOT, wait_for
 from tests.knative.test_backup import new_vault, refusal
 
+pytestmark = pytest.mark.no_service
+
 CONTEXT, POD = "a-context", "restore-20260131-170000-abcde"
 
 

@@ -9,6 +9,8 @@ from shared.events import kafka
 from shared.runtime.manifests import schedules, triggers
 from tests.knative.environments import Objects, container, functions_of, objects_of
 
+pytestmark = pytest.mark.no_service
+
 
 @pytest.fixture
 def objects() -> Objects:

@@ -4,8 +4,12 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.knative.test_alerts import FOREIGN, others_in
+
+pytestmark = pytest.mark.no_service
 
 DASHBOARD: dict[str, Any] = json.loads(
     (ROOT / "knative" / "components" / "monitoring" / "dashboard.json").read_text("utf-8")

@@ -17,6 +17,8 @@ from tests.knative.test_up import Up, running
 
 LOGIN = "/api/v1/users/login"
 TITLE = "The e-mail address or the password is wrong"
+pytestmark = pytest.mark.slow
+
 ONLY_HERE = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the log has the reason, the terminal has not")
 
 

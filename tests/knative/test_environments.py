@@ -31,6 +31,8 @@ from tests.knative.environments import (
     variables,
 )
 
+pytestmark = pytest.mark.no_service
+
 HOT = {"get-profile", "login", "refresh-token"}
 WARM = {"development": 0, "staging": 2, "production": 3}
 """Pods of each hot function at rest: the guide's replicas (2.2), but nothing in development."""

@@ -206,6 +206,7 @@ def test_when_the_disk_of_the_primary_is_gone_functions_go_on_with_the_replica_w
     assert primary(tmp_path) == "postgresql-2"
 
 
+@pytest.mark.slow
 def test_the_replica_of_make_up_takes_the_place_of_its_primary_which_comes_back_as_the_replica(tmp_path: Path) -> None:
     kim = {"email": "kim@example.com", "password": PASSWORD}
     with running(tmp_path, REPLICA="1") as up:

@@ -10,6 +10,8 @@ from shared.runtime.manifests import route_timeout_seconds
 from shared.runtime.problems import REQUEST_SECONDS, Problem, RequestTimeout, ServiceUnavailable
 from tests.knative.environments import ENVIRONMENTS, objects_of
 
+pytestmark = pytest.mark.no_service
+
 REPLACED: dict[int, Problem] = {408: RequestTimeout(), 502: ServiceUnavailable(), 504: ServiceUnavailable()}
 """Statuses of Envoy that no function answers with."""
 

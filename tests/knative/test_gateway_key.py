@@ -22,6 +22,8 @@ from tests.knative import kubernetes_api
 from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of
 from tests.knative.kubernetes_api import API
 
+pytestmark = pytest.mark.no_service
+
 FILTER = {"group": "gateway.envoyproxy.io", "kind": "HTTPRouteFilter", "name": "gateway-key"}
 
 

@@ -16,6 +16,8 @@ import yaml
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from tests.conftest import ROOT, wait_for
 
+pytestmark = pytest.mark.no_service
+
 FUNCTION = '''
 """Greet somebody."""
 

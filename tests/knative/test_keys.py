@@ -4,8 +4,12 @@ import json
 import stat
 from pathlib import Path
 
+import pytest
+
 from knative.keys import new_backup_key, recipient_of, write_secrets
 from shared.runtime.settings import load
+
+pytestmark = pytest.mark.no_service
 
 
 def read(file: Path) -> dict[str, str]:

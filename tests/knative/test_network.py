@@ -16,6 +16,8 @@ from shared.framework.registry import load_all, uses
 from shared.runtime.resource_names import function_name
 from tests.knative.environments import ENVIRONMENTS, Objects, functions_of, objects_of
 
+pytestmark = pytest.mark.no_service
+
 NAMESPACE = "aegis-user-service"
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 

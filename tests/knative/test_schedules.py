@@ -16,6 +16,8 @@ from shared.runtime.manifests import Schedule, schedules
 from tests.conftest import ROOT, wait_for
 from tests.providers import Answer, Provider, listening
 
+pytestmark = pytest.mark.no_service
+
 
 @pytest.fixture
 def function() -> Iterator[Provider]:

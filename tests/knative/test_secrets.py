@@ -15,6 +15,8 @@ from shared.framework.registry import load_all, uses
 from shared.runtime.settings import REQUIRED_BY, SECRETS, load, secrets_of
 from tests.knative.environments import ENVIRONMENTS, container, functions_of, objects_of, released
 
+pytestmark = pytest.mark.no_service
+
 OF_OWNER = {"DB_OWNER", "DB_OWNER_PASSWORD"}
 OF_SIGNERS = {"login", "login_with_passkey", "login_with_second_factor", "refresh_token"}
 

@@ -99,6 +99,7 @@ def processes_of(data: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_a_second_start_is_quick_to_say_so_and_still_has_the_users(tmp_path: Path) -> None:
     user = "kim@example.com"
     with running(tmp_path) as up:
@@ -118,6 +119,7 @@ def test_a_second_start_is_quick_to_say_so_and_still_has_the_users(tmp_path: Pat
         assert len(up.request("/inbox", Accept="application/json")[1]) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
     with running(tmp_path) as up:
         assert processes_of(tmp_path)
@@ -154,6 +156,7 @@ def test_a_port_that_is_none_is_one_clear_line(tmp_path: Path, port: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_one_on_the_same_folder_is_told_where_the_first_runs(tmp_path: Path) -> None:
     with running(tmp_path) as up:
         second = start(tmp_path, free_port())
@@ -163,6 +166,7 @@ def test_a_second_one_on_the_same_folder_is_told_where_the_first_runs(tmp_path: 
         assert "Traceback" not in second.output
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_behind_is_stopped_and_a_clean_start_follows(tmp_path: Path) -> None:
     with running(tmp_path) as up:
         up.process.kill()
@@ -174,6 +178,7 @@ def test_what_a_killed_run_left_behind_is_stopped_and_a_clean_start_follows(tmp_
     assert processes_of(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_whatever_is_killed_is_started_again_and_no_registration_is_lost(tmp_path: Path) -> None:
     names = ["login", "router", "redis", "postgresql", "kafka", "relay", "dispatcher", "send_email"]
     with running(tmp_path) as up:
@@ -218,6 +223,7 @@ def test_it_is_development_whatever_the_shell_says(tmp_path: Path, monkeypatch: 
     assert load(settings(tmp_path, 8080)).environment == "development"
 
 
+@pytest.mark.slow
 def test_each_function_is_a_process_with_a_name_and_a_log_of_its_own(tmp_path: Path) -> None:
     with running(tmp_path):
         record = {name: pid for name, pid, *_ in json.loads((tmp_path / "processes.json").read_text())}
@@ -228,6 +234,7 @@ def test_each_function_is_a_process_with_a_name_and_a_log_of_its_own(tmp_path: P
             assert "Booting worker" in (tmp_path / "logs" / f"{name}.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_gone_does_not_keep_it_from_stopping(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "knative.local.up"],
@@ -254,6 +261,7 @@ def test_postgresql_has_a_connection_for_every_thread_of_two_services_and_their_
     assert 2 * (functions + relay) + workers + reserved <= MAX_CONNECTIONS
 
 
+@pytest.mark.slow
 def test_two_run_side_by_side(tmp_path: Path) -> None:
     with running(tmp_path / "one") as one, running(tmp_path / "two") as two:
         one.request("/api/v1/users", {"email": "kim@example.com", "password": PASSWORD})
@@ -261,6 +269,7 @@ def test_two_run_side_by_side(tmp_path: Path) -> None:
         assert two.request("/inbox", Accept="application/json")[1] == []
 
 
+@pytest.mark.slow
 def test_servers_that_the_environment_names_are_used_and_an_address_to_listen_on(
     own_database: Process, own_redis: Process, own: Own, tmp_path: Path
 ) -> None:

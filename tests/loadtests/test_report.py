@@ -13,6 +13,8 @@ from loadtests.rules import LATENCY
 from loadtests.verdict import Run, verdict
 from tests.browser import needs_chromium
 
+pytestmark = pytest.mark.no_service
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 

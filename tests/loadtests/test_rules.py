@@ -8,6 +8,8 @@ import yaml
 
 from loadtests import rules
 
+pytestmark = pytest.mark.no_service
+
 ALL_SORTS: list[dict[str, Any]] = [
     {
         "name": "objectives",

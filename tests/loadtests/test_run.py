@@ -61,6 +61,7 @@ def locked_accounts(data: Path, seconds: float) -> Iterator[None]:
         engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_prometheus", [True, False])
 def test_slow_functions_and_failing_ones_fail_the_run_and_good_ones_do_not(
     tmp_path: Path, with_prometheus: bool
@@ -104,6 +105,7 @@ def figures(report: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "functions", "says"),
     [

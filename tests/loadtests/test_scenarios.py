@@ -10,6 +10,8 @@ from loadtests.scenarios import SCENARIOS, Shape
 from shared.runtime.manifests import functions
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.no_service
+
 
 def people_at(name: str, moment: float, monkeypatch: pytest.MonkeyPatch) -> tuple[int, float] | None:
     shape = Shape(SCENARIOS[name])

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from shared.text.business_numbers import check_digit, normalize_business_number
 
+pytestmark = pytest.mark.no_service
+
 first_nine = st.builds(
     lambda office, kind, serial: f"{office:03}{kind:02}{serial:04}",
     st.integers(101, 999),

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from shared.events.cloud_events import fault, parse_time
 
+pytestmark = pytest.mark.no_service
+
 EVENT = {"specversion": "1.0", "id": "1", "source": "/tests", "type": "tested"}
 zones = st.integers(-23 * 60 - 59, 23 * 60 + 59).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 # A day from either end of what datetime knows, all zones have the time.

@@ -6,6 +6,8 @@ from cryptography.exceptions import InvalidTag
 from shared.identity.encryption import keyed_hash, seal, unseal
 from shared.runtime.settings import settings
 
+pytestmark = pytest.mark.no_service
+
 
 def test_what_is_sealed_is_opened_again_and_cannot_be_read_before() -> None:
     sealed = seal("test", b"a secret of a second factor", b"owner")

@@ -74,6 +74,7 @@ def test_known_and_unknown_addresses_get_the_same_answer(operation: Callable[[in
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_database")  # its thousands of events would keep the mails of other tests waiting
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_known_and_unknown_addresses_take_the_same_time(operation: Callable[[int], Ask]) -> None:

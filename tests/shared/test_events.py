@@ -17,6 +17,8 @@ from shared.events import contract
 from shared.events.types import ALL_EVENTS, Event
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.no_service
+
 FILES = sorted(contract.SCHEMAS.glob("*.json"))
 
 

@@ -11,6 +11,8 @@ from shared.events.types import Event
 from shared.framework.registry import HTTP_FUNCTIONS, load_all
 from shared.text.fields import RequestBody
 
+pytestmark = pytest.mark.no_service
+
 LAX: dict[str, list[Any]] = {
     "date": ["0", "1551657600", "20190304", "2019-W10-1", "2019-03-04T00:00:00", " 2019-03-04", "2019-3-4", 0, 1.5],
     "date-time": ["0", "1551657600", "2019-03-04", "2019-03-04 00:00", 0, 1.5],

@@ -4,6 +4,8 @@ import pytest
 
 from shared.text.mailboxes import counted_mailbox
 
+pytestmark = pytest.mark.no_service
+
 
 @pytest.mark.parametrize(
     ("one", "other"),

@@ -15,6 +15,8 @@ from shared.framework.registry import EVENT_FUNCTIONS, HTTP_FUNCTIONS, load_all
 from shared.runtime import problems
 from shared.runtime.problems import Problem
 
+pytestmark = pytest.mark.no_service
+
 
 @pytest.fixture(scope="module")
 def document() -> Any:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from shared.framework.pages import decode, encode
 
+pytestmark = pytest.mark.no_service
+
 
 @given(st.uuids())
 def test_a_cursor_leads_back_to_its_id(last: uuid.UUID) -> None:

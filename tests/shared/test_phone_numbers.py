@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from shared.users.phone_numbers import normalize_phone_number
 
+pytestmark = pytest.mark.no_service
+
 MOBILE_EXAMPLES = [
     example
     for region in sorted(phonenumbers.SUPPORTED_REGIONS)

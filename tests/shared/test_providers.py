@@ -26,6 +26,8 @@ from shared.runtime.problems import ServiceUnavailable
 from tests.conftest import wait_for
 from tests.providers import Answer, Provider, listening
 
+pytestmark = pytest.mark.no_service
+
 PROVIDER = calls.Provider("tested", "The provider")
 SECONDS = 0.3
 """So long a provider of a test has; it would take much longer."""

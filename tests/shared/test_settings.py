@@ -7,6 +7,8 @@ import pytest
 from shared.runtime import database_url
 from shared.runtime.settings import InvalidSettings, load
 
+pytestmark = pytest.mark.no_service
+
 KEY = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "1", "x": "A" * 43, "y": "A" * 43, "d": "A" * 43}]})
 
 

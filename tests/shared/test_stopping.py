@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.no_service
+
 PROGRAM = """
 import signal, threading
 from shared.runtime.stopping import stopped_by

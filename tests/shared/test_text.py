@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from shared.text.fields import canonical_email, mailbox, normalize_email
 from shared.text.normalisation import folded, is_printable, normalize_name, plain
 
+pytestmark = pytest.mark.no_service
+
 texts = st.text(max_size=12)
 FILLERS = "\u3164\u115f\u1160\uffa0\u2800"
 """Letters and a symbol that are drawn as nothing."""
