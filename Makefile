@@ -11,11 +11,11 @@ help:  ## list the targets
 up: setup-local  ## run the whole service on this machine (PORT=8080 DATA_DIR=.local REPLICA=1)
 	@exec $(BIN)/python -m knative.local.up
 
-test: setup  ## run the tests, but for the slow ones
+test: setup  ## run the tests, but for the slow ones: under four minutes on two cores
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: setup  ## run the tests that take long by nature: they start more services or measure time
-	@$(BIN)/python -m pytest -m slow
+test-slow: setup  ## run the slow tests, which start more services or measure time
+	@$(BIN)/python -m pytest -m slow -n 2
 
 coverage: setup  ## run all of these tests, and list the lines of functions/ and shared/ that none of them reaches
 	@$(BIN)/python -m pytest --cov=functions --cov=shared --cov-report=term-missing:skip-covered

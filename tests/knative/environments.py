@@ -2,14 +2,18 @@
 
 import fcntl
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from knative import check
 from knative.kubernetes import overlays
+from knative.kubernetes.overlays import Environment
 from tests.conftest import DATA
 
 ENVIRONMENTS = ("development", "staging", "production")
+VERSION = "v1.2.3"
 
 Objects = dict[tuple[str, str], dict[str, Any]]
 """By kind and name."""
@@ -18,16 +22,28 @@ Objects = dict[tuple[str, str], dict[str, Any]]
 @cache
 def objects_of(environment: str, part: str = "", delivery: str | None = None) -> Objects:
     """What an environment consists of; `part` is data or migration."""
-    rendered = DATA / f"rendered-{environment}-{part}-{delivery}.json"
-    with rendered.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one worker renders it for all, as kubectl takes seconds
-        if not rendered.exists():
-            rendered.write_text(json.dumps(check.render(check.OVERLAYS / environment / part, delivery)))
-    return {(item["kind"], item["metadata"]["name"]): item for item in json.loads(rendered.read_text())}
+    overlay = check.OVERLAYS / environment / part
+    rendered = once_for_all_workers(f"{environment}-{part}-{delivery}", lambda: check.render(overlay, delivery))
+    return {(item["kind"], item["metadata"]["name"]): item for item in rendered}
 
 
-released = cache(overlays.environment)
-"""An environment in a version that is released. It is the same object for all tests: none may change it."""
+@cache
+def released(environment: str) -> Environment:
+    """An environment in a version that is released: the same object for all tests, so none may change it."""
+    rendered = once_for_all_workers(
+        f"{environment}-{VERSION}", lambda: asdict(overlays.environment(environment, VERSION))
+    )
+    return Environment(**rendered)
+
+
+def once_for_all_workers(name: str, render: Callable[[], Any]) -> Any:
+    """What was rendered under this name: by the first worker that asks, as kubectl takes seconds."""
+    file = DATA / f"rendered-{name}.json"
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(json.dumps(render()))
+    return json.loads(file.read_text())
 
 
 def functions_of(objects: Objects) -> list[dict[str, Any]]:

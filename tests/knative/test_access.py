@@ -136,7 +136,7 @@ def test_outside_of_the_namespace_a_release_only_reads_what_it_names() -> None:
 
 def test_no_wall_or_secret_is_among_what_a_release_applies() -> None:
     for name in ENVIRONMENTS:
-        environment = released(name, "v1")
+        environment = released(name)
         assert not {one["kind"] for one in environment.objects} & PREPARED
         assert {one["kind"] for one in environment.prepared} <= PREPARED
         everything = objects_of(name) | objects_of(name, "migration")

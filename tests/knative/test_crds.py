@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 from knative import check
 
-pytestmark = pytest.mark.no_service
+pytestmark = [pytest.mark.slow, pytest.mark.no_service]
 
 CRDS = dict(line.split() for line in Path(__file__).with_name("crds.txt").read_text("utf-8").splitlines())
 """Go modules, and where their CRDs are."""

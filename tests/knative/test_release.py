@@ -1,5 +1,6 @@
 """What the release command does before it meets a cluster; tests/cluster/test_release.py has the rest."""
 
+import copy
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from knative.release.report import table
 from knative.terminal import Progress, Refused
 from shared.runtime.manifests import functions
 from tests.conftest import DATA, ROOT
-from tests.knative.environments import ENVIRONMENTS, released
+from tests.knative.environments import ENVIRONMENTS, VERSION, released
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -43,7 +44,7 @@ def aegis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_release_has_one_image_in_every_place_and_leaves_the_servers_theirs(name: str) -> None:
-    environment = released(name, "v1.2.3")
+    environment = released(name)
     images = {
         container["image"]
         for one in [*environment.objects, environment.migration]
@@ -51,7 +52,10 @@ def test_a_release_has_one_image_in_every_place_and_leaves_the_servers_theirs(na
         for container in pod["containers"]
     }
     assert {image for image in images if "user-service" in image} == {environment.image}
-    assert environment.image.endswith("/aegis-user-service:v1.2.3") or environment.image == "aegis/user-service:v1.2.3"
+    assert (
+        environment.image.endswith(f"/aegis-user-service:{VERSION}")
+        or environment.image == f"aegis/user-service:{VERSION}"
+    )
     assert len(environment.functions) == len(functions())
 
 
@@ -69,7 +73,7 @@ def test_what_cannot_be_released_is_refused(name: str, tag: str) -> None:
 
 def test_a_secret_without_values_replaces_none_of_the_cluster() -> None:
     """Who releases needs no secrets: deploy renders empty files as well."""
-    environment = overlays.environment("development", "v1")
+    environment = copy.deepcopy(released("development"))
     secret = next(one for one in environment.prepared if one["kind"] == "Secret")
     secret["data"] = dict.fromkeys(secret["data"], "")
     with pytest.raises(Refused, match=r"has no values\. Write them with make secrets"):
@@ -77,7 +81,7 @@ def test_a_secret_without_values_replaces_none_of_the_cluster() -> None:
 
 
 def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_one_before() -> None:
-    (login,) = [one for one in released("production", "v1").functions if one["metadata"]["name"] == "login"]
+    (login,) = [one for one in released("production").functions if one["metadata"]["name"] == "login"]
     first = rollout.service(login, 12, {"login-r11": 100, "login-r12": 0}, is_live=False)["spec"]
     assert first["template"]["metadata"]["name"] == "login-r12"
     assert first["traffic"] == [
@@ -93,7 +97,7 @@ def test_a_new_revision_has_a_tag_until_it_has_all_of_the_traffic_and_then_the_o
 
 
 def test_a_function_without_an_earlier_revision_can_be_called_by_its_tag_before_the_release_is_live() -> None:
-    (login,) = [one for one in released("production", "v1").functions if one["metadata"]["name"] == "login"]
+    (login,) = [one for one in released("production").functions if one["metadata"]["name"] == "login"]
     starting = rollout.service(login, 1, {"login-r1": 100}, is_live=False)["spec"]["traffic"]
     assert starting == [{"revisionName": "login-r1", "percent": 100, "tag": "next"}]
     assert rollout.service(login, 1, {"login-r1": 100}, is_live=True)["spec"]["traffic"] == [

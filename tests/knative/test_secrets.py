@@ -54,7 +54,7 @@ def test_the_owner_of_the_tables_is_known_to_the_database_the_migration_and_the_
 
 
 def test_jobs_that_only_look_are_not_given_the_owner() -> None:
-    environment = released("production", "v1")
+    environment = released("production")
     for job in (
         derived(environment.migration, "smoke", ["python"]),
         derived(with_settings(environment), "settings", ["python"]),
@@ -146,6 +146,6 @@ def test_every_required_secret_can_be_given() -> None:
 
 
 def test_the_job_that_looks_at_the_settings_has_the_secrets_of_all_functions() -> None:
-    job = with_settings(released("production", "v1"))
+    job = with_settings(released("production"))
     sources = container(job)["envFrom"]
     assert sources == [{"secretRef": {"name": "user-service-secrets"}}]
