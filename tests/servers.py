@@ -1,6 +1,7 @@
 """Servers of a test's own, to be killed."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import signal
@@ -31,11 +32,10 @@ from shared.events import kafka
 from shared.framework.registry import HTTP_FUNCTIONS
 from shared.http.request import METHODS
 from shared.postgresql import driver, pool, replica
-from shared.postgresql.migrate import migrate
 from shared.redis import cache
 from shared.redis.cluster import ClusteredRedis
 from shared.runtime import settings
-from tests.conftest import ROOT, BufferedClient, wait_for
+from tests.conftest import DATA, ROOT, BufferedClient, wait_for
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 RIGHTS_OF_TESTS = """
@@ -90,11 +90,31 @@ def own(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own
 @pytest.fixture
 def own_database(own: Own, tmp_path: Path) -> Process:
     """A PostgreSQL of this test's own, with the tables, whose login may also stop and promote a replica."""
-    process, url = servers.postgresql(tmp_path, "password")
-    servers.run_alone(tmp_path / "postgresql", RIGHTS_OF_TESTS)
-    own("DATABASE_URL", process, url)
-    migrate()
-    return process
+    made = DATA / "postgresql_of_tests"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make_database(made)
+    subprocess.run(["cp", "-a", made / "postgresql", tmp_path], check=True)
+    return own("DATABASE_URL", *servers.postgresql(tmp_path, "password"))
+
+
+def make_database(folder: Path) -> None:
+    """Makes what `own_database` copies, as initdb and the migrations take seconds."""
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir()
+    process, url = servers.postgresql(unfinished, "password")
+    servers.run_alone(unfinished / "postgresql", RIGHTS_OF_TESTS)
+    supervisor = Supervisor(unfinished, print, threading.Event())
+    supervisor.start(process)
+    supervisor.wait_until_ready(process, seconds=30)
+    subprocess.run(
+        [sys.executable, "-m", "shared.postgresql.migrate"],
+        env={**os.environ, "DATABASE_URL": url, "OWNER_DATABASE_URL": ""},
+        check=True,
+    )
+    supervisor.stop()
+    unfinished.rename(folder)
 
 
 @pytest.fixture
