@@ -58,7 +58,7 @@ class Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
     _input_oids: Any
 
     def execute(self, operation: str, args: Any = (), stream: Any = None) -> None:
-        if stream or not args or not self._c._in_transaction:
+        if stream or not args or not (self._c._in_transaction or self._c.autocommit):
             super().execute(operation, args, stream)
             return
         run = self._c.execute_prepared if self.is_prepared else self._c.execute_unnamed

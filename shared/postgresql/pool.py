@@ -135,6 +135,12 @@ def new_pool(url: str, server: Server) -> Engine:
         if record.info.pop("is_new", False):
             server.breaker.close()
 
+    return keeping_prepared(pool)
+
+
+def keeping_prepared(pool: Engine) -> Engine:
+    """The engine, whose connections keep the statements that are `prepared`."""
+
     @event.listens_for(pool, "before_cursor_execute")
     def choose(_: object, cursor: Cursor, __: str, ___: object, context: Any, ____: bool) -> None:
         cursor.is_prepared = context.execution_options.get(_IS_PREPARED, False)
