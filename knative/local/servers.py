@@ -185,8 +185,8 @@ def redis(data: Path) -> tuple[Process, str]:
     return process, f"redis://:{password}@{LOOPBACK}:{port}/0"
 
 
-KAFKA_FETCH_MILLISECONDS = "50"
-"""Fetch time of consumers: this broker answers only half-way through a fetch, even if messages arrive earlier."""
+KAFKA_FETCH_MILLISECONDS = "0"
+"""This broker answers a fetch only half-way through its wait, even if events arrive earlier."""
 
 
 def kafka() -> tuple[Process, str]:

@@ -6,13 +6,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from kafka import TopicPartition
-from kafka.structs import OffsetAndMetadata
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -26,6 +25,8 @@ STOP_SECONDS = 5.0
 """What a delivery under way has when the dispatcher stops; with the broker's time-outs well within a pod's 30 s."""
 IN_FLIGHT = kafka.PARTITIONS
 """Deliveries of one trigger at once: as many as Knative makes in order, so that one manifest suits both."""
+LINGER_SECONDS = 10.0
+"""How long a thread waits for another delivery before it ends."""
 
 OUTCOMES = ("delivered", "retried", "dead_lettered", "dead_letter_refused")
 # Registered by `main` alone: all that `make up` starts are forks of a process that has imported this.
@@ -62,13 +63,13 @@ class Deliveries:
     """The events of one trigger on their way: those of a key one after the other, those of different keys side by side.
 
     Records without a key are one after the other in their partition. An event that waits to be tried again holds up
-    its key, and none of the threads.
+    its key, and none of the threads. These are started as there is work for them.
     """
 
     def __init__(self, trigger: Trigger, function_url: str) -> None:
+        self.trigger = trigger
         self.positions: dict[TopicPartition, int] = {}
         """Where to read on."""
-        self._trigger = trigger
         self._function_url = function_url.format(service=trigger.service)
         self._dead_letter_url = function_url.format(service=trigger.dead_letter_service)
         self._queues: dict[bytes | int, deque[Delivery]] = {}
@@ -77,27 +78,20 @@ class Deliveries:
         self._count = itertools.count()
         self._changed = threading.Condition()
         self._stopped = False
-        PASSED_OVER.labels(SERVICE)
         for outcome in OUTCOMES:
             DELIVERIES.labels(SERVICE, trigger.name, outcome)
         _under_way[trigger.name] = self
-        # Daemons: a function that hangs does not keep the process from ending.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(IN_FLIGHT)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
 
-    def take(self, records: Sequence[Any]) -> None:
-        """Takes over the next records of a partition."""
+    def take(self, partition: TopicPartition, events: Sequence[tuple[Any, dict[str, str]]]) -> None:
+        """Takes over the next records of a partition, with the attributes of the event in each, if it is one."""
         with self._changed:
-            for record in records:
-                partition = TopicPartition(record.topic, record.partition)
-                attributes = kafka.to_attributes(record.headers)
-                if not attributes:
-                    place = {"partition": record.partition, "offset": record.offset}
-                    PASSED_OVER.labels(SERVICE).inc()
-                    log.error("not a CloudEvent; passed over", extra={"trigger": self._trigger.name, **place})
-                elif self._trigger.matches(attributes):
-                    key = record.partition if record.key is None else record.key
+            for record, attributes in events:
+                if record.offset < self.positions[partition]:
+                    continue
+                if attributes and self.trigger.matches(attributes):
+                    key = partition.partition if record.key is None else record.key
                     queue = self._queues.setdefault(key, deque())
                     queue.append(Delivery(partition, record.offset, attributes, record.value or b""))
                     if len(queue) == 1:
@@ -115,38 +109,46 @@ class Deliveries:
             ages = [queue[0].age() for queue in self._queues.values()]
         return max((age for age in ages if age is not None), default=0.0)
 
-    def settled(self) -> dict[TopicPartition, OffsetAndMetadata]:
+    def settled(self) -> dict[TopicPartition, int]:
         """For each partition the offset before which all events are settled."""
         with self._changed:
             offsets = dict(self.positions)
             for delivery in itertools.chain.from_iterable(self._queues.values()):
                 offsets[delivery.partition] = min(offsets[delivery.partition], delivery.offset)
-        return {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        return offsets
 
-    def stop(self) -> None:
-        """Starts no more delivery, and waits a while for those under way."""
+    def stop(self) -> set[threading.Thread]:
+        """Starts no more delivery. Returns the threads with those under way."""
         with self._changed:
-            if self._stopped:
-                return
             self._stopped = True
             self._changed.notify_all()
-        deadline = time.monotonic() + STOP_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            return set(self._threads)
 
     def _schedule(self, key: bytes | int, seconds: float = 0.0) -> None:
         heapq.heappush(self._due, (time.monotonic() + seconds, next(self._count), key))
         self._changed.notify()
+        if len(self._due) > self._idle and len(self._threads) < IN_FLIGHT and not self._stopped:
+            # A daemon: a function that hangs does not keep the process from ending.
+            thread = threading.Thread(target=self._work, daemon=True)
+            self._threads.add(thread)
+            thread.start()
 
     def _next(self) -> tuple[bytes | int, Delivery] | None:
-        """What may be delivered next, with its key, as soon as there is something; None when stopped."""
+        """What may be delivered next, with its key, as soon as there is something.
+
+        None when stopped, or when there is nothing for a while: the thread is to end then.
+        """
         with self._changed:
-            while not self._stopped:
-                seconds = self._due[0][0] - time.monotonic() if self._due else None
-                if seconds is not None and seconds <= 0:
+            notified = True
+            while not self._stopped and (self._due or notified):
+                seconds = self._due[0][0] - time.monotonic() if self._due else LINGER_SECONDS
+                if seconds <= 0:
                     key = heapq.heappop(self._due)[2]
                     return key, self._queues[key][0]
-                self._changed.wait(seconds)
+                self._idle += 1
+                notified = self._changed.wait(seconds)
+                self._idle -= 1
+            self._threads.discard(threading.current_thread())
         return None
 
     def _work(self) -> None:
@@ -155,7 +157,7 @@ class Deliveries:
             try:
                 seconds = self._try(delivery)
             except Exception:
-                log.exception("unexpected error; trying again", extra={"trigger": self._trigger.name})
+                log.exception("unexpected error; trying again", extra={"trigger": self.trigger.name})
                 seconds = MAX_BACKOFF_SECONDS
             with self._changed:
                 queue = self._queues[key]
@@ -168,16 +170,16 @@ class Deliveries:
 
     def _try(self, delivery: Delivery) -> float | None:
         """Delivers an event once. Returns None when it is settled, else the seconds to wait before the next try."""
-        trigger = self._trigger
+        trigger = self.trigger
         failure = post(self._function_url, trigger.service, delivery.attributes, delivery.data, trigger.timeout_seconds)
         if failure is None:
             self._count_try("delivered")
             if (age := delivery.age()) is not None:
-                DELAYS.labels(SERVICE, self._trigger.name).observe(age)
+                DELAYS.labels(SERVICE, self.trigger.name).observe(age)
             return None
-        is_last = delivery.attempt >= self._trigger.retries or not failure.is_retried
+        is_last = delivery.attempt >= self.trigger.retries or not failure.is_retried
         fields = {
-            "trigger": self._trigger.name,
+            "trigger": self.trigger.name,
             "event_id": delivery.attributes["id"],
             "request_id": delivery.attributes.get("requestid"),
             "attempt": delivery.attempt + 1,
@@ -192,12 +194,20 @@ class Deliveries:
                 return None
             log.error("dead letter not kept; trying again", extra={**fields, "error": refused.error})
         self._count_try("dead_letter_refused" if is_last else "retried")
-        seconds = max(failure.retry_after, backoff(self._trigger, delivery.attempt))
+        seconds = max(failure.retry_after, backoff(self.trigger, delivery.attempt))
         delivery.attempt += 1
         return seconds
 
     def _count_try(self, outcome: str) -> None:
-        DELIVERIES.labels(SERVICE, self._trigger.name, outcome).inc()
+        DELIVERIES.labels(SERVICE, self.trigger.name, outcome).inc()
+
+
+def stop(deliveries: Iterable[Deliveries]) -> None:
+    """Starts no more delivery, and waits a while for those under way."""
+    threads = set[threading.Thread]().union(*(each.stop() for each in deliveries))
+    deadline = time.monotonic() + STOP_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 _under_way: dict[str, Deliveries] = {}

@@ -10,8 +10,9 @@ CloudEvents over HTTP, retries with back-off, then the trigger's dead-letter ser
 
 As there, a record that is no CloudEvent of version 1.0 is logged and passed over: those behind it must not wait for it.
 
-An offset is committed when its event and all before it are settled. So whatever dies, an event is delivered at least
-once.
+One consumer reads each record once for all triggers. Each trigger has the consumer group that it has with any release
+and commits there: an offset when its event and all before it are settled. So whatever dies, an event is delivered at
+least once, and an upgrade or a roll-back goes on where the other release has stopped.
 """
 
 import contextlib
@@ -22,27 +23,32 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, NoError, UnknownTopicOrPartitionError
 from kafka.structs import OffsetAndMetadata
 from prometheus_client import REGISTRY
 
 from shared.events import kafka
-from shared.events.deliveries import DELAYS, DELIVERIES, PASSED_OVER, Deliveries, DeliveriesCollector
+from shared.events.deliveries import DELAYS, DELIVERIES, PASSED_OVER, Deliveries, DeliveriesCollector, stop
 from shared.runtime import logs, probes
 from shared.runtime.manifests import Trigger, triggers
+from shared.runtime.metrics import SERVICE
 from shared.runtime.probes import Heart
 from shared.runtime.settings import InvalidSettings, load, settings
 from shared.runtime.stopping import stopped_by
 
-CHECK_SECONDS = 1.0
+PAUSE_SECONDS = 1.0
+TOPIC_SECONDS = 5.0
+"""Between two looks whether the broker has forgotten the topic. One that was restarted is looked at when it is back."""
 COMMIT_SECONDS = 0.5
 """How old a settled event's offset may get before it is committed; so much is delivered again after a kill."""
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.05
+IDLE_SECONDS = 1.0
+"""Between two fetches from a broker that does not answer when an event comes, at most: the longer none has come."""
 MAX_WAITING = 1000
 """Events of one trigger in memory before it reads no more; at most one batch is above."""
 MAX_BATCH = 500
@@ -51,106 +57,158 @@ MAX_FETCH_BYTES = 2**20
 log = logging.getLogger("dispatcher")
 
 
-def run(function_url: str, stopped: threading.Event, heart: Heart) -> None:
-    """Dispatches until stopped. A broker that has forgotten its events is read from the beginning."""
-    topic_id = ""
-    hearts: list[Heart] = []
-    with contextlib.ExitStack() as consumers:
-        while not stopped.is_set():
-            try:
-                with kafka.connected(KafkaAdminClient) as admin:
-                    while not stopped.is_set():
-                        known, topic_id = topic_id, kafka.ensure_topic(admin)
-                        if topic_id != known:
-                            consumers.close()
-                            hearts = consumers.enter_context(consuming(function_url, topic_id))
-                        if all(each.is_alive() for each in hearts):
-                            heart.beat()
-                        stopped.wait(CHECK_SECONDS)
-            except (KafkaError, OSError) as error:
-                heart.beat()
-                log.warning("waiting for the broker", extra={"error": type(error).__name__})
-                stopped.wait(CHECK_SECONDS)
+def run(function_url: str, triggers: Sequence[Trigger], stopped: threading.Event, heart: Heart) -> None:
+    """Dispatches until stopped, through every failure of the broker.
 
-
-@contextlib.contextmanager
-def consuming(function_url: str, topic_id: str) -> Iterator[list[Heart]]:
-    """Delivers the events of a topic for all triggers, each in a thread of its own, whose hearts it gives."""
-    stopped = threading.Event()
-    hearts = [Heart() for _ in triggers()]
-    threads = [
-        threading.Thread(target=consume, args=(trigger, function_url, topic_id, stopped, heart))
-        for trigger, heart in zip(triggers(), hearts, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers()]})
-    try:
-        yield hearts
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-
-
-def consume(trigger: Trigger, function_url: str, topic_id: str, stopped: threading.Event, heart: Heart) -> None:
-    """Delivers all events to the function of a trigger until stopped, through every failure of the broker."""
-    deliveries = Deliveries(trigger, function_url)
-    _, group = kafka.consumer_groups(trigger.name, topic_id)
+    A broker that has forgotten its events is read from the beginning.
+    """
+    topic_id, deliveries = "", list[Deliveries]()
     while not stopped.is_set():
         heart.beat()
         try:
-            with kafka.connected(
-                KafkaConsumer,
-                group_id=group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                fetch_max_wait_ms=settings().kafka_fetch_milliseconds,
-                fetch_max_bytes=MAX_FETCH_BYTES,
-                max_poll_records=MAX_BATCH,
-            ) as consumer:
-                _consume(consumer, deliveries, stopped, heart)
+            with _clients() as (admin, consumer):
+                if (found := kafka.ensure_topic(admin)) != topic_id:
+                    stop(deliveries)
+                    topic_id, deliveries = found, [Deliveries(trigger, function_url) for trigger in triggers]
+                    log.info("dispatching", extra={"triggers": [trigger.name for trigger in triggers]})
+                groups = Groups(admin, consumer, topic_id, deliveries)
+                _dispatch(Reader(consumer, deliveries), groups, stopped, heart)
+                if stopped.is_set():
+                    stop(deliveries)
+                    groups.commit()
         except (KafkaError, OSError) as error:
-            log.warning("waiting for the broker", extra={"error": type(error).__name__, "trigger": trigger.name})
-            stopped.wait(CHECK_SECONDS)
+            log.warning("waiting for the broker", extra={"error": type(error).__name__})
+            stopped.wait(PAUSE_SECONDS)
         except Exception:
-            log.exception("unexpected error; trying again", extra={"trigger": trigger.name})
-            stopped.wait(CHECK_SECONDS)
-    deliveries.stop()
+            log.exception("unexpected error; trying again")
+            stopped.wait(PAUSE_SECONDS)
+    stop(deliveries)
 
 
-def _consume(consumer: KafkaConsumer, deliveries: Deliveries, stopped: threading.Event, heart: Heart) -> None:
-    partitions = [TopicPartition(kafka.EVENTS, number) for number in consumer.partitions_for_topic(kafka.EVENTS)]
-    # One that an embedded broker, which had forgotten it, made by itself may have fewer than were read from.
-    if not partitions or not deliveries.positions.keys() <= set(partitions):
-        raise UnknownTopicOrPartitionError(kafka.EVENTS)
-    # Assigned, not subscribed: one dispatcher owns all partitions, and starts without a group join.
-    consumer.assign(partitions)
-    for partition, position in deliveries.positions.items():
-        consumer.seek(partition, position)
+@contextlib.contextmanager
+def _clients() -> Iterator[tuple[KafkaAdminClient, KafkaConsumer]]:
+    consumer = kafka.connected(
+        KafkaConsumer,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=_fetch_milliseconds(),
+        fetch_max_bytes=MAX_FETCH_BYTES,
+        max_poll_records=MAX_BATCH,
+        metrics_enabled=False,
+    )
+    with kafka.connected(KafkaAdminClient) as admin, consumer as connected:
+        yield admin, connected
 
-    committed: dict[TopicPartition, OffsetAndMetadata] = {}
 
-    def note(offsets: dict[TopicPartition, OffsetAndMetadata], answer: Any) -> None:
-        if not isinstance(answer, Exception):
-            committed.update(offsets)
+def _fetch_milliseconds() -> int:
+    return settings().kafka_fetch_milliseconds or round(POLL_SECONDS * 1000)
 
-    commit_at = time.monotonic() + COMMIT_SECONDS
+
+def _dispatch(reader: "Reader", groups: "Groups", stopped: threading.Event, heart: Heart) -> None:
+    """Until stopped, or the broker has another topic."""
+    commit_at = check_at = time.monotonic() + COMMIT_SECONDS
     while not stopped.is_set():
         heart.beat()
-        if deliveries.waiting() < MAX_WAITING:
-            for records in consumer.poll(timeout_ms=int(POLL_SECONDS * 1000)).values():
-                deliveries.take(records)
-        else:
-            stopped.wait(POLL_SECONDS)
+        reader.read(stopped)
         if time.monotonic() >= commit_at:
-            offsets = deliveries.settled()
-            changed = {partition: offset for partition, offset in offsets.items() if committed.get(partition) != offset}
-            if changed:
-                consumer.commit_async(changed, note)
+            groups.commit()
             commit_at = time.monotonic() + COMMIT_SECONDS
-    deliveries.stop()
-    consumer.commit(deliveries.settled())
+        if time.monotonic() >= check_at:
+            if not groups.are_of_this_topic():
+                return
+            check_at = time.monotonic() + TOPIC_SECONDS
+
+
+class Groups:
+    """The consumer groups of the triggers, and what they have committed."""
+
+    def __init__(
+        self, admin: KafkaAdminClient, consumer: KafkaConsumer, topic_id: str, deliveries: Sequence[Deliveries]
+    ) -> None:
+        partitions = [TopicPartition(kafka.EVENTS, number) for number in consumer.partitions_for_topic(kafka.EVENTS)]
+        # One that an embedded broker, which had forgotten it, made by itself may have fewer than were read from.
+        if not partitions or not all(each.positions.keys() <= set(partitions) for each in deliveries):
+            raise UnknownTopicOrPartitionError(kafka.EVENTS)
+        # Assigned, not subscribed: one dispatcher owns all partitions, and starts without a group join.
+        consumer.assign(partitions)
+        self._admin, self._topic_id = admin, topic_id
+        self._deliveries = {kafka.consumer_groups(each.trigger.name, topic_id)[1]: each for each in deliveries}
+        known = admin.list_group_offsets(dict.fromkeys(self._deliveries, partitions))
+        self._committed = {
+            group: {partition: at.offset for partition, at in known[group].items() if at.offset >= 0}
+            for group in self._deliveries
+        }
+        for group, each in self._deliveries.items():
+            each.positions = dict.fromkeys(partitions, 0) | self._committed[group] | each.positions
+
+    def are_of_this_topic(self) -> bool:
+        return kafka.ensure_topic(self._admin) == self._topic_id
+
+    def commit(self) -> None:
+        for group, each in self._deliveries.items():
+            committed = self._committed[group]
+            changed = {place: offset for place, offset in each.settled().items() if committed.get(place, 0) != offset}
+            if changed:
+                request = {place: OffsetAndMetadata(offset, "", -1) for place, offset in changed.items()}
+                for error in self._admin.alter_group_offsets(group, request).values():
+                    if error is not NoError:
+                        raise error
+                committed.update(changed)
+
+
+class Reader:
+    """Reads records for the triggers that have room for them."""
+
+    def __init__(self, consumer: KafkaConsumer, deliveries: Sequence[Deliveries]) -> None:
+        self._consumer = consumer
+        self._deliveries = deliveries
+        self._places: dict[TopicPartition, int] = {}
+        """Where the consumer reads on."""
+        self._read_at = time.monotonic()
+
+    def read(self, stopped: threading.Event) -> None:
+        """Reads what there is, or waits a moment for something."""
+        ready = [each for each in self._deliveries if each.waiting() < MAX_WAITING]
+        if not ready:
+            stopped.wait(POLL_SECONDS)
+            return
+        self._seek(ready)
+        batches = self._consumer.poll(timeout_ms=_fetch_milliseconds())
+        for partition, records in batches.items():
+            self._hand_over(ready, partition, records)
+        now = time.monotonic()
+        if batches:
+            self._read_at = now
+        elif not settings().kafka_fetch_milliseconds:
+            stopped.wait(max(0.0, min(IDLE_SECONDS, (now - self._read_at) / 20) - POLL_SECONDS))
+
+    def _seek(self, ready: Sequence[Deliveries]) -> None:
+        """Goes where the triggers are that have room.
+
+        One that had none for a while is behind the others. Both have half of each second, so that none waits for long.
+        """
+        choose = max if time.monotonic() % 1 < 0.5 else min
+        for partition in self._consumer.assignment():
+            place = choose(each.positions[partition] for each in ready)
+            if self._places.get(partition) != place:
+                self._consumer.seek(partition, place)
+                self._places[partition] = place
+
+    def _hand_over(self, ready: Sequence[Deliveries], partition: TopicPartition, records: Sequence[Any]) -> None:
+        start, first = self._places[partition], records[0].offset
+        self._places[partition] = records[-1].offset + 1
+        events = [(record, kafka.to_attributes(record.headers)) for record in records]
+        for record, attributes in events:
+            if not attributes:
+                PASSED_OVER.labels(SERVICE).inc()
+                log.error(
+                    "not a CloudEvent; passed over", extra={"partition": record.partition, "offset": record.offset}
+                )
+        for each in ready:
+            if start <= each.positions[partition]:
+                if first < start:  # the broker has lost what was here; the consumer has begun again
+                    each.positions[partition] = first
+                each.take(partition, events)
 
 
 def main() -> None:
@@ -164,10 +222,11 @@ def main() -> None:
             "the dispatcher cannot start: FUNCTION_URL is not set, such as http://{service}.NAMESPACE.svc.cluster.local"
         )
     stopped = stopped_by(signal.SIGTERM)
+    PASSED_OVER.labels(SERVICE)
     for collector in (DELIVERIES, DELAYS, PASSED_OVER, DeliveriesCollector()):
         REGISTRY.register(collector)
     probes.serve(heart := Heart())
-    run(function_url, stopped, heart)
+    run(function_url, triggers(), stopped, heart)
 
 
 if __name__ == "__main__":

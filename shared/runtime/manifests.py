@@ -163,7 +163,7 @@ def _passes(filter_: dict[str, Any], attributes: dict[str, str]) -> bool:
     ((dialect, wanted),) = filter_.items()
     match dialect:
         case "exact":
-            return all(attributes.get(name) == value for name, value in wanted.items())
+            return bool(wanted.items() <= attributes.items())
         case "prefix":
             return all(attributes.get(name, "").startswith(value) for name, value in wanted.items())
         case "suffix":

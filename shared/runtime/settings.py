@@ -126,7 +126,8 @@ class Settings:
     kafka_bootstrap_servers: str
     """HOST:PORT, separated by commas. Only the relay and the dispatcher use Kafka."""
     kafka_fetch_milliseconds: int
-    """How long the broker waits for events before it answers the dispatcher."""
+    """How long the broker waits for events before it answers the dispatcher. 0 for a broker that does not answer as soon
+    as an event arrives: the dispatcher then polls it many times a second, less often while there are no events."""
     public_url: str
     """The public URL of the service: the issuer of access tokens, and the start of links in mails."""
     signing_keys: tuple[SigningKey, ...]
@@ -294,7 +295,7 @@ def load(environment: Mapping[str, str], uses: Collection[Dependency] = ()) -> S
         replica_max_lag_seconds=number("REPLICA_MAX_LAG_SECONDS", 5, 3, 3600),
         redis_url=url("REDIS_URL", "redis", "rediss", REDIS_CLUSTER),
         kafka_bootstrap_servers=values.get("KAFKA_BOOTSTRAP_SERVERS", ""),
-        kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 500, 10, 1000),
+        kafka_fetch_milliseconds=number("KAFKA_FETCH_MILLISECONDS", 1000, 0, 1000),
         public_url=(public_url := url("PUBLIC_URL", "http", "https")),
         signing_keys=signing_keys,
         public_keys=public_keys,

@@ -16,10 +16,11 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import KafkaTimeoutError, UnknownTopicOrPartitionError
+from kafka.structs import OffsetAndMetadata
 
 from knative.local import servers
 from knative.local.supervisor import Process, Supervisor
-from shared.events import consumer_lag, delivery, dispatcher, kafka
+from shared.events import consumer_lag, deliveries, delivery, dispatcher, kafka
 from shared.events.deliveries import (
     DELAYS,
     DELIVERIES,
@@ -85,9 +86,8 @@ def ensure_topic() -> str:
 
 
 @contextmanager
-def consuming(trigger: Trigger) -> Iterator[None]:
-    topic = ensure_topic()
-    with until_stopped(lambda stopped: dispatcher.consume(trigger, URL, topic, stopped, Heart())):
+def consuming(*triggers: Trigger) -> Iterator[None]:
+    with until_stopped(lambda stopped: dispatcher.run(URL, triggers, stopped, Heart())):
         yield
 
 
@@ -253,8 +253,8 @@ def test_no_more_events_are_read_than_there_is_room_for(
     waiting = []
 
     class Recorded(Deliveries):
-        def take(self, records: Sequence[Any]) -> None:
-            super().take(records)
+        def take(self, partition: TopicPartition, events: Sequence[tuple[Any, dict[str, str]]]) -> None:
+            super().take(partition, events)
             waiting.append(self.waiting())
 
     monkeypatch.setattr(dispatcher, "Deliveries", Recorded)
@@ -265,6 +265,38 @@ def test_no_more_events_are_read_than_there_is_room_for(
     with consuming(trigger):
         wait_for(lambda: sorted(ids(function)) == [id_ for id_, _ in events])
     assert max(waiting) < 10 + 5
+
+
+def test_a_trigger_without_room_holds_up_no_other_and_gets_all_when_it_has(
+    broker: Process, function: Provider, keeper: Provider, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_WAITING", 10)
+    monkeypatch.setattr(dispatcher, "MAX_BATCH", 5)
+    events = [(f"{number:03}", f"user-{number}") for number in range(60)]
+    keeper.answer = lambda _: UNAVAILABLE
+    send_all(events, "wanted", None)
+    full = replace(trigger, name="full", service=trigger.dead_letter_service, retries=10**6)
+    with consuming(trigger, full):
+        wait_for(lambda: sorted(ids(function)) == [id_ for id_, _ in events])
+        assert len(set(ids(keeper))) < 10 + 5
+        keeper.answer = lambda _: Answer(204)
+        wait_for(lambda: set(ids(keeper)) == {id_ for id_, _ in events})
+        send("last")
+        wait_for(lambda: ids(function)[-1] == ids(keeper)[-1] == "last")
+    assert len(function.asked) == len(events) + 1
+
+
+def test_without_events_no_thread_waits_for_them(
+    broker: Process, function: Provider, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "LINGER_SECONDS", 0.1)
+    with consuming(trigger):
+        send("first", type_="other")
+        send("1")
+        wait_for(lambda: function.asked)
+        wait_for(lambda: not [thread for thread in threading.enumerate() if "_work" in thread.name])
+        send("2")
+        wait_for(lambda: ids(function) == ["1", "2"])
 
 
 def test_after_all_retries_an_event_is_a_dead_letter_with_the_reason(
@@ -488,6 +520,23 @@ def test_a_settled_event_is_not_delivered_again(
     assert ids(keeper) == ["2"]
 
 
+def test_an_upgrade_goes_on_where_the_release_before_has_stopped_and_a_roll_back_too(
+    broker: Process, function: Provider, trigger: Trigger
+) -> None:
+    """That release had a consumer for each trigger, in the same group."""
+    _, group = kafka.consumer_groups(trigger.name, ensure_topic())
+    place = TopicPartition(kafka.EVENTS, 0)
+    send("1")
+    send("2")
+    with kafka.connected(KafkaConsumer, group_id=group, enable_auto_commit=False) as before:
+        before.assign([place])
+        before.commit({place: OffsetAndMetadata(1, "", -1)})
+    with consuming(trigger):
+        wait_for(lambda: ids(function) == ["2"])
+    with kafka.connected(KafkaConsumer, group_id=group, enable_auto_commit=False) as after:
+        assert after.committed(place) == 2
+
+
 def test_a_dispatcher_that_is_told_to_stop_delivers_later_what_it_could_not(
     broker: Process, function: Provider, supervisor: Supervisor
 ) -> None:
@@ -553,11 +602,10 @@ def test_waiting_for_a_broker_leaves_no_threads_behind(broker: Process, client: 
 
 def test_a_topic_that_has_come_back_with_fewer_partitions_is_another_one(broker: Process, trigger: Trigger) -> None:
     """The embedded broker makes such a one for whoever asks for it first; `run` then begins anew."""
-    deliveries = Deliveries(trigger, URL)
-    deliveries.positions[TopicPartition(kafka.EVENTS, kafka.PARTITIONS)] = 1
-    with kafka.connected(KafkaConsumer) as consumer, pytest.raises(UnknownTopicOrPartitionError):
-        dispatcher._consume(consumer, deliveries, threading.Event(), Heart())
-    deliveries.stop()
+    before = Deliveries(trigger, URL)
+    before.positions[TopicPartition(kafka.EVENTS, kafka.PARTITIONS)] = 1
+    with dispatcher._clients() as (admin, consumer), pytest.raises(UnknownTopicOrPartitionError):
+        dispatcher.Groups(admin, consumer, "", [before])
 
 
 def test_a_dispatcher_killed_in_the_middle_loses_nothing(
@@ -615,21 +663,13 @@ def test_every_trigger_waits_at_least_a_minute_before_it_gives_up() -> None:
         assert sum(delivery.backoff(trigger, attempt) for attempt in range(trigger.retries)) > 60
 
 
-@contextmanager
-def running(function: Provider) -> Iterator[None]:
-    with until_stopped(lambda stopped: dispatcher.run(URL, stopped, Heart())):
-        yield
-
-
 def test_a_broker_that_comes_back_is_read_on_whether_it_has_forgotten_or_not(
     broker: Process,
     function: Provider,
     trigger: Trigger,
     supervisor: Supervisor,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatcher, "triggers", lambda: (trigger,))
-    with running(function):
+    with consuming(trigger):
         send("1")
         wait_for(lambda: ids(function) == ["1"])
         for id_ in ("2", "3"):
@@ -704,16 +744,15 @@ def test_the_lag_grows_while_an_event_is_not_taken_and_falls_when_it_is(
 def test_a_dispatcher_is_alive_as_long_as_each_of_its_triggers_is_read(
     broker: Process, function: Provider, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "triggers", lambda: (trigger,))
     monkeypatch.setattr(probes, "STUCK_SECONDS", 3.0)
     stuck, heart, stopped = threading.Event(), Heart(), threading.Event()
     take = Deliveries.take
 
-    def stand_still(deliveries: Deliveries, records: Sequence[Any]) -> None:
+    def stand_still(each: Deliveries, partition: TopicPartition, events: Sequence[Any]) -> None:
         stuck.wait()
-        take(deliveries, records)
+        take(each, partition, events)
 
-    thread = threading.Thread(target=dispatcher.run, args=(URL, stopped, heart))
+    thread = threading.Thread(target=dispatcher.run, args=(URL, [trigger], stopped, heart))
     thread.start()
     try:
         send("1")
