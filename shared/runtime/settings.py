@@ -126,8 +126,8 @@ class Settings:
     kafka_bootstrap_servers: str
     """HOST:PORT, separated by commas. Only the relay and the dispatcher use Kafka."""
     kafka_fetch_milliseconds: int
-    """How long the broker waits for events before it answers the dispatcher. 0 for a broker that does not answer as soon
-    as an event arrives: the dispatcher then polls it many times a second, less often while there are no events."""
+    """How long the broker waits for events before it answers the dispatcher. 0 for a broker that waits although events
+    arrive: the dispatcher then polls it many times a second, less often while there are no events."""
     public_url: str
     """The public URL of the service: the issuer of access tokens, and the start of links in mails."""
     signing_keys: tuple[SigningKey, ...]
