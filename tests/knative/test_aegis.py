@@ -162,7 +162,7 @@ def test_an_account_with_a_factor_gets_the_role_and_no_code(active_user: User, s
 def test_a_code_is_for_active_administrators_alone(active_user: User, address: str) -> None:
     nobody = f"nobody-{address}"
     for email in (active_user.email, nobody):
-        assert "no administrator" in refusal("admin", "code", email)
+        assert "is not an administrator" in refusal("admin", "code", email)
     assert "'nobody' is not an e-mail address" in refusal("admin", "code", "nobody")
     admin, _ = create_admin(f"admin-{address}")
     with transaction() as connection:

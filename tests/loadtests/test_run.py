@@ -203,7 +203,7 @@ def test_what_fired_before_the_run_is_named_and_not_held_against_it() -> None:
     (alert,) = active[5]
     blamed = run_of(*samples(100, 1.1), alerts=active)
     assert verdict(blamed) == 1
-    assert f"FIRED: {LATENCY} for login, first after 4 s, with 1.1." in blamed.verdict
+    assert f"FIRED: {LATENCY} for login, first after 4 s with 1.1." in blamed.verdict
     innocent = run_of(*samples(100, 1.1), alerts=active, before=frozenset({alert.subject}))
     assert verdict(innocent) == 0
     assert f"Ignored, as active before the run: {LATENCY} for login" in innocent.verdict
