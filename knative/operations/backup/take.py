@@ -59,7 +59,7 @@ def take(database: str, vault: Vault, keep: retention.Keep, progress: Progress) 
         rows, seconds = sum(taken.rows.values()), time.monotonic() - began
         return Result(
             f"{name}: {rows:,} rows in {taken.size:,} bytes, read back and found good, in {seconds:.0f} s. "
-            f"{len(kept)} backups kept.",
+            f"{len(kept)} kept.",
             {"name": name, "rows": rows, "size": taken.size, "seconds": round(seconds, 1), "kept": len(kept)},
         )
 
