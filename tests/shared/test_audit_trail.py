@@ -46,6 +46,14 @@ def test_events_that_are_announced_together_are_all_recorded(active_user: User) 
     assert len(entries(active_user.id)) == 2
 
 
+def test_an_event_that_is_announced_again_is_recorded_once(active_user: User) -> None:
+    event = {"id": uuid7(), "type": LoggedOut.type, "subject": active_user.id, "request_id": "", "data": {}}
+    for _ in range(2):
+        with transaction() as connection:
+            connection.execute(insert(outbox).values(event))
+    assert len(entries(active_user.id)) == 1
+
+
 def test_a_change_that_fails_leaves_no_entry(active_user: User) -> None:
     def fail() -> None:
         with transaction() as connection:
