@@ -67,7 +67,8 @@ def smoke(names: Sequence[str], function_url: str) -> list[str]:
             is_over.set()
             print(f"FAILED: {name} {problem}", flush=True)
             return f"{name} {problem}"
-        print(f"{name} {'was not called' if is_over.is_set() else 'answers as it should'}", flush=True)
+        # One write, as others print at the same time.
+        print(f"{name} {'was not called' if is_over.is_set() else 'answers as it should'}\n", end="", flush=True)
         return ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

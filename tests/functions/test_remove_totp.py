@@ -42,7 +42,7 @@ def test_a_log_in_that_waits_for_its_code_starts_again(active_user: User) -> Non
     call("remove_totp", strong_session_of(active_user))
     response = call("login_with_second_factor", body={"challenge": challenge, "code": app.code()})
     assert response.status_code == 401
-    assert "Log in again" in response.json["detail"]
+    assert "Log in with the password" in response.json["detail"]
 
 
 def test_an_enrolment_that_waits_is_forgotten_without_news(active_user: User) -> None:

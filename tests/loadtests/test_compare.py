@@ -113,11 +113,11 @@ def test_one_process_serves_all_functions(every_function: str, address: str) -> 
 
 def test_one_process_takes_events_and_refuses_what_has_no_route(every_function: str, address: str) -> None:
     user = create_user(address)
-    event = envelope("com.aegis.user.email_verified.v1", subject=str(user.id), time="2026-01-01T00:00:00Z")
-    anonymous = call(every_function, "POST", "/send-email/", {"user_id": str(user.id)}, **event)
+    event = envelope("com.aegis.user.phone_code_requested.v1", subject=str(user.id), time="2026-01-01T00:00:00Z")
+    anonymous = call(every_function, "POST", "/send-sms/", {"user_id": str(user.id)}, **event)
     assert anonymous[0] == 401
-    event |= authorization("send-email")
-    assert call(every_function, "POST", "/send-email/", {"user_id": str(user.id)}, **event)[0] == 204
+    event |= authorization("send-sms")
+    assert call(every_function, "POST", "/send-sms/", {"user_id": str(user.id)}, **event)[0] == 204
     assert call(every_function, "GET", "/nowhere")[1]["type"] == "urn:aegis:problem:not-found"
     assert call(every_function, "DELETE", "/api/v1/users/me")[0] == 405
 

@@ -541,7 +541,7 @@ def test_a_dispatcher_that_is_told_to_stop_delivers_later_what_it_could_not(
     broker: Process, function: Provider, supervisor: Supervisor
 ) -> None:
     function.answer = failing("2")
-    send_all([("1", "one"), ("2", "another"), ("3", "one")], "com.aegis.user.tested.v1", 0)
+    send_all([("1", "one"), ("2", "another"), ("3", "one")], "com.aegis.user.phone_code_requested.v1", 0)
     with dispatching(supervisor, function):
         wait_for(lambda: {"1", "2", "3"} <= set(ids(function)))
     function.answer = failing()
@@ -555,13 +555,13 @@ def test_a_delivery_under_way_when_the_dispatcher_stops_is_not_made_again(
 ) -> None:
     answered = threading.Event()
     function.answers = [Answer(204, after=answered)]
-    send("1", type_="com.aegis.user.tested.v1")
+    send("1", type_="com.aegis.user.phone_code_requested.v1")
     with dispatching(supervisor, function) as process:
         wait_for(lambda: function.asked)
         assert process.popen
         process.popen.send_signal(signal.SIGTERM)
         answered.set()
-    send("2", type_="com.aegis.user.tested.v1")
+    send("2", type_="com.aegis.user.phone_code_requested.v1")
     with dispatching(supervisor, function):
         wait_for(lambda: "2" in ids(function))
     assert ids(function) == ["1", "2"]
@@ -572,7 +572,7 @@ def test_a_function_that_hangs_does_not_keep_the_dispatcher_from_stopping(
 ) -> None:
     answered = threading.Event()
     function.answer = failing("1", answer=Answer(after=answered))
-    send("1", type_="com.aegis.user.tested.v1")
+    send("1", type_="com.aegis.user.phone_code_requested.v1")
     with dispatching(supervisor, function):
         wait_for(lambda: function.asked)
     answered.set()
@@ -585,7 +585,7 @@ def test_a_function_that_hangs_does_not_keep_the_dispatcher_from_stopping(
 def test_a_dispatcher_stops_also_while_the_broker_is_away(
     broker: Process, function: Provider, supervisor: Supervisor
 ) -> None:
-    send("1", type_="com.aegis.user.tested.v1")
+    send("1", type_="com.aegis.user.phone_code_requested.v1")
     with dispatching(supervisor, function):
         wait_for(lambda: function.asked)
         kill(broker)
@@ -612,7 +612,7 @@ def test_a_dispatcher_killed_in_the_middle_loses_nothing(
     broker: Process, function: Provider, supervisor: Supervisor
 ) -> None:
     events = [(f"{number:04}", f"user-{number % 30}") for number in range(600)]
-    send_all(events, "com.aegis.user.tested.v1", None)
+    send_all(events, "com.aegis.user.phone_code_requested.v1", None)
     function.answer = failing("0000", "0100")
     with dispatching(supervisor, function) as process:
         for enough in (100, 300, 500):

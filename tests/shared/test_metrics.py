@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import Metric
 
 from knative.local.supervisor import Process
-from shared.events.types import UserWithdrawn
+from shared.events.types import PhoneCodeRequested
 from shared.identity import passwords
 from shared.postgresql import pool as connection_pool
 from shared.postgresql import transactions
@@ -182,16 +182,16 @@ def test_passwords_that_wait_and_that_are_shed_are_counted(monkeypatch: pytest.M
 
 
 def test_events_are_counted_by_type_and_by_what_came_of_them() -> None:
-    def events(outcome: str, type_: str = UserWithdrawn.type) -> float:
+    def events(outcome: str, type_: str = PhoneCodeRequested.type) -> float:
         return counted("event_outcomes_total", type=type_, outcome=outcome)
 
-    headers, data = envelope(UserWithdrawn.type, time="2025-01-02T03:04:05Z"), {"user_id": str(uuid.uuid4())}
+    headers, data = envelope(PhoneCodeRequested.type, time="2025-01-02T03:04:05Z"), {"user_id": str(uuid.uuid4())}
     done, repeated, refused, unknown = events("done"), events("repeated"), events("refused"), events("refused", "other")
     for _ in range(2):
-        assert post("record_audit", "/", data, **headers).status_code == 204
+        assert post("send_sms", "/", data, **headers).status_code == 204
     assert (events("done"), events("repeated")) == (done + 1, repeated + 1)
-    post("record_audit", "/", {}, **envelope(UserWithdrawn.type))
-    post("record_audit", "/", {}, **envelope("com.example.unknown"))
+    post("send_sms", "/", {}, **envelope(PhoneCodeRequested.type))
+    post("send_sms", "/", {}, **envelope("com.example.unknown"))
     assert (events("refused"), events("refused", "other")) == (refused + 1, unknown + 1)
 
 

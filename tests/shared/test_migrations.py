@@ -158,6 +158,7 @@ def test_addresses_that_were_stored_before_they_were_folded_are_found(own_databa
     stored = ["straße@example.com", unverified, verified, "straße@faß.com", "\u017fam@example.com"]
     with engine().begin() as connection:
         # What the migrations from 0009 on have added.
+        connection.execute(text("DROP FUNCTION record_audit CASCADE"))
         connection.execute(text("DROP FUNCTION add_outbox_day, drop_outbox_day, replication_lag"))
         connection.execute(text("DROP INDEX account_folded_name_prefix"))
         connection.execute(text("DROP TABLE former_email"))
@@ -217,6 +218,7 @@ def test_a_migration_without_a_database_names_it_and_not_the_password() -> None:
 def test_of_accounts_that_have_verified_one_number_the_first_holds_it(own_database: Process) -> None:
     before = ScriptDirectory(str(MIGRATIONS)).get_revision("0013").down_revision
     with engine().begin() as connection:
+        connection.execute(text("DROP FUNCTION record_audit CASCADE"))
         connection.execute(text("ALTER TABLE business DROP COLUMN holds_number"))
         connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": before})
         for day, status in enumerate(["withdrawn", "active", "active"], 1):

@@ -25,7 +25,7 @@ from knative.local import servers
 from knative.local.servers import LOOPBACK, free_port, is_listening
 from knative.local.supervisor import Process, Supervisor
 from shared.postgresql import driver, transactions
-from shared.postgresql.tables import account, audit
+from shared.postgresql.tables import account, processed_event
 from shared.postgresql.transactions import transaction
 from shared.redis import cache, protocol
 from shared.runtime.problems import ServiceUnavailable
@@ -307,16 +307,16 @@ def test_an_event_that_waited_for_a_lock_in_vain_is_taken_when_it_comes_again(
 ) -> None:
     user = create_user(address)
     event = envelope(
-        "com.aegis.user.email_verified.v1", subject=str(user.id), time="2026-01-01T00:00:00Z", requestid="r"
+        "com.aegis.user.phone_code_requested.v1", subject=str(user.id), time="2026-01-01T00:00:00Z", requestid="r"
     )
     with transaction() as connection:
-        connection.execute(text("LOCK TABLE audit IN ACCESS EXCLUSIVE MODE"))
-        refused = post("record_audit", "/", {"user_id": str(user.id)}, **event)
+        connection.execute(text("LOCK TABLE phone_verification IN ACCESS EXCLUSIVE MODE"))
+        refused = post("send_sms", "/", {"user_id": str(user.id)}, **event)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     for _ in range(2):
-        assert post("record_audit", "/", {"user_id": str(user.id)}, **event).status_code == 204
+        assert post("send_sms", "/", {"user_id": str(user.id)}, **event).status_code == 204
     with transaction() as connection:
-        assert connection.scalar(select(func.count()).select_from(audit)) == 1
+        assert connection.scalars(select(processed_event.c.done_at.is_not(None))).all() == [True]
 
 
 def test_at_the_connection_limit_who_has_a_connection_goes_on(few_connections: None, own_database: Process) -> None:
