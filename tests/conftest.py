@@ -404,13 +404,6 @@ def bearer(tokens: dict[str, Any]) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens['access_token']}"}
 
 
-def answered(send: Callable[[], Any]) -> int:
-    """The status of a request, which is sent again as long as the service is too busy for it (503)."""
-    while (status := send().status_code) == 503:
-        time.sleep(1)
-    return int(status)
-
-
 def wait_for(find: Callable[[], T], seconds: float = 60.0) -> T:
     """What `find` returns, as soon as that is true."""
     deadline = time.monotonic() + seconds

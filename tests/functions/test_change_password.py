@@ -8,7 +8,7 @@ from sqlalchemy import update
 
 from shared.postgresql.tables import account
 from shared.postgresql.transactions import transaction
-from tests.conftest import PASSWORD, User, answered, call, events_of, inbox, log_in, session_of, wait_for
+from tests.conftest import PASSWORD, User, call, events_of, inbox, log_in, session_of, wait_for
 
 NEW_PASSWORD = "a wholly new choice of words"
 
@@ -85,8 +85,7 @@ def test_of_two_at_once_one_wins(active_user: User) -> None:
     sessions = [session_of(active_user) for _ in range(3)]
     passwords = [f"{NEW_PASSWORD} number {number}" for number in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        pairs = zip(sessions, passwords, strict=True)
-        statuses = list(pool.map(lambda pair: answered(lambda: change(*pair)), pairs))
+        statuses = [answer.status_code for answer in pool.map(change, sessions, passwords)]
     assert statuses.count(204) == 1
     assert set(statuses) <= {204, 403, 401}
     log_in(User(active_user.id, active_user.email, passwords[statuses.index(204)]))
