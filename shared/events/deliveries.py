@@ -1,4 +1,4 @@
-"""The events of a trigger on their way to its function: in order for each user, side by side for different ones."""
+"""Deliver the events of a trigger to its function: in order per user, in parallel for different users."""
 
 import heapq
 import itertools
@@ -22,14 +22,14 @@ from shared.runtime.manifests import Trigger
 from shared.runtime.metrics import BUCKETS, SERVICE
 
 STOP_SECONDS = 5.0
-"""What a delivery under way has when the dispatcher stops; with the broker's time-outs well within a pod's 30 s."""
+"""How long to wait for deliveries in progress on stopping; with the broker's timeouts well within a pod's 30 s."""
 IN_FLIGHT = kafka.PARTITIONS
-"""Deliveries of one trigger at once: as many as Knative makes in order, so that one manifest suits both."""
+"""Concurrent deliveries per trigger. Knative makes as many in order, so the same manifest suits both."""
 LINGER_SECONDS = 10.0
-"""How long a thread waits for another delivery before it ends."""
+"""How long an idle thread waits for work before it ends."""
 
 OUTCOMES = ("delivered", "retried", "dead_lettered", "dead_letter_refused")
-# Registered by `main` alone: all that `make up` starts are forks of a process that has imported this.
+# Registered only by `main`, because all processes of `make up` are forks of one that has imported this module.
 DELIVERIES = Counter("event_deliveries_total", "Tries to deliver.", ["service", "trigger", "outcome"], registry=None)
 DELAYS = Histogram(
     "event_delivery_delay_seconds",
@@ -54,27 +54,27 @@ class Delivery:
     attempt: int = 0
 
     def age(self) -> float | None:
-        """Seconds since it was written; None where it does not say when that was."""
+        """Return the seconds since the event occurred; None if it does not say when that was."""
         written = cloud_events.parse_time(self.attributes.get("time"))
         return None if written is None else max(0.0, (datetime.now(UTC) - written).total_seconds())
 
 
 class Deliveries:
-    """The events of one trigger on their way: those of a key one after the other, those of different keys side by side.
+    """The undelivered events of one trigger. Events of a key are delivered in order, different keys in parallel.
 
-    Records without a key are one after the other in their partition. An event that waits to be tried again holds up
-    its key, and none of the threads. These are started as there is work for them.
+    Records without a key are delivered in the order of their partition. An event that waits for a retry blocks its key
+    but no thread. Threads are started on demand.
     """
 
     def __init__(self, trigger: Trigger, function_url: str) -> None:
         self.trigger = trigger
         self.positions: dict[TopicPartition, int] = {}
-        """Where to read on."""
+        """The next offset to read of each partition."""
         self._function_url = function_url.format(service=trigger.service)
         self._dead_letter_url = function_url.format(service=trigger.dead_letter_service)
         self._queues: dict[bytes | int, deque[Delivery]] = {}
         self._due: list[tuple[float, int, bytes | int]] = []
-        """A heap of the keys whose first event is not under way: when it may be, and in which order they came."""
+        """A heap of the keys whose first event is not in progress: when it is due, and a number for the order."""
         self._count = itertools.count()
         self._changed = threading.Condition()
         self._stopped = False
@@ -85,7 +85,7 @@ class Deliveries:
         self._idle = 0
 
     def take(self, partition: TopicPartition, events: Sequence[tuple[Any, dict[str, str]]]) -> None:
-        """Takes over the next records of a partition, with the attributes of the event in each, if it is one."""
+        """Take the next records of a partition, each with the attributes of its event, empty if it is none."""
         with self._changed:
             for record, attributes in events:
                 if record.offset < self.positions[partition]:
@@ -110,7 +110,7 @@ class Deliveries:
         return max((age for age in ages if age is not None), default=0.0)
 
     def settled(self) -> dict[TopicPartition, int]:
-        """For each partition the offset before which all events are settled."""
+        """Return for each partition the offset before which all events are settled."""
         with self._changed:
             offsets = dict(self.positions)
             for delivery in itertools.chain.from_iterable(self._queues.values()):
@@ -118,7 +118,7 @@ class Deliveries:
         return offsets
 
     def stop(self) -> set[threading.Thread]:
-        """Starts no more delivery. Returns the threads with those under way."""
+        """Start no more deliveries. Return the threads of those in progress."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -128,15 +128,15 @@ class Deliveries:
         heapq.heappush(self._due, (time.monotonic() + seconds, next(self._count), key))
         self._changed.notify()
         if len(self._due) > self._idle and len(self._threads) < IN_FLIGHT and not self._stopped:
-            # A daemon: a function that hangs does not keep the process from ending.
+            # A daemon, so that a hanging function does not keep the process from ending.
             thread = threading.Thread(target=self._work, daemon=True)
             self._threads.add(thread)
             thread.start()
 
     def _next(self) -> tuple[bytes | int, Delivery] | None:
-        """What may be delivered next, with its key, as soon as there is something.
+        """Wait for a delivery that is due, and return it with its key.
 
-        None when stopped, or when there is nothing for a while: the thread is to end then.
+        Return None when stopped or after a time without work: the thread must end then.
         """
         with self._changed:
             notified = True
@@ -169,7 +169,7 @@ class Deliveries:
                     del self._queues[key]
 
     def _try(self, delivery: Delivery) -> float | None:
-        """Delivers an event once. Returns None when it is settled, else the seconds to wait before the next try."""
+        """Attempt a delivery. Return None if the event is settled, otherwise the seconds to wait before a retry."""
         trigger = self.trigger
         failure = post(self._function_url, trigger.service, delivery.attributes, delivery.data, trigger.timeout_seconds)
         if failure is None:
@@ -203,7 +203,7 @@ class Deliveries:
 
 
 def stop(deliveries: Iterable[Deliveries]) -> None:
-    """Starts no more delivery, and waits a while for those under way."""
+    """Start no more deliveries, and wait up to STOP_SECONDS for those in progress."""
     threads = set[threading.Thread]().union(*(each.stop() for each in deliveries))
     deadline = time.monotonic() + STOP_SECONDS
     for thread in threads:
@@ -211,11 +211,11 @@ def stop(deliveries: Iterable[Deliveries]) -> None:
 
 
 _under_way: dict[str, Deliveries] = {}
-"""By the names of their triggers."""
+"""By the name of the trigger."""
 
 
 class DeliveriesCollector(Collector):
-    """What is under way when Prometheus asks."""
+    """Reports the undelivered events at each scrape."""
 
     def collect(self) -> Iterator[Metric]:
         labels = ["service", "trigger"]

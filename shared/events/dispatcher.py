@@ -2,17 +2,17 @@
 
     PORT=8080 FUNCTION_URL=http://{service}.aegis-user-service.svc.cluster.local python -m shared.events.dispatcher
 
-It does what Knative's Kafka broker does, for clusters without Knative Eventing and for one machine: binary
-CloudEvents over HTTP, retries with back-off, then the trigger's dead-letter service. In two things it differs:
+It replaces Knative's Kafka broker in clusters without Knative Eventing and on one machine: it sends binary CloudEvents
+over HTTP, retries with back-off, then sends the event to the trigger's dead-letter service. It differs in two ways:
 
-- Knative keeps the order of a partition. Here an event that fails holds up those of its own key (user) alone.
-- Knative drops an event that the dead-letter service does not take either. Here it is tried until one of them takes it.
+- Knative keeps the order of a partition. Here a failing event delays only the events of its key (user).
+- Knative drops an event if the dead-letter service does not accept it. Here it is retried until one of the two does.
 
-As there, a record that is no CloudEvent of version 1.0 is logged and passed over: those behind it must not wait for it.
+Like Knative, it logs and skips a record that is not a CloudEvent 1.0, so that it does not block the records behind it.
 
-One consumer reads each record once for all triggers. Each trigger has the consumer group that it has with any release
-and commits there: an offset when its event and all before it are settled. So whatever dies, an event is delivered at
-least once, and an upgrade or a roll-back goes on where the other release has stopped.
+One consumer reads each record once for all triggers. Each trigger has its own consumer group, the same in all releases,
+and commits an offset when the event there and all earlier ones are settled. So every event is delivered at least once,
+whatever fails, and an upgrade or a rollback continues where the other release stopped.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ from shared.runtime.stopping import stopped_by
 
 PAUSE_SECONDS = 1.0
 TOPIC_SECONDS = 5.0
-"""Between two looks whether the broker has forgotten the topic. One that was restarted is looked at when it is back."""
+"""How often to check whether the broker has lost the topic; a restarted broker is also checked on reconnecting."""
 COMMIT_SECONDS = 0.5
-"""How old a settled event's offset may get before it is committed; so much is delivered again after a kill."""
+"""How often offsets are committed. After a kill, the events of this time are delivered again."""
 POLL_SECONDS = 0.05
 IDLE_SECONDS = 1.0
-"""Between two fetches from a broker that does not answer when an event comes, at most: the longer none has come."""
+"""The longest pause between polls of a broker that must be polled; it grows while no events arrive."""
 MAX_WAITING = 1000
-"""Events of one trigger in memory before it reads no more; at most one batch is above."""
+"""Stop reading for a trigger that has this many events in memory. One batch can exceed it."""
 MAX_BATCH = 500
 MAX_FETCH_BYTES = 2**20
 
@@ -58,9 +58,9 @@ log = logging.getLogger("dispatcher")
 
 
 def run(function_url: str, triggers: Sequence[Trigger], stopped: threading.Event, heart: Heart) -> None:
-    """Dispatches until stopped, through every failure of the broker.
+    """Dispatch until stopped, and survive every failure of the broker.
 
-    A broker that has forgotten its events is read from the beginning.
+    If the broker has lost its events, read the new topic from the beginning.
     """
     topic_id, deliveries = "", list[Deliveries]()
     while not stopped.is_set():
@@ -105,7 +105,7 @@ def _fetch_milliseconds() -> int:
 
 
 def _dispatch(reader: "Reader", groups: "Groups", stopped: threading.Event, heart: Heart) -> None:
-    """Until stopped, or the broker has another topic."""
+    """Dispatch until stopped or until the broker has another topic."""
     commit_at = check_at = time.monotonic() + COMMIT_SECONDS
     while not stopped.is_set():
         heart.beat()
@@ -120,16 +120,16 @@ def _dispatch(reader: "Reader", groups: "Groups", stopped: threading.Event, hear
 
 
 class Groups:
-    """The consumer groups of the triggers, and what they have committed."""
+    """The consumer groups of the triggers, and the offsets that they have committed."""
 
     def __init__(
         self, admin: KafkaAdminClient, consumer: KafkaConsumer, topic_id: str, deliveries: Sequence[Deliveries]
     ) -> None:
         partitions = [TopicPartition(kafka.EVENTS, number) for number in consumer.partitions_for_topic(kafka.EVENTS)]
-        # One that an embedded broker, which had forgotten it, made by itself may have fewer than were read from.
+        # An embedded broker that has lost the topic may create one with fewer partitions by itself.
         if not partitions or not all(each.positions.keys() <= set(partitions) for each in deliveries):
             raise UnknownTopicOrPartitionError(kafka.EVENTS)
-        # Assigned, not subscribed: one dispatcher owns all partitions, and starts without a group join.
+        # Assigned, not subscribed: the only dispatcher owns all partitions and need not join a group.
         consumer.assign(partitions)
         self._admin, self._topic_id = admin, topic_id
         self._deliveries = {kafka.consumer_groups(each.trigger.name, topic_id)[1]: each for each in deliveries}
@@ -163,11 +163,11 @@ class Reader:
         self._consumer = consumer
         self._deliveries = deliveries
         self._places: dict[TopicPartition, int] = {}
-        """Where the consumer reads on."""
+        """The next offset to read."""
         self._read_at = time.monotonic()
 
     def read(self, stopped: threading.Event) -> None:
-        """Reads what there is, or waits a moment for something."""
+        """Read the available records, or wait briefly for some."""
         ready = [each for each in self._deliveries if each.waiting() < MAX_WAITING]
         if not ready:
             stopped.wait(POLL_SECONDS)
@@ -183,9 +183,9 @@ class Reader:
             stopped.wait(max(0.0, min(IDLE_SECONDS, (now - self._read_at) / 20) - POLL_SECONDS))
 
     def _seek(self, ready: Sequence[Deliveries]) -> None:
-        """Goes where the triggers are that have room.
+        """Seek to the position of the triggers that have room.
 
-        One that had none for a while is behind the others. Both have half of each second, so that none waits for long.
+        A trigger that had no room is behind the others. Each side gets half of every second, so that neither starves.
         """
         choose = max if time.monotonic() % 1 < 0.5 else min
         for partition in self._consumer.assignment():
@@ -206,7 +206,7 @@ class Reader:
                 )
         for each in ready:
             if start <= each.positions[partition]:
-                if first < start:  # the broker has lost what was here; the consumer has begun again
+                if first < start:  # the broker has lost these records, and the consumer started again
                     each.positions[partition] = first
                 each.take(partition, events)
 

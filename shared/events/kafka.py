@@ -1,4 +1,4 @@
-"""The topic, and events as binary-mode CloudEvents (CloudEvents Kafka binding 1.0.2, 3.2)."""
+"""The topic, and its records: CloudEvents in binary mode (CloudEvents Kafka binding 1.0.2, 3.2)."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +14,10 @@ from shared.runtime.settings import settings
 
 EVENTS = "aegis.user.events"
 PARTITIONS = 6
-"""Of EVENTS: so many users' events are handled side by side by one event function."""
+"""Partitions of EVENTS: an event function processes as many events in parallel."""
 
 AWAY_SECONDS = 2
-"""After so long without an answer a broker is taken for dead."""
+"""A broker that does not answer for this long counts as unreachable."""
 
 CONTENT_TYPE = "application/json"
 _PREFIX = "ce_"
@@ -26,20 +26,19 @@ Headers = list[tuple[str, bytes | None]]
 
 
 def consumer_groups(trigger: str, topic_id: str) -> tuple[str, str]:
-    """The groups that may read the topic for a Trigger: that of Knative's broker, and that of our dispatcher.
+    """Return the consumer groups of a Trigger: the one of Knative's broker and the one of our dispatcher.
 
-    Knative names it by the default of its `triggers.consumergroup.template`, makes it with the Trigger and deletes it
-    with the Trigger: so where it has committed an offset, it is the one that delivers. The dispatcher's offsets count
-    only in the topic that they were committed for.
+    Knative names its group by the default of `triggers.consumergroup.template`, and creates and deletes it with the
+    Trigger: so if it has committed an offset, Knative delivers. The name of the dispatcher's group contains the id of
+    the topic, because offsets are valid only for one topic.
     """
     return f"knative-trigger-{NAMESPACE}-{trigger}", f"knative-trigger-{trigger}-{topic_id}"
 
 
 def ensure_topic(admin: KafkaAdminClient) -> str:
-    """Creates the topic of events where it is missing.
+    """Create the topic of events if it is missing, and return its id.
 
-    Returns its id. Another id than before means that the broker has forgotten what it held, as the embedded one does
-    when it ends.
+    A new id means that the broker has lost its events; the embedded one loses them when it stops.
     """
     (topic,) = admin.describe_topics([EVENTS])
     if topic["error_code"] == UnknownTopicOrPartitionError.errno:
@@ -53,13 +52,13 @@ def ensure_topic(admin: KafkaAdminClient) -> str:
 
 
 def to_headers(attributes: Mapping[str, str]) -> Headers:
-    """The headers of a record that carries an event with these attributes."""
+    """Return the headers of a record for an event with these attributes."""
     headers: Headers = [("content-type", CONTENT_TYPE.encode())]
     return headers + [(_PREFIX + name, value.encode()) for name, value in attributes.items()]
 
 
 def to_attributes(headers: Headers) -> dict[str, str]:
-    """The attributes of the event in a record; empty for a record that is no CloudEvent of version 1.0."""
+    """Return the attributes of the event in a record; empty if the record is not a CloudEvent 1.0."""
     attributes = {
         name.removeprefix(_PREFIX): (value or b"").decode("utf-8", "replace")
         for name, value in headers
@@ -70,7 +69,7 @@ def to_attributes(headers: Headers) -> dict[str, str]:
 
 @contextlib.contextmanager
 def connected(client: Callable[..., Any], **configuration: Any) -> Iterator[Any]:
-    """A client of kafka-python, closed at the end, that waits seconds for a broker that is away, not minutes.
+    """Open a client of kafka-python, and close it at the end. It waits seconds for an unreachable broker, not minutes.
 
     Raises:
         KafkaTimeoutError: no broker answers.
@@ -91,7 +90,7 @@ def connected(client: Callable[..., Any], **configuration: Any) -> Iterator[Any]
             **configuration,
         )
     except BaseException:
-        for left_behind in networks:  # by the constructor: a thread and four files, for each attempt
+        for left_behind in networks:  # the constructor leaves a thread and four files open each time it fails
             left_behind.close()
         raise
     with contextlib.closing(connected):

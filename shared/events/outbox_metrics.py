@@ -1,4 +1,4 @@
-"""What the relay shows to Prometheus: read from the database at each scrape, so that it is true whoever leads."""
+"""The metrics of the relay, read from the database at each scrape, so that every relay reports the same values."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from shared.postgresql.transactions import transaction
 from shared.runtime.metrics import SERVICE
 from shared.runtime.problems import ServiceUnavailable
 
-# Registered by the relay alone: all that `make up` starts are forks of a process that has imported this.
+# Registered only by the relay, because all processes of `make up` are forks of one that has imported this module.
 _leads = Gauge("relay_leads", "1 in the relay that sends, 0 in one that stands by.", ["service"], registry=None)
 _sent = Counter("relay_sent_events_total", "Events that the broker has taken.", ["service"], registry=None)
 _errors = Counter("relay_errors_total", "Times that it had to begin anew.", ["service", "cause"], registry=None)
@@ -23,12 +23,12 @@ ERRORS = {cause: _errors.labels(SERVICE, cause) for cause in ("database", "broke
 
 
 def register() -> None:
-    """Makes this process show what is here."""
+    """Add these metrics to those of this process."""
     for collector in (_leads, _sent, _errors, OutboxCollector()):
         REGISTRY.register(collector)
 
 
-# `aegis backup` has ended long before anybody could ask it.
+# `aegis backup` ends before Prometheus could scrape it.
 _NEWEST_BACKUP = (
     select(extract("epoch", func.now() - backup.c.taken_at).label("seconds"), backup.c.size)
     .order_by(backup.c.taken_at.desc())
@@ -37,7 +37,7 @@ _NEWEST_BACKUP = (
 
 
 class OutboxCollector(Collector):
-    """Nothing while the database is away."""
+    """Reports the outbox, dead letters, replicas and backups; reports nothing while the database is unreachable."""
 
     def collect(self) -> Iterator[Metric]:
         age = extract("epoch", func.now() - func.min(outbox.c.occurred_at))
@@ -73,8 +73,8 @@ class OutboxCollector(Collector):
 
 
 def _replicas(connection: Connection) -> Sequence[Row[Any]]:
-    """The replicas that are connected, by what they call themselves; none where the tables' owner may not see them.
+    """Return the connected replicas by their application name; none if the owner of the tables lacks pg_monitor.
 
-    That takes pg_monitor: without, PostgreSQL shows the rows and leaves out what they say.
+    Without that role, PostgreSQL shows the rows but hides their values.
     """
     return connection.execute(text("SELECT name, seconds FROM public.replication_lag()")).all()

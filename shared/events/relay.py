@@ -1,10 +1,10 @@
-"""The outbox relay: sends committed events to Kafka, in order, and marks each when the broker has it.
+"""The outbox relay: sends committed events to Kafka in order, and marks each one when the broker has stored it.
 
     python -m shared.events.relay
 
-Woken by NOTIFY. Several may run: one leads, by an advisory lock that PostgreSQL frees when its connection ends, and
-the others stand by. A relay that dies between the broker's answer and its own commit has sent events that the next
-one sends again: consumers know them by their id.
+NOTIFY wakes it. You can run several: one holds an advisory lock and leads, the others stand by. PostgreSQL releases the
+lock when the leader's connection ends. If a relay dies after the broker's answer and before it has marked the events,
+the next one sends them again, and consumers recognise them by their id.
 """
 
 import logging
@@ -57,22 +57,22 @@ from shared.runtime.stopping import stopped_by
 
 BATCH = 1000
 GATHER_SECONDS = 0.01
-"""Between the starts of two batches while events keep coming; an event that comes alone does not wait."""
+"""The shortest time between the starts of two batches. A single event does not wait."""
 IDLE_SECONDS = 1.0
-"""Between two looks without a NOTIFY, between two looks at the topic, and between two tries to lead."""
+"""How often to look for events without a NOTIFY, to check the topic, and to try to become the leader."""
 SEND_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
 UPKEEP_SECONDS = 3600.0
 LOST = timedelta(days=1)
-"""Of so long events are sent again to a broker that has lost some: more would keep the new ones waiting."""
+"""If the broker has lost events, those of this time are sent again. More would delay new events."""
 
 _LOCK = 7_253_417_910
-# A relay whose machine has vanished loses the lead as soon as this tells the server.
+# Tells the server that the machine of a relay is gone, so that another relay can lead.
 _KEEPALIVES = {"tcp_keepalives_idle": 1, "tcp_keepalives_interval": 1, "tcp_keepalives_count": 2}
 
 log = logging.getLogger("relay")
 
-# Made once, as to compose a statement takes longer than to execute it.
+# Built once, because composing a statement takes longer than executing it.
 _OLDEST_UNSENT = prepared(
     select_rows(*events.c["id", "type", "subject", "request_id", "occurred_at"], cast(events.c.data, Text))
     .where(events.c.sent_at.is_(None))
@@ -101,7 +101,7 @@ _MARK = prepared(
 
 
 class Session(NamedTuple):
-    """A connection to PostgreSQL that is not shared, and the socket on which it is notified."""
+    """A connection of its own to PostgreSQL, and the socket that receives its notifications."""
 
     connection: Connection
     notifications: Any
@@ -109,7 +109,7 @@ class Session(NamedTuple):
 
 
 def run(stopped: threading.Event, heart: Heart) -> None:
-    """Relays until stopped, through every failure of the database and the broker."""
+    """Relay until stopped, and survive every failure of the database and the broker."""
     while not stopped.is_set():
         heart.beat()
         try:
@@ -141,9 +141,9 @@ def _cause(error: Exception) -> str:
 
 @contextmanager
 def _session() -> Iterator[Session]:
-    """A session of its own, not through PgBouncer, which can pass on neither a LISTEN nor a lock of the session.
+    """Open a session directly to PostgreSQL, because PgBouncer supports neither LISTEN nor session locks.
 
-    Each statement is a transaction: one round trip in place of three.
+    Each statement is a transaction of its own: one round trip instead of three.
     """
     raw, transport = driver.connect(settings().database_url, timeout=SEND_SECONDS)
     engine = create_engine(
@@ -161,7 +161,7 @@ def _session() -> Iterator[Session]:
 
 
 def _lead(connection: Connection) -> bool:
-    """Whether this relay is the one that sends, from now on until its session ends."""
+    """Try to become the leader until the session ends; return whether that succeeded."""
     return bool(connection.scalar(select_rows(func.pg_try_advisory_lock(_LOCK))))
 
 
@@ -181,25 +181,25 @@ def _relay(session: Session, stopped: threading.Event, heart: Heart) -> None:
             if not sent and settings().replica_database_url:
                 _tick(session.connection)
             if sent < BATCH:
-                # Notifications that came with the answers to statements are not on the socket any more.
+                # Notifications that arrived with the result of a statement are no longer on the socket.
                 if not session.notifications:
                     select.select([session.transport], [], [], IDLE_SECONDS)
                 time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
 
 
 def _tick(connection: Connection) -> None:
-    """A transaction that changes nothing: by the time of the last, it shows how far a replica is behind."""
+    """Write an empty transaction. A replica's lag is measured by the time of the last transaction."""
     connection.execute(select_rows(func.pg_current_xact_id()))
 
 
 @contextmanager
 def broker() -> Iterator[tuple[KafkaAdminClient, KafkaProducer]]:
-    """Clients of the broker that give up after seconds; by themselves they wait for up to two minutes."""
+    """Open clients of the broker that give up after seconds; by default they wait for up to two minutes."""
     producer = kafka.connected(
         KafkaProducer,
         acks="all",
         enable_idempotence=True,
-        metrics_enabled=False,  # nobody reads them, and they cost a fifth of an event that comes alone
+        metrics_enabled=False,  # unused, and a fifth of the CPU of a single event
         linger_ms=0,
         batch_size=64 * 1024,
         max_block_ms=int(SEND_SECONDS * 1000),
@@ -210,7 +210,7 @@ def broker() -> Iterator[tuple[KafkaAdminClient, KafkaProducer]]:
 
 
 class Leader:
-    """The relay that sends. It knows the topic that it fills: the id, and where each partition ended."""
+    """The relay that sends. It tracks the id of the topic and the end offset of each partition."""
 
     def __init__(self, connection: Connection, admin: KafkaAdminClient, producer: KafkaProducer) -> None:
         self._connection, self._admin, self._producer = connection, admin, producer
@@ -222,9 +222,9 @@ class Leader:
         self._look_at = 0.0
 
     def send_batch(self) -> int:
-        """Sends the oldest events that are not sent, and marks them. Returns how many there were.
+        """Send the oldest unsent events, mark them and return their number.
 
-        A broker that has lost events is sent those of the last day again.
+        If the broker has lost events, send those of the last day again.
         """
         if time.monotonic() >= self._look_at:
             self._look_at_topic()
@@ -246,9 +246,9 @@ class Leader:
             self._connection.execute(_REMEMBER, self._state())
 
     def _send(self, rows: Sequence[Any]) -> bool:
-        """Sends events and waits until the broker has all of them. Returns whether it still has those from before.
+        """Send events and wait until the broker has stored all of them. Return whether it still has the earlier ones.
 
-        Each answer is asked for: the producer's flush does not raise when it fails.
+        Wait for each result, because the producer's flush does not raise on failure.
         """
         futures = [
             self._producer.send(
@@ -283,7 +283,7 @@ def _send_again() -> None:
 
 
 def attributes(row: Any) -> dict[str, str]:
-    """The CloudEvents attributes of an event in the outbox."""
+    """Return the CloudEvents attributes of an event in the outbox."""
     return {
         "specversion": "1.0",
         "id": str(row.id),
