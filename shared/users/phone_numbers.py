@@ -41,7 +41,7 @@ def normalize_phone_number(text: str) -> str:
     if number is None or not is_valid_number(number):
         raise PydanticCustomError("phone", "This is not a phone number.")
     if number_type(number) not in (PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE_OR_MOBILE):
-        raise PydanticCustomError("phone", "This number cannot receive text messages. Enter a mobile number.")
+        raise PydanticCustomError("phone", "This number cannot receive text messages. Enter a mobile phone number.")
     return format_number(number, PhoneNumberFormat.E164)
 
 

@@ -62,7 +62,7 @@ def test_a_korean_number_may_be_written_in_many_ways(text: str) -> None:
     ],
 )
 def test_what_gets_no_texts_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"(phone|mobile) number"):
+    with pytest.raises(ValueError, match="phone"):
         normalize_phone_number(text)
 
 
