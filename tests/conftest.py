@@ -77,11 +77,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def use_service() -> None:
     """Takes the settings of the service, which the first test that needs it starts, in whichever process."""
     environment = DATA / "environment.json"
-    with (DATA / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not environment.exists():
-            start_service(environment)
+    once_for_all_workers(environment, lambda: start_service(environment))
     os.environ.update(json.loads(environment.read_text()))
+
+
+def once_for_all_workers(path: Path, make: Callable[[], object]) -> None:
+    """Lets the first worker that needs a file or folder make it; others that need it wait."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make()
 
 
 def start_service(environment: Path) -> None:

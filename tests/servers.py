@@ -1,7 +1,6 @@
 """Servers of a test's own, to be killed."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
@@ -35,7 +34,7 @@ from shared.postgresql import driver, pool, replica
 from shared.redis import cache
 from shared.redis.cluster import ClusteredRedis
 from shared.runtime import settings
-from tests.conftest import DATA, ROOT, BufferedClient, wait_for
+from tests.conftest import DATA, ROOT, BufferedClient, once_for_all_workers, wait_for
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 RIGHTS_OF_TESTS = """
@@ -91,10 +90,7 @@ def own(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own
 def own_database(own: Own, tmp_path: Path) -> Process:
     """A PostgreSQL of this test's own, with the tables, whose login may also stop and promote a replica."""
     made = DATA / "postgresql_of_tests"
-    with made.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            make_database(made)
+    once_for_all_workers(made, lambda: make_database(made))
     subprocess.run(["cp", "-a", made / "postgresql", tmp_path], check=True)
     return own("DATABASE_URL", *servers.postgresql(tmp_path, "password"))
 

@@ -1,6 +1,5 @@
 """The three environments, rendered once for all tests."""
 
-import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import Any
 from knative import check
 from knative.kubernetes import overlays
 from knative.kubernetes.overlays import Environment
-from tests.conftest import DATA
+from tests.conftest import DATA, once_for_all_workers
 
 ENVIRONMENTS = ("development", "staging", "production")
 VERSION = "v1.2.3"
@@ -23,26 +22,22 @@ Objects = dict[tuple[str, str], dict[str, Any]]
 def objects_of(environment: str, part: str = "", delivery: str | None = None) -> Objects:
     """What an environment consists of; `part` is data or migration."""
     overlay = check.OVERLAYS / environment / part
-    rendered = once_for_all_workers(f"{environment}-{part}-{delivery}", lambda: check.render(overlay, delivery))
+    rendered = _rendered(f"{environment}-{part}-{delivery}", lambda: check.render(overlay, delivery))
     return {(item["kind"], item["metadata"]["name"]): item for item in rendered}
 
 
 @cache
 def released(environment: str) -> Environment:
     """An environment in a version that is released: the same object for all tests, so none may change it."""
-    rendered = once_for_all_workers(
-        f"{environment}-{VERSION}", lambda: asdict(overlays.environment(environment, VERSION))
+    return Environment(
+        **_rendered(f"{environment}-{VERSION}", lambda: asdict(overlays.environment(environment, VERSION)))
     )
-    return Environment(**rendered)
 
 
-def once_for_all_workers(name: str, render: Callable[[], Any]) -> Any:
-    """What was rendered under this name: by the first worker that asks, as kubectl takes seconds."""
+def _rendered(name: str, render: Callable[[], Any]) -> Any:
+    """What was rendered under this name: once for all workers, as kubectl takes seconds."""
     file = DATA / f"rendered-{name}.json"
-    with file.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not file.exists():
-            file.write_text(json.dumps(render()))
+    once_for_all_workers(file, lambda: file.write_text(json.dumps(render())))
     return json.loads(file.read_text())
 
 
