@@ -55,7 +55,7 @@ def renderings() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def render(overlay: Path, delivery: str | None = None) -> list[dict[str, Any]]:
-    """Return the objects of an overlay, as it is or with the given delivery component.
+    """Render an overlay and return its objects. With `delivery`, use that delivery component instead of its own.
 
     Exit with kubectl's message if the overlay cannot be rendered.
     """

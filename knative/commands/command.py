@@ -1,4 +1,4 @@
-"""What all commands share: --json, examples and exit codes in the help, and loading the settings."""
+"""The base of all commands: --json, examples and exit codes in the help, and loading the settings."""
 
 import json
 import os

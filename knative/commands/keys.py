@@ -36,8 +36,8 @@ def keys() -> None:
 def rotate(file: str | None, cluster: str | None, restarted: bool) -> Result:
     """Replace the key that signs access tokens, step by step.
 
-    Nobody is logged out. Each call takes the next step and says what to do next. If that step is not safe yet,
-    the command refuses and changes nothing. The steps are:
+    Users stay logged in. Run the command once for each step; it performs the step and says what to do before the
+    next one. If a step is not safe yet, the command refuses and changes nothing. The steps are:
 
     \b
       1. create a new key; all processes accept its tokens once they are restarted
